@@ -1,0 +1,2 @@
+//! Zygote: the agent, PID 1 of the guest.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Zygote: the command line.
+fn main() {}

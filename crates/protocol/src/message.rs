@@ -1,0 +1,212 @@
+//! The messages. Every length is bounded by the frame; what else is bounded says so.
+
+use serde::{Deserialize, Serialize};
+
+/// Names a process that the host asked for; chosen by the host, unique within a sandbox.
+pub type ProcessId = u32;
+
+/// From the host to the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostMessage {
+    /// First message of every fork: become somebody, then let the user's processes run.
+    Activate(Identity),
+    /// Start a process. Answered by `Started` or `StartFailed`.
+    Start(Start),
+    /// Bytes for a process's standard input.
+    Stdin {
+        /// Which process.
+        process: ProcessId,
+        /// At most [`crate::STREAM_CHUNK_MAX_BYTES`].
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
+    /// End of a process's standard input.
+    StdinClose {
+        /// Which process.
+        process: ProcessId,
+    },
+    /// Send a signal to a process and to everything that it started.
+    Signal {
+        /// Which process.
+        process: ProcessId,
+        /// Linux signal number, 1 to 64.
+        signal: u8,
+    },
+    /// While a template is built: start the warm interpreter and run this code in it.
+    Warm {
+        /// Source text; must not be secret, every fork inherits it.
+        code: String,
+    },
+    /// Freeze the user's processes, flush, and fall silent: a snapshot or a branch follows.
+    Freeze,
+}
+
+/// Who a fork is. Everything in here is new for each fork.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Host name, also written to /etc/hostname and /etc/hosts; at most 63 bytes of `[a-z0-9-]`.
+    pub hostname: String,
+    /// /etc/machine-id.
+    pub machine_id: [u8; 16],
+    /// /proc/sys/kernel/random/boot_id.
+    pub boot_id: [u8; 16],
+    /// Entropy for the kernel's generator.
+    #[serde(with = "serde_bytes")]
+    pub kernel_seed: Vec<u8>,
+    /// Entropy for the generators of the warm interpreter; `None` leaves them as they were
+    /// (a branch that continues a computation).
+    #[serde(with = "serde_bytes")]
+    pub interpreter_seed: Option<Vec<u8>>,
+}
+
+/// A process to start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// Names the process in later messages.
+    pub process: ProcessId,
+    /// What to run.
+    pub program: Program,
+    /// Variables added to (or replacing those of) the guest's default environment.
+    pub env: Vec<(String, String)>,
+    /// Working directory in the guest; `/root` when empty.
+    pub cwd: String,
+    /// Whether standard input will come; otherwise it is at its end from the start.
+    pub stdin: bool,
+    /// Whether to flush Python's standard output at each line, as on a terminal.
+    pub line_buffered: bool,
+}
+
+/// What a process runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Program {
+    /// A program by name or path, with its arguments; the first is the program.
+    Command(Vec<String>),
+    /// Python in the warm interpreter (or, when that one is used up, in a new one).
+    Python {
+        /// Where the code comes from.
+        source: PythonSource,
+        /// `sys.argv[1:]`.
+        arguments: Vec<String>,
+    },
+}
+
+/// Python code, and what Python should believe about where it came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PythonSource {
+    /// `python3 -c CODE`.
+    Code(#[serde(with = "serde_bytes")] Vec<u8>),
+    /// `python3 FILE`: written to `path` in the guest first, so that tracebacks show its lines.
+    File {
+        /// `sys.argv[0]`, as the user typed it.
+        argv0: String,
+        /// Absolute path in the guest.
+        path: String,
+        /// The file's bytes.
+        #[serde(with = "serde_bytes")]
+        content: Vec<u8>,
+    },
+    /// `python3 -`: the program is read from standard input.
+    Stdin,
+}
+
+/// From the agent to the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AgentMessage {
+    /// The agent has started (once, while the template is built).
+    Hello {
+        /// [`crate::PROTOCOL_VERSION`] of the agent.
+        protocol_version: u32,
+        /// `uname -r` of the guest.
+        kernel_release: String,
+    },
+    /// The identity is applied, the kernel's generator reseeded, the user's processes thawed.
+    Activated {
+        /// 32 bytes of the kernel's generator drawn after the reseed: the proof that the host
+        /// compares with what every other fork of the same snapshot has drawn.
+        #[serde(with = "serde_bytes")]
+        random_sample: Vec<u8>,
+    },
+    /// The identity could not be applied; nothing was thawed and nothing will run.
+    ActivateFailed {
+        /// What failed.
+        message: String,
+    },
+    /// The process runs.
+    Started {
+        /// Which process.
+        process: ProcessId,
+        /// Its pid in the guest.
+        pid: u32,
+    },
+    /// The process could not be started.
+    StartFailed {
+        /// Which process.
+        process: ProcessId,
+        /// Why, as a shell would tell: not found, not executable, other.
+        reason: StartFailure,
+        /// The sentence for the user.
+        message: String,
+    },
+    /// Bytes of standard output.
+    Stdout {
+        /// Which process.
+        process: ProcessId,
+        /// At most [`crate::STREAM_CHUNK_MAX_BYTES`].
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
+    /// Bytes of standard error.
+    Stderr {
+        /// Which process.
+        process: ProcessId,
+        /// At most [`crate::STREAM_CHUNK_MAX_BYTES`].
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
+    /// The process ended, and all of its output has been sent.
+    Exited {
+        /// Which process.
+        process: ProcessId,
+        /// How.
+        status: ExitStatus,
+    },
+    /// The warm interpreter has run its warm-up code and waits.
+    Warmed,
+    /// Warming failed; the template cannot be built.
+    WarmFailed {
+        /// Traceback, or how the interpreter ended.
+        message: String,
+    },
+    /// Everything is frozen. The agent says nothing more until `Activate`.
+    Frozen,
+    /// The host's message made no sense to the agent.
+    Refused {
+        /// Why.
+        message: String,
+    },
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// It exited by itself with this code.
+    Code(u8),
+    /// A signal ended it.
+    Signal {
+        /// Linux signal number.
+        signal: u8,
+        /// Whether the guest's kernel killed it because the guest ran out of memory.
+        out_of_memory: bool,
+    },
+}
+
+/// Why a process could not be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StartFailure {
+    /// No such program (a shell's 127).
+    NotFound,
+    /// It is there but cannot be executed (a shell's 126).
+    NotExecutable,
+    /// Anything else: working directory, limits, a message that makes no sense.
+    Other,
+}

@@ -1,0 +1,5 @@
+//! Zygote: the snapshot format.
+
+#![forbid(unsafe_code)]
+
+pub mod state;
