@@ -1,1 +1,11 @@
-//! Zygote: vmm.
+//! The machine: KVM, memory, vCPUs, interrupts, boot, devices; saving and restoring all of it.
+//!
+//! The only crate that talks to `/dev/kvm`. It never sees HTTP, configuration files or an async
+//! runtime; the agent's byte stream reaches it as a non-blocking file descriptor.
+
+pub mod devices;
+pub mod machine;
+pub mod memory;
+
+pub use machine::{BootConfig, Disk, Machine, MachineError, StopReason};
+pub use memory::{GuestMemory, MemoryError};
