@@ -62,7 +62,7 @@ impl FrameDecoder {
     ///
     /// # Errors
     /// If the stream is not one of frames of `M`.
-    pub fn next<M: DeserializeOwned>(&mut self) -> Result<Option<M>, FrameError> {
+    pub fn next_message<M: DeserializeOwned>(&mut self) -> Result<Option<M>, FrameError> {
         let pending = &self.buffer[self.consumed..];
         let Some((header, rest)) = pending.split_first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
@@ -95,14 +95,17 @@ mod tests {
         let mut decoder = FrameDecoder::default();
         let length = FRAME_PAYLOAD_MAX_BYTES + 1;
         decoder.extend(&(length as u32).to_le_bytes());
-        assert_eq!(decoder.next::<AgentMessage>(), Err(FrameError::TooLong { length }));
+        assert_eq!(
+            decoder.next_message::<AgentMessage>(),
+            Err(FrameError::TooLong { length })
+        );
     }
 
     #[test]
     fn a_frame_of_the_largest_size_is_still_waited_for() {
         let mut decoder = FrameDecoder::default();
         decoder.extend(&(FRAME_PAYLOAD_MAX_BYTES as u32).to_le_bytes());
-        assert_eq!(decoder.next::<AgentMessage>(), Ok(None));
+        assert_eq!(decoder.next_message::<AgentMessage>(), Ok(None));
     }
 
     #[test]
@@ -112,7 +115,7 @@ mod tests {
         bytes[0] += 1;
         let mut decoder = FrameDecoder::default();
         decoder.extend(&bytes);
-        assert!(decoder.next::<HostMessage>().is_err());
+        assert!(decoder.next_message::<HostMessage>().is_err());
     }
 
     proptest! {
@@ -130,7 +133,7 @@ mod tests {
             let mut received = Vec::new();
             for piece in bytes.chunks(cut) {
                 decoder.extend(piece);
-                while let Some(message) = decoder.next::<AgentMessage>().unwrap() {
+                while let Some(message) = decoder.next_message::<AgentMessage>().unwrap() {
                     received.push(message);
                 }
             }
@@ -141,7 +144,7 @@ mod tests {
         fn noise_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
             let mut decoder = FrameDecoder::default();
             decoder.extend(&bytes);
-            while let Ok(Some(_)) = decoder.next::<HostMessage>() {}
+            while let Ok(Some(_)) = decoder.next_message::<HostMessage>() {}
         }
     }
 }

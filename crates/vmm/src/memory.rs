@@ -1,10 +1,11 @@
 //! Guest memory: where it lies in the guest's address space and what backs it on the host.
 
-#![expect(unsafe_code, reason = "maps memory")]
-
+use kvm_bindings::kvm_userspace_memory_region;
 use std::fs::File;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{
+    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap,
+};
 
 /// End of low memory; the hole up to 4 GiB holds devices, IOAPIC and LAPIC.
 pub const HOLE_START: u64 = 0xc000_0000;
@@ -61,7 +62,10 @@ impl GuestMemory {
         if bytes <= HOLE_START {
             vec![(0, 0, bytes)]
         } else {
-            vec![(0, 0, HOLE_START), (HOLE_START, HOLE_END, bytes - HOLE_START)]
+            vec![
+                (0, 0, HOLE_START),
+                (HOLE_START, HOLE_END, bytes - HOLE_START),
+            ]
         }
     }
 
@@ -73,6 +77,22 @@ impl GuestMemory {
                 let host = self.map.get_host_address(GuestAddress(address)).ok()?;
                 Some((offset, host, length as usize))
             })
+            .collect()
+    }
+
+    /// For KVM: one memory slot a region, numbers not yet given.
+    pub fn kvm_regions(&self) -> Vec<kvm_userspace_memory_region> {
+        self.host_ranges()
+            .into_iter()
+            .zip(Self::layout(self.bytes))
+            .map(
+                |((_, host, length), (_, guest_phys_addr, _))| kvm_userspace_memory_region {
+                    guest_phys_addr,
+                    memory_size: length as u64,
+                    userspace_addr: host as u64,
+                    ..Default::default()
+                },
+            )
             .collect()
     }
 
@@ -102,10 +122,13 @@ impl GuestMemory {
                 Some(file) => builder
                     .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
                     .with_file_offset(FileOffset::new(
-                        file.try_clone().map_err(|e| MemoryError::Map(vm_memory::mmap::MmapRegionError::Mmap(e)))?,
+                        file.try_clone().map_err(|e| {
+                            MemoryError::Map(vm_memory::mmap::MmapRegionError::Mmap(e))
+                        })?,
                         offset,
                     )),
-                None => builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
+                None => builder
+                    .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
             };
             let region = builder.build().map_err(MemoryError::Map)?;
             let region = GuestRegionMmap::new(region, GuestAddress(address))

@@ -1,1 +1,3 @@
 //! Devices of the machine.
+
+pub mod host_clock;

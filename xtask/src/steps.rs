@@ -1,0 +1,90 @@
+//! The steps of a build and of a test run: one line when a step starts, its time when it ends.
+
+use crate::layers;
+use anyhow::{Context, bail};
+use std::process::Command;
+use std::time::Instant;
+
+const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+fn step(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    eprintln!("xtask: {name} ...");
+    let start = Instant::now();
+    work().with_context(|| format!("step `{name}` failed"))?;
+    eprintln!(
+        "xtask: {name}: done in {:.1} s",
+        start.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?}: {status}");
+    }
+    Ok(())
+}
+
+fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
+    run(Command::new("cargo").args(arguments))
+}
+
+/// The release build.
+pub fn build() -> anyhow::Result<()> {
+    step("build", || {
+        cargo(&[
+            "build",
+            "--release",
+            "--workspace",
+            "--exclude",
+            "zygote-agent",
+        ])
+    })?;
+    step("build the agent", build_agent)
+}
+
+fn build_agent() -> anyhow::Result<()> {
+    let arguments = [
+        "build",
+        "--release",
+        "-p",
+        "zygote-agent",
+        "--target",
+        AGENT_TARGET,
+    ];
+    run(Command::new("cargo")
+        .args(arguments)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
+    let built = format!("target/{AGENT_TARGET}/release/zygote-agent");
+    let ldd = Command::new("ldd")
+        .arg(&built)
+        .output()
+        .context("cannot start ldd")?;
+    let words = [ldd.stdout, ldd.stderr].concat();
+    let words = String::from_utf8_lossy(&words);
+    if !words.contains("statically linked") && !words.contains("not a dynamic executable") {
+        bail!("{built} is not static, so it cannot run as PID 1 of a guest: {words}");
+    }
+    std::fs::copy(&built, "target/release/zygote-agent").context("cannot place the agent")?;
+    Ok(())
+}
+
+/// Everything that CI checks.
+pub fn test() -> anyhow::Result<()> {
+    step("format", || cargo(&["fmt", "--all", "--check"]))?;
+    step("layers", layers::check)?;
+    step("licences", layers::check_licences)?;
+    let lints = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    step("lints", || cargo(&lints))?;
+    step("tests", || cargo(&["test", "--workspace"]))
+}
