@@ -216,6 +216,8 @@ pub struct VsockConnectionState {
     pub forwarded_bytes: u32,
     /// Last `buf_alloc` of the guest.
     pub peer_buffer_bytes: u32,
+    /// `fwd_cnt` that the guest was last told.
+    pub announced_bytes: u32,
     /// Last `fwd_cnt` of the guest.
     pub peer_forwarded_bytes: u32,
 }

@@ -3,11 +3,18 @@
 //! The only crate that talks to `/dev/kvm`. It never sees HTTP, configuration files or an async
 //! runtime; the agent's byte stream reaches it as a non-blocking file descriptor.
 
-pub mod acpi;
-pub mod cpuid;
 pub mod devices;
-pub mod ioapic;
 pub mod layout;
+pub mod machine;
 pub mod memory;
 
+mod acpi;
+mod boot;
+mod bus;
+mod cpuid;
+mod ioapic;
+mod vcpu;
+mod vcpu_state;
+
+pub use machine::{BootConfig, Disk, Machine, MachineError, StopReason, VCPUS_MAX};
 pub use memory::{GuestMemory, MemoryError};

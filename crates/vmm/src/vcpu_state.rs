@@ -1,0 +1,260 @@
+//! Saving and restoring a vCPU's registers: the one place where KVM's structs become the
+//! snapshot's types and back.
+//!
+//! Order matters on restore (Documentation/virt/kvm/api.rst): CPUID before anything that it
+//! gates, special registers (APIC base, CR4) before XSAVE and MSRs, the LAPIC before the
+//! TSC-deadline MSR that arms its timer, TSC before both, and pending events last.
+
+use crate::cpuid;
+use crate::machine::{MachineError, kvm};
+use crate::vcpu::Vcpu;
+use kvm_bindings::{
+    Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::Kvm;
+use zerocopy::{FromBytes, IntoBytes};
+use zygote_snapshot::state::{MsrEntry, VcpuState};
+
+const MSR_TSC: u32 = 0x10;
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
+const MSR_APIC_BASE: u32 = 0x1b;
+/// Registers of KVM's list that are not the guest's state: the APIC base travels with the special
+/// registers, and microcode revision and the capabilities of nested virtualization are the host's.
+const MSRS_LEFT_OUT: [u32; 3] = [MSR_APIC_BASE, 0x8b, 0x3a];
+const MSRS_VMX: std::ops::RangeInclusive<u32> = 0x480..=0x493;
+const MSRS_SVM: std::ops::RangeInclusive<u32> = 0xc001_0114..=0xc001_0117;
+const MSRS_HYPERV: std::ops::RangeInclusive<u32> = 0x4000_0000..=0x4000_0fff;
+const MSRS_PERFORMANCE: [std::ops::RangeInclusive<u32>; 5] = [
+    0xc1..=0xc8,
+    0x186..=0x18d,
+    0x309..=0x30c,
+    0x38d..=0x391,
+    0xc001_0000..=0xc001_0007,
+];
+/// KVM's paravirtual MSRs whose features the guest is not offered: asynchronous page faults, steal
+/// time, end-of-interrupt.
+const MSRS_PARAVIRTUAL_LEFT_OUT: [u32; 5] = [
+    0x4b56_4d02,
+    0x4b56_4d03,
+    0x4b56_4d04,
+    0x4b56_4d06,
+    0x4b56_4d07,
+];
+/// Most registers that one KVM_GET_MSRS takes.
+const MSRS_BATCH_MAX: usize = 255;
+
+fn read<T: FromBytes>(name: &str, bytes: &[u8]) -> Result<T, MachineError> {
+    T::read_from_bytes(bytes).map_err(|_| {
+        MachineError::State(format!(
+            "{name} is {} bytes long, not {}",
+            bytes.len(),
+            std::mem::size_of::<T>()
+        ))
+    })
+}
+
+/// The MSRs to save: what this host's KVM says is state, less what we leave out.
+///
+/// # Errors
+/// If KVM does not tell.
+pub fn msrs_to_save(host: &Kvm) -> Result<Vec<u32>, MachineError> {
+    let list = kvm("list the MSRs that are state", host.get_msr_index_list())?;
+    Ok(list
+        .as_slice()
+        .iter()
+        .copied()
+        .filter(|msr| {
+            !MSRS_LEFT_OUT.contains(msr)
+                && !MSRS_PARAVIRTUAL_LEFT_OUT.contains(msr)
+                && !MSRS_VMX.contains(msr)
+                && !MSRS_SVM.contains(msr)
+                && !MSRS_HYPERV.contains(msr)
+                && !MSRS_PERFORMANCE.iter().any(|range| range.contains(msr))
+        })
+        .collect())
+}
+
+/// Saves a stopped vCPU.
+///
+/// # Errors
+/// If KVM refuses.
+pub fn save(
+    vcpu: &Vcpu,
+    cpuid: Vec<zygote_snapshot::state::CpuidEntry>,
+    msrs: &[u32],
+) -> Result<VcpuState, MachineError> {
+    let fd = &vcpu.fd;
+    // First, since reading it makes KVM settle INIT and SIPI, which changes the others.
+    let mp_state = kvm("read a vCPU's run state", fd.get_mp_state())?.mp_state;
+    let regs = kvm("read registers", fd.get_regs())?;
+    let sregs = kvm("read special registers", fd.get_sregs())?;
+    let xsave = kvm("read the XSAVE area", fd.get_xsave())?;
+    let xcrs = kvm("read XCRs", fd.get_xcrs())?;
+    let debug_regs = kvm("read debug registers", fd.get_debug_regs())?;
+    let lapic = kvm("read the LAPIC", fd.get_lapic())?;
+    let msrs = save_msrs(vcpu, msrs)?;
+    let events = kvm("read pending events", fd.get_vcpu_events())?;
+    Ok(VcpuState {
+        cpuid,
+        msrs,
+        regs: regs.as_bytes().to_vec(),
+        sregs: sregs.as_bytes().to_vec(),
+        xsave: xsave.as_bytes().to_vec(),
+        xcrs: xcrs.as_bytes().to_vec(),
+        debug_regs: debug_regs.as_bytes().to_vec(),
+        lapic: lapic.as_bytes().to_vec(),
+        events: events.as_bytes().to_vec(),
+        mp_state,
+        tsc_khz: kvm("read the TSC's frequency", fd.get_tsc_khz())?,
+    })
+}
+
+fn save_msrs(vcpu: &Vcpu, wanted: &[u32]) -> Result<Vec<MsrEntry>, MachineError> {
+    let mut saved = Vec::with_capacity(wanted.len());
+    let mut rest = wanted;
+    while !rest.is_empty() {
+        let batch = &rest[..rest.len().min(MSRS_BATCH_MAX)];
+        let entries: Vec<kvm_msr_entry> = batch
+            .iter()
+            .map(|&index| kvm_msr_entry {
+                index,
+                ..Default::default()
+            })
+            .collect();
+        let mut msrs = msr_list(&entries)?;
+        let count = kvm("read MSRs", vcpu.fd.get_msrs(&mut msrs))?;
+        saved.extend(msrs.as_slice()[..count].iter().map(|e| MsrEntry {
+            index: e.index,
+            value: e.data,
+        }));
+        // KVM stops at the first that this vCPU does not have: that one is no state of it.
+        rest = &rest[(count + usize::from(count < batch.len())).min(rest.len())..];
+    }
+    settle_deadline(&mut saved);
+    // The TSC first, the deadline that it is compared with last.
+    saved.sort_by_key(|msr| match msr.index {
+        MSR_TSC => 0,
+        MSR_TSC_DEADLINE => 2,
+        _ => 1,
+    });
+    Ok(saved)
+}
+
+/// A deadline of zero can mean that the timer has just expired and its interrupt is not yet in the
+/// LAPIC; restored as it is, the guest would wait for ever. An expired deadline costs at worst one
+/// interrupt too many.
+fn settle_deadline(msrs: &mut [MsrEntry]) {
+    let tsc = msrs
+        .iter()
+        .find(|msr| msr.index == MSR_TSC)
+        .map(|msr| msr.value);
+    let deadline = msrs.iter_mut().find(|msr| msr.index == MSR_TSC_DEADLINE);
+    if let (Some(tsc), Some(deadline)) = (tsc, deadline)
+        && deadline.value == 0
+    {
+        deadline.value = tsc;
+    }
+}
+
+fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, MachineError> {
+    Msrs::from_entries(entries)
+        .map_err(|_| MachineError::State(format!("{} MSRs are too many", entries.len())))
+}
+
+/// Restores a vCPU that has never run.
+///
+/// # Errors
+/// If a group has the wrong length, or KVM refuses one.
+pub fn restore(vcpu: &Vcpu, state: &VcpuState) -> Result<(), MachineError> {
+    let VcpuState {
+        cpuid,
+        msrs,
+        regs,
+        sregs,
+        xsave,
+        xcrs,
+        debug_regs,
+        lapic,
+        events,
+        mp_state,
+        tsc_khz,
+    } = state;
+    let fd = &vcpu.fd;
+    let cpuid = cpuid::to_kvm(cpuid).map_err(MachineError::State)?;
+    kvm("set CPUID", fd.set_cpuid2(&cpuid))?;
+    restore_tsc_khz(vcpu, *tsc_khz)?;
+    let run_state = kvm_mp_state {
+        mp_state: *mp_state,
+    };
+    kvm("set a vCPU's run state", fd.set_mp_state(run_state))?;
+    kvm(
+        "set registers",
+        fd.set_regs(&read::<kvm_regs>("registers", regs)?),
+    )?;
+    kvm(
+        "set special registers",
+        fd.set_sregs(&read::<kvm_sregs>("special registers", sregs)?),
+    )?;
+    kvm("set XCRs", fd.set_xcrs(&read::<kvm_xcrs>("XCRs", xcrs)?))?;
+    restore_xsave(vcpu, &read::<kvm_xsave>("XSAVE area", xsave)?)?;
+    kvm(
+        "set debug registers",
+        fd.set_debug_regs(&read::<kvm_debugregs>("debug registers", debug_regs)?),
+    )?;
+    kvm(
+        "set the LAPIC",
+        fd.set_lapic(&read::<kvm_lapic_state>("LAPIC", lapic)?),
+    )?;
+    restore_msrs(vcpu, msrs)?;
+    kvm(
+        "set pending events",
+        fd.set_vcpu_events(&read::<kvm_vcpu_events>("pending events", events)?),
+    )
+}
+
+/// The guest keeps the frequency that it has measured; equal frequencies need no call.
+fn restore_tsc_khz(vcpu: &Vcpu, tsc_khz: u32) -> Result<(), MachineError> {
+    let host = kvm("read the TSC's frequency", vcpu.fd.get_tsc_khz())?;
+    // Hosts of one model differ by parts per million from boot to boot; KVM itself tolerates 250.
+    if host.abs_diff(tsc_khz) <= tsc_khz / 4000 {
+        return Ok(());
+    }
+    kvm(
+        "set the TSC's frequency (this CPU cannot scale it to the snapshot's)",
+        vcpu.fd.set_tsc_khz(tsc_khz),
+    )
+}
+
+#[expect(
+    unsafe_code,
+    reason = "KVM_SET_XSAVE trusts the caller about the area's length"
+)]
+fn restore_xsave(vcpu: &Vcpu, xsave: &kvm_xsave) -> Result<(), MachineError> {
+    // SAFETY: the guest is never offered features whose state lies beyond the 4 KiB of
+    // `kvm_xsave` (crate::cpuid leaves AMX out), so the kernel reads no more than that.
+    let result = unsafe { vcpu.fd.set_xsave(xsave) };
+    kvm("set the XSAVE area", result)
+}
+
+fn restore_msrs(vcpu: &Vcpu, msrs: &[MsrEntry]) -> Result<(), MachineError> {
+    let entries: Vec<kvm_msr_entry> = msrs
+        .iter()
+        .map(|&MsrEntry { index, value }| kvm_msr_entry {
+            index,
+            data: value,
+            ..Default::default()
+        })
+        .collect();
+    for batch in entries.chunks(MSRS_BATCH_MAX) {
+        let list = msr_list(batch)?;
+        let count = kvm("set MSRs", vcpu.fd.set_msrs(&list))?;
+        if let Some(refused) = batch.get(count) {
+            return Err(MachineError::State(format!(
+                "KVM refuses MSR {:#x} = {:#x}: this host's CPU or kernel lacks it",
+                refused.index, refused.data
+            )));
+        }
+    }
+    Ok(())
+}
