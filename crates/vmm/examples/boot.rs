@@ -10,10 +10,16 @@ use zygote_vmm::{BootConfig, Disk, Machine};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let argument = |index: usize, default: &str| {
-        arguments.get(index).cloned().unwrap_or_else(|| default.to_owned())
+        arguments
+            .get(index)
+            .cloned()
+            .unwrap_or_else(|| default.to_owned())
     };
     let disks = match arguments.get(5) {
-        Some(path) => vec![Disk { file: File::open(path)?, digest: String::new() }],
+        Some(path) => vec![Disk {
+            file: File::open(path)?,
+            digest: String::new(),
+        }],
         None => Vec::new(),
     };
     let config = BootConfig {
@@ -29,7 +35,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut machine = Machine::boot(config, agent.into(), Box::new(std::io::stdout()))?;
     machine.start()?;
     let stop = machine.stop_event();
-    let mut fds = [rustix::event::PollFd::new(&stop, rustix::event::PollFlags::IN)];
+    let mut fds = [rustix::event::PollFd::new(
+        &stop,
+        rustix::event::PollFlags::IN,
+    )];
     rustix::event::poll(&mut fds, None)?;
     std::io::stdout().flush()?;
     println!("\nstopped: {:?}", machine.stop_reason());

@@ -1,0 +1,181 @@
+"""The warm interpreter: Python with its modules loaded, waiting to become somebody's program.
+
+It is started while a template is built, with its standard streams being those of the program to
+come, and a control channel to the agent. A request is `u32 total`, then items, each `u32 length`
+and bytes, little-endian. Requests:
+
+    warm CODE                                  run CODE and keep what it loaded
+    run SEED KIND NAME CONTENT CWD LINES NARGS ARGS... ENV...
+                                               become `python3 -c|FILE|-`; never returns
+
+After `run` the process is what `python3` would be: a fresh `__main__`, the program's argv,
+environment and directory, and no trace of this file in tracebacks.
+"""
+
+import gc
+import os
+import signal
+import sys
+import types
+
+_hooks = []
+
+
+def register_after_fork(function):
+    """Calls function(seed: bytes) in every fork, before any of its user's code."""
+    _hooks.append(function)
+    return function
+
+
+def _receive(control):
+    def exactly(count):
+        data = bytearray()
+        while len(data) < count:
+            piece = os.read(control, count - len(data))
+            if not piece:
+                os._exit(0)
+            data += piece
+        return bytes(data)
+
+    data = exactly(int.from_bytes(exactly(4), "little"))
+    items, at = [], 0
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4], "little")
+        items.append(data[at + 4 : at + 4 + length])
+        at += 4 + length
+    return items
+
+
+def _answer(control, text):
+    data = text.encode("utf-8", "replace")
+    data = len(data).to_bytes(4, "little") + data
+    while data:
+        data = data[os.write(control, data) :]
+
+
+def _warm(code):
+    module = types.ModuleType("__zygote_warm__")
+    try:
+        exec(compile(code, "<warm-up>", "exec"), module.__dict__)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except BaseException as error:
+        import traceback
+
+        return "".join(traceback.format_exception(error)) or repr(error)
+    gc.collect()
+    gc.freeze()
+    return ""
+
+
+def _reseed(seed):
+    """Gives every generator that is loaded a state that no other fork has."""
+    modules = sys.modules
+    if "random" in modules:
+        modules["random"].seed(int.from_bytes(seed[:32], "little"))
+    if "numpy.random" in modules:
+        words = [int.from_bytes(seed[at : at + 4], "little") for at in range(32, 64, 4)]
+        modules["numpy.random"].seed(words)
+    if "_ssl" in modules:
+        modules["_ssl"].RAND_add(os.urandom(32), 32.0)
+    if "uuid" in modules:
+        modules["uuid"]._node = None
+        modules["uuid"]._last_timestamp = None
+    for hook in _hooks:
+        hook(seed)
+
+
+def _prepare(request, control):
+    """Becomes the program up to its code; gives back the code's bytes, its name, its namespace."""
+    seed, kind, name, content, cwd, lines, count, *rest = request[1:]
+    os.close(control)
+    count = int(count)
+    arguments = [os.fsdecode(item) for item in rest[:count]]
+    pairs = rest[count:]
+    os.environb.clear()
+    for key, value in zip(pairs[::2], pairs[1::2]):
+        os.environb[key] = value
+    os.chdir(cwd)
+    if seed:
+        _reseed(seed)
+    if lines == b"1":
+        sys.stdout.reconfigure(line_buffering=True)
+    main = types.ModuleType("__main__")
+    namespace = main.__dict__
+    namespace["__builtins__"] = sys.modules["builtins"]
+    namespace["__annotations__"] = {}
+    name = os.fsdecode(name)
+    if kind == b"file":
+        import importlib.machinery
+
+        path = os.fsdecode(content)
+        sys.argv = [name, *arguments]
+        sys.path[0] = os.path.dirname(path)
+        sys.orig_argv = ["python3", name, *arguments]
+        namespace["__file__"] = path
+        namespace["__cached__"] = None
+        namespace["__loader__"] = importlib.machinery.SourceFileLoader("__main__", path)
+        with open(path, "rb") as file:
+            content = file.read()
+        name = path
+    else:
+        flag = "-c" if kind == b"code" else "-"
+        sys.argv = [flag, *arguments]
+        sys.path[0] = ""
+        sys.orig_argv = ["python3", flag, *([os.fsdecode(content)] if kind == b"code" else []), *arguments]
+        namespace["__loader__"] = sys.modules["_frozen_importlib"].BuiltinImporter
+        if kind == b"code":
+            name = "<string>"
+        else:
+            name = "<stdin>"
+            content = sys.stdin.buffer.read()
+    sys.modules["__main__"] = main
+    return content, name, namespace
+
+
+def _interrupted():
+    """How python3 ends on Ctrl-C: exit functions, then death by the signal."""
+    import atexit
+    import threading
+
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _serve(control):
+    sys.modules["zygote"] = module = types.ModuleType("zygote")
+    module.register_after_fork = register_after_fork
+    while True:
+        request = _receive(control)
+        if request[0] == b"warm":
+            _answer(control, _warm(request[1]))
+        else:
+            return _prepare(request, control)
+
+
+def _run(content, name, namespace):
+    """Runs the program; gives back the exit status that python3 would end with, if it is one."""
+    try:
+        exec(compile(content, name, "exec", dont_inherit=True), namespace)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        trace = error.__traceback__.tb_next
+        error = error.with_traceback(trace)
+        kind = type(error)
+        sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace
+        try:
+            sys.excepthook(kind, error, trace)
+        finally:
+            interrupted = issubclass(kind, KeyboardInterrupt)
+            del error, trace
+        if interrupted:
+            _interrupted()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    _run(*_serve(int(sys.argv[1])))
