@@ -1,2 +1,30 @@
-//! Zygote: the agent, PID 1 of the guest.
-fn main() {}
+//! The agent: PID 1 of the guest, and the host's hand in it.
+//!
+//! It brings the guest up, connects to the host once, keeps the user's processes frozen while a
+//! snapshot is taken, gives each fork its identity before it thaws them, and runs programs. One
+//! thread, one poll loop. It sees nothing of ours but the protocol.
+
+mod cgroup;
+mod channel;
+mod guest;
+mod identity;
+mod interpreter;
+mod process;
+mod serve;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let served = guest::bring_up()
+        .and_then(|()| channel::connect())
+        .and_then(serve::serve);
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The kernel log reaches the serial port; PID 1's end then panics the kernel, and the
+            // host sees the machine stop.
+            guest::log(&format!("zygote-agent: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}

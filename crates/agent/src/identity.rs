@@ -1,0 +1,164 @@
+//! Becoming somebody: what a fork must not share with any other (DESIGN: clock, kernel generator,
+//! names), applied in an order that leaves the user's processes frozen until all of it is done.
+
+#![expect(unsafe_code, reason = "port input, ioctls, clock_settime")]
+
+use std::fs;
+use std::io;
+use zygote_protocol::{HOST_CLOCK_PORT, Identity};
+
+/// `RNDADDENTROPY` and `RNDRESEEDCRNG` of Linux `include/uapi/linux/random.h`.
+const RNDADDENTROPY: libc::Ioctl = 0x4008_5203u32 as libc::Ioctl;
+const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
+const SEED_MAX_BYTES: usize = 256;
+const HOSTNAME_MAX_BYTES: usize = 63;
+/// Bind-mounted over /proc/sys/kernel/random/boot_id.
+pub const BOOT_ID: &str = "/run/zygote/boot_id";
+/// 2020: a host clock before this is no clock.
+const CLOCK_MIN_NS: u64 = 1_577_836_800_000_000_000;
+
+fn context<T>(what: &str, result: io::Result<T>) -> io::Result<T> {
+    result.map_err(|e| io::Error::new(e.kind(), format!("{what}: {e}")))
+}
+
+/// Applies everything but the thaw. Gives back the proof of the reseed: bytes drawn after it.
+pub fn apply(identity: &Identity) -> io::Result<Vec<u8>> {
+    let Identity {
+        hostname,
+        machine_id,
+        boot_id,
+        kernel_seed,
+        interpreter_seed: _,
+    } = identity;
+    context("set the clock", set_clock())?;
+    context("reseed the kernel's generator", reseed(kernel_seed))?;
+    context("set the host name", set_hostname(hostname))?;
+    let machine_id: String = machine_id
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    context(
+        "write machine-id",
+        fs::write("/etc/machine-id", machine_id + "\n"),
+    )?;
+    context("write boot_id", fs::write(BOOT_ID, uuid(boot_id) + "\n"))?;
+    let mut sample = vec![0; 32];
+    rustix::rand::getrandom(&mut sample, rustix::rand::GetRandomFlags::empty())?;
+    Ok(sample)
+}
+
+/// A random UUID's text: version 4, variant 1.
+fn uuid(bytes: &[u8; 16]) -> String {
+    let mut bytes = *bytes;
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
+}
+
+fn port_read(port: u16) -> u32 {
+    let value: u32;
+    // SAFETY: the process holds permission for this port (`ioperm`); reading has no effect on
+    // memory.
+    unsafe {
+        std::arch::asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack));
+    }
+    value
+}
+
+/// The host's clock, as read from its ports.
+fn host_clock_ns() -> io::Result<u64> {
+    // SAFETY: asks for, and then gives up, permission for eight ports.
+    if unsafe { libc::ioperm(HOST_CLOCK_PORT.into(), 8, 1) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let low = port_read(HOST_CLOCK_PORT);
+    let high = port_read(HOST_CLOCK_PORT + 4);
+    // SAFETY: as above.
+    unsafe { libc::ioperm(HOST_CLOCK_PORT.into(), 8, 0) };
+    let now = u64::from(low) | (u64::from(high) << 32);
+    if now == u64::MAX || now < CLOCK_MIN_NS {
+        return Err(io::Error::other(format!("the host's clock says {now} ns")));
+    }
+    Ok(now)
+}
+
+fn set_clock() -> io::Result<()> {
+    let now = host_clock_ns()?;
+    let time = libc::timespec {
+        tv_sec: (now / 1_000_000_000) as libc::time_t,
+        tv_nsec: (now % 1_000_000_000) as libc::c_long,
+    };
+    // SAFETY: reads one timespec.
+    if unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn reseed(seed: &[u8]) -> io::Result<()> {
+    /// `struct rand_pool_info` with room for the bytes.
+    #[repr(C)]
+    struct Pool {
+        entropy_bits: libc::c_int,
+        bytes: libc::c_int,
+        data: [u8; SEED_MAX_BYTES],
+    }
+    if !(32..=SEED_MAX_BYTES).contains(&seed.len()) {
+        return Err(io::Error::other(format!("a seed of {} bytes", seed.len())));
+    }
+    let mut pool = Pool {
+        entropy_bits: seed.len() as libc::c_int * 8,
+        bytes: seed.len() as libc::c_int,
+        data: [0; SEED_MAX_BYTES],
+    };
+    pool.data[..seed.len()].copy_from_slice(seed);
+    let device = fs::OpenOptions::new().write(true).open("/dev/urandom")?;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&device);
+    // SAFETY: RNDADDENTROPY reads `bytes` bytes of `data`; RNDRESEEDCRNG has no argument. The
+    // first alone changes nothing once the generator is up; the second makes it start afresh.
+    unsafe {
+        if libc::ioctl(fd, RNDADDENTROPY, &raw const pool) < 0 || libc::ioctl(fd, RNDRESEEDCRNG) < 0
+        {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+fn set_hostname(name: &str) -> io::Result<()> {
+    let valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if name.is_empty() || name.len() > HOSTNAME_MAX_BYTES || !name.bytes().all(valid) {
+        return Err(io::Error::other(format!("{name:?} is no host name")));
+    }
+    rustix::system::sethostname(name.as_bytes())?;
+    fs::write("/etc/hostname", format!("{name}\n"))?;
+    let hosts = format!(
+        "127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+    );
+    fs::write("/etc/hosts", hosts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_id_has_the_form_of_a_random_uuid() {
+        assert_eq!(uuid(&[0xff; 16]), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+    }
+
+    #[test]
+    fn host_names_that_could_break_etc_hosts_are_refused() {
+        for name in ["", "a b", "a\n127.0.0.1 x", "A", &"x".repeat(64)] {
+            assert!(set_hostname(name).is_err(), "{name:?}");
+        }
+    }
+}

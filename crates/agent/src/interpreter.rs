@@ -1,0 +1,110 @@
+//! The warm interpreter: started and warmed while a template is built, used up by the first
+//! Python program of a fork, which it becomes.
+
+use crate::process::{Spawned, spawn};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use zygote_protocol::{PythonSource, Start};
+
+const DRIVER: &str = "/usr/lib/zygote/driver.py";
+const DRIVER_SOURCE: &str = include_str!("python/driver.py");
+/// Longest traceback of a failed warm-up.
+const ANSWER_MAX_BYTES: usize = 64 * 1024;
+
+/// A warm interpreter that nobody has used yet.
+pub struct Interpreter {
+    process: Spawned,
+    control: UnixStream,
+    seed: Vec<u8>,
+}
+
+impl Interpreter {
+    /// Starts Python and warms it up. Blocks: a template is being built, nothing else goes on.
+    /// The inner error is the warm-up code's own, with its traceback.
+    pub fn warm(code: &str) -> io::Result<Result<Self, String>> {
+        if let Some(folder) = std::path::Path::new(DRIVER).parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(DRIVER, DRIVER_SOURCE)?;
+        let (mut control, theirs) = UnixStream::pair()?;
+        let number = theirs.as_raw_fd().to_string();
+        let arguments = ["python3".to_owned(), DRIVER.to_owned(), number];
+        let process = spawn(&arguments, &[], "/root", true, Some(theirs))?;
+        send(&mut control, &[b"warm", code.as_bytes()])?;
+        let mut length = [0; 4];
+        if control.read_exact(&mut length).is_err() {
+            return Ok(Err("the interpreter ended during warm-up".into()));
+        }
+        let mut answer = vec![0; u32::from_le_bytes(length) as usize];
+        control.read_exact(&mut answer)?;
+        if answer.is_empty() {
+            return Ok(Ok(Self {
+                process,
+                control,
+                seed: Vec::new(),
+            }));
+        }
+        answer.truncate(ANSWER_MAX_BYTES);
+        Ok(Err(String::from_utf8_lossy(&answer).into_owned()))
+    }
+
+    /// The seed for its generators, which it takes before any user code.
+    pub fn set_seed(&mut self, seed: Option<&[u8]>) {
+        self.seed = seed.unwrap_or_default().to_vec();
+    }
+
+    /// Whether it can become this program: Python's own environment variables are read only at its
+    /// start, so a program that sets one gets an interpreter of its own.
+    pub fn can_become(&self, start: &Start) -> bool {
+        !start.env.iter().any(|(key, _)| key.starts_with("PYTHON"))
+    }
+
+    /// Becomes the program.
+    pub fn become_program(
+        mut self,
+        start: &Start,
+        source: &PythonSource,
+        arguments: &[String],
+        environment: &[(String, String)],
+    ) -> io::Result<Spawned> {
+        let (kind, name, content): (&[u8], &str, &[u8]) = match source {
+            PythonSource::Code(code) => (b"code", "", code),
+            PythonSource::File { argv0, path, .. } => (b"file", argv0, path.as_bytes()),
+            PythonSource::Stdin => (b"stdin", "", b""),
+        };
+        let lines: &[u8] = if start.line_buffered { b"1" } else { b"0" };
+        let count = arguments.len().to_string();
+        let cwd = start.cwd.as_bytes();
+        let mut items: Vec<&[u8]> = vec![
+            b"run",
+            &self.seed,
+            kind,
+            name.as_bytes(),
+            content,
+            cwd,
+            lines,
+            count.as_bytes(),
+        ];
+        items.extend(arguments.iter().map(String::as_bytes));
+        for (key, value) in environment {
+            items.push(key.as_bytes());
+            items.push(value.as_bytes());
+        }
+        send(&mut self.control, &items)?;
+        Ok(self.process)
+    }
+}
+
+/// The driver's framing: a total, then items, each with its length.
+fn send(control: &mut UnixStream, items: &[&[u8]]) -> io::Result<()> {
+    let total: usize = items.iter().map(|item| item.len() + 4).sum();
+    let mut bytes = Vec::with_capacity(total + 4);
+    bytes.extend_from_slice(&(total as u32).to_le_bytes());
+    for item in items {
+        bytes.extend_from_slice(&(item.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(item);
+    }
+    control.write_all(&bytes)
+}

@@ -1,0 +1,199 @@
+//! Processes of the user: starting them, and moving their streams.
+
+#![expect(unsafe_code, reason = "what a child does between fork and exec")]
+
+use crate::cgroup;
+use rustix::io::Errno;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use zygote_protocol::{ProcessId, STREAM_CHUNK_MAX_BYTES};
+
+/// What every program has in its environment unless the host says otherwise.
+const ENVIRONMENT: [(&str, &str); 4] = [
+    (
+        "PATH",
+        "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    ),
+    ("HOME", "/root"),
+    ("USER", "root"),
+    ("LANG", "C.UTF-8"),
+];
+
+/// A process with its streams.
+pub struct Spawned {
+    pub pid: u32,
+    pub stdin: Option<OwnedFd>,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+/// A process that the host asked for.
+pub struct Process {
+    pub id: ProcessId,
+    pub pid: u32,
+    pub stdin: Option<OwnedFd>,
+    /// Input that the process has not taken yet.
+    pub input: VecDeque<u8>,
+    /// Whether the input ends after `input`.
+    pub input_ends: bool,
+    pub stdout: Option<OwnedFd>,
+    pub stderr: Option<OwnedFd>,
+    /// Wait status, once it has ended.
+    pub ended: Option<i32>,
+    /// Out-of-memory kills of the group when it started.
+    pub kills_before: u64,
+}
+
+/// The default environment with the host's additions.
+pub fn environment(additions: &[(String, String)]) -> Vec<(String, String)> {
+    let added = |key: &str| additions.iter().any(|(name, _)| name == key);
+    let defaults = ENVIRONMENT.iter().filter(|(key, _)| !added(key));
+    let mut all: Vec<(String, String)> = defaults
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect();
+    all.extend_from_slice(additions);
+    all
+}
+
+/// Starts a program in the user's cgroup, in a session of its own, with pipes for its streams.
+/// `inherited` stays open in it under the same number. An error tells why the program does not run
+/// (not found, not executable, no such directory).
+pub fn spawn(
+    arguments: &[String],
+    additions: &[(String, String)],
+    cwd: &str,
+    stdin: bool,
+    inherited: Option<UnixStream>,
+) -> io::Result<Spawned> {
+    let [program, rest @ ..] = arguments else {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "no program named",
+        ));
+    };
+    let entrance = cgroup::entrance()?;
+    let entrance_fd = entrance.as_raw_fd();
+    let inherited_fd = inherited.as_ref().map(AsRawFd::as_raw_fd);
+    let mut command = Command::new(program);
+    command
+        .args(rest)
+        .env_clear()
+        .envs(environment(additions))
+        .current_dir(cwd)
+        .stdin(if stdin { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    // SAFETY: only system calls that are safe between fork and exec, on descriptors that stay open
+    // until `spawn` returns.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::write(entrance_fd, c"0".as_ptr().cast(), 1) < 0 || libc::setsid() < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            if let Some(fd) = inherited_fd
+                && libc::fcntl(fd, libc::F_SETFD, 0) < 0
+            {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+    let mut child = command.spawn()?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let missing = || io::Error::other("a stream is missing");
+    Ok(Spawned {
+        pid: child.id(),
+        stdin: child.stdin.take().map(OwnedFd::from),
+        stdout: OwnedFd::from(stdout.ok_or_else(missing)?),
+        stderr: OwnedFd::from(stderr.ok_or_else(missing)?),
+    })
+}
+
+/// What a read of an output stream gave.
+pub enum Output {
+    /// Bytes.
+    Data(Vec<u8>),
+    /// Nothing now.
+    Later,
+    /// The stream has ended.
+    End,
+}
+
+/// Reads one piece of an output stream without waiting.
+pub fn read_output(stream: &OwnedFd) -> Output {
+    let mut data = vec![0; STREAM_CHUNK_MAX_BYTES];
+    match rustix::io::read(stream, &mut data[..]) {
+        Ok(0) => Output::End,
+        Ok(count) => {
+            data.truncate(count);
+            Output::Data(data)
+        }
+        Err(Errno::AGAIN | Errno::INTR) => Output::Later,
+        Err(_) => Output::End,
+    }
+}
+
+impl Process {
+    /// Takes over a process that has just been started (or become a program).
+    pub fn new(id: ProcessId, spawned: Spawned, stdin: bool) -> io::Result<Self> {
+        let Spawned {
+            pid,
+            stdin: input,
+            stdout,
+            stderr,
+        } = spawned;
+        for stream in input.iter().chain([&stdout, &stderr]) {
+            rustix::io::ioctl_fionbio(stream, true)?;
+        }
+        Ok(Self {
+            id,
+            pid,
+            stdin: input.filter(|_| stdin),
+            input: VecDeque::new(),
+            input_ends: false,
+            stdout: Some(stdout),
+            stderr: Some(stderr),
+            ended: None,
+            kills_before: cgroup::out_of_memory_kills(),
+        })
+    }
+
+    /// Writes input as far as the process takes it; closes its stdin at the end of it.
+    pub fn feed(&mut self) {
+        while let Some(stdin) = &self.stdin {
+            if self.input.is_empty() {
+                if self.input_ends {
+                    self.stdin = None;
+                }
+                return;
+            }
+            let (front, _) = self.input.as_slices();
+            match rustix::io::write(stdin, front) {
+                Ok(count) => drop(self.input.drain(..count)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                // Nobody reads it any more (EPIPE): what is left is for nobody.
+                Err(_) => {
+                    self.stdin = None;
+                    self.input.clear();
+                }
+            }
+        }
+        self.input.clear();
+    }
+
+    /// Sends a signal to the process and all of its group.
+    pub fn signal(&self, signal: u8) {
+        let Ok(pid) = libc::pid_t::try_from(self.pid) else {
+            return;
+        };
+        if self.ended.is_none() {
+            // SAFETY: a plain system call; the process has not been reaped, so the id is its own.
+            unsafe { libc::kill(-pid, signal.into()) };
+        }
+    }
+}
