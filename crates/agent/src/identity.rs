@@ -1,15 +1,16 @@
 //! Becoming somebody: what a fork must not share with any other (DESIGN: clock, kernel generator,
 //! names), applied in an order that leaves the user's processes frozen until all of it is done.
 
-#![expect(unsafe_code, reason = "port input, ioctls, clock_settime")]
+#![expect(unsafe_code, reason = "a mapped register, ioctls, clock_settime")]
 
 use std::fs;
 use std::io;
-use zygote_protocol::{HOST_CLOCK_PORT, Identity};
+use zygote_protocol::{HOST_CLOCK_ADDRESS, Identity};
 
 /// `RNDADDENTROPY` and `RNDRESEEDCRNG` of Linux `include/uapi/linux/random.h`.
 const RNDADDENTROPY: libc::Ioctl = 0x4008_5203u32 as libc::Ioctl;
 const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
+const PAGE_BYTES: usize = 4096;
 const SEED_MAX_BYTES: usize = 256;
 const HOSTNAME_MAX_BYTES: usize = 63;
 /// Bind-mounted over /proc/sys/kernel/random/boot_id.
@@ -22,7 +23,7 @@ fn context<T>(what: &str, result: io::Result<T>) -> io::Result<T> {
 }
 
 /// Applies everything but the thaw. Gives back the proof of the reseed: bytes drawn after it.
-pub fn apply(identity: &Identity) -> io::Result<Vec<u8>> {
+pub fn apply(identity: &Identity, clock: &HostClock) -> io::Result<Vec<u8>> {
     let Identity {
         hostname,
         machine_id,
@@ -30,7 +31,7 @@ pub fn apply(identity: &Identity) -> io::Result<Vec<u8>> {
         kernel_seed,
         interpreter_seed: _,
     } = identity;
-    context("set the clock", set_clock())?;
+    context("set the clock", set_clock(clock))?;
     context("reseed the kernel's generator", reseed(kernel_seed))?;
     context("set the host name", set_hostname(hostname))?;
     let machine_id: String = machine_id
@@ -63,35 +64,44 @@ fn uuid(bytes: &[u8; 16]) -> String {
     )
 }
 
-fn port_read(port: u16) -> u32 {
-    let value: u32;
-    // SAFETY: the process holds permission for this port (`ioperm`); reading has no effect on
-    // memory.
-    unsafe {
-        std::arch::asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack));
-    }
-    value
+/// The host's clock: a register that is mapped before the snapshot, so that every fork only reads.
+pub struct HostClock {
+    register: *const u64,
 }
 
-/// The host's clock, as read from its ports.
-fn host_clock_ns() -> io::Result<u64> {
-    // SAFETY: asks for, and then gives up, permission for eight ports.
-    if unsafe { libc::ioperm(HOST_CLOCK_PORT.into(), 8, 1) } < 0 {
-        return Err(io::Error::last_os_error());
+impl HostClock {
+    /// Maps the register.
+    pub fn map() -> io::Result<Self> {
+        let memory = fs::File::open("/dev/mem")?;
+        // SAFETY: a new mapping of one page of device memory, never unmapped.
+        let page = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                PAGE_BYTES,
+                rustix::mm::ProtFlags::READ,
+                rustix::mm::MapFlags::SHARED | rustix::mm::MapFlags::POPULATE,
+                &memory,
+                HOST_CLOCK_ADDRESS,
+            )
+        };
+        let page = page.map_err(io::Error::from);
+        Ok(Self {
+            register: context("map the host's clock", page)?.cast(),
+        })
     }
-    let low = port_read(HOST_CLOCK_PORT);
-    let high = port_read(HOST_CLOCK_PORT + 4);
-    // SAFETY: as above.
-    unsafe { libc::ioperm(HOST_CLOCK_PORT.into(), 8, 0) };
-    let now = u64::from(low) | (u64::from(high) << 32);
-    if now == u64::MAX || now < CLOCK_MIN_NS {
-        return Err(io::Error::other(format!("the host's clock says {now} ns")));
+
+    fn now_ns(&self) -> io::Result<u64> {
+        // SAFETY: the mapping is there for ever, aligned, and readable.
+        let now = unsafe { self.register.read_volatile() };
+        if now == u64::MAX || now < CLOCK_MIN_NS {
+            return Err(io::Error::other(format!("the host's clock says {now} ns")));
+        }
+        Ok(now)
     }
-    Ok(now)
 }
 
-fn set_clock() -> io::Result<()> {
-    let now = host_clock_ns()?;
+fn set_clock(clock: &HostClock) -> io::Result<()> {
+    let now = clock.now_ns()?;
     let time = libc::timespec {
         tv_sec: (now / 1_000_000_000) as libc::time_t,
         tv_nsec: (now % 1_000_000_000) as libc::c_long,

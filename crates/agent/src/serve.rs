@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "signalfd, waitpid")]
 
 use crate::channel::Channel;
+use crate::identity::HostClock;
 use crate::interpreter::Interpreter;
 use crate::process::{Output, Process, environment, read_output, spawn};
 use crate::{cgroup, identity};
@@ -36,6 +37,7 @@ struct Server {
     processes: Vec<Process>,
     interpreter: Option<Interpreter>,
     state: State,
+    clock: HostClock,
 }
 
 /// Serves until the connection breaks.
@@ -46,6 +48,7 @@ pub fn serve(channel: Channel) -> io::Result<()> {
         processes: Vec::new(),
         interpreter: None,
         state: State::Building,
+        clock: HostClock::map()?,
     };
     let release = rustix::system::uname()
         .release()
@@ -231,7 +234,7 @@ impl Server {
             let message = "the guest is not frozen".to_owned();
             return self.channel.send(&AgentMessage::ActivateFailed { message });
         }
-        let applied = identity::apply(identity).and_then(|sample| {
+        let applied = identity::apply(identity, &self.clock).and_then(|sample| {
             if let Some(interpreter) = &mut self.interpreter {
                 interpreter.set_seed(identity.interpreter_seed.as_deref());
             }

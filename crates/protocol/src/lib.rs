@@ -38,7 +38,7 @@ pub const GUEST_CID: u32 = 3;
 /// vsock port on the host to which the agent connects once, while its template is being built.
 pub const AGENT_PORT: u32 = 1024;
 
-/// First of the I/O ports of the host clock that the agent reads when it applies an identity.
-/// A 4-byte read of this port latches the host's CLOCK_REALTIME (ns since 1970) and returns its
-/// low half; a 4-byte read of this port plus 4 returns the high half of what was latched.
-pub const HOST_CLOCK_PORT: u16 = 0x5a00;
+/// Guest-physical address of the host clock, alone on its page: an aligned 8-byte read gives the
+/// host's CLOCK_REALTIME in nanoseconds since 1970, as of that read. A register rather than a
+/// message, since a message is as old as its way.
+pub const HOST_CLOCK_ADDRESS: u64 = 0xd100_0000;

@@ -3,7 +3,7 @@
 //! Called by vCPU threads, several at once; each device has a lock of its own, held only while
 //! that device works. Addresses without a device read as all ones and ignore writes, as on a PC.
 
-use crate::devices::host_clock::HostClock;
+use crate::devices::host_clock;
 use crate::devices::virtio::MmioTransport;
 use crate::ioapic::Ioapic;
 use crate::layout::*;
@@ -13,7 +13,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
-use zygote_protocol::HOST_CLOCK_PORT;
+use zygote_protocol::HOST_CLOCK_ADDRESS;
 
 /// Raises one IOAPIC pin.
 #[derive(Clone)]
@@ -60,8 +60,6 @@ pub struct Bus {
     pub ioapic: Arc<Ioapic>,
     /// Early boot's serial port.
     pub serial: Mutex<SerialPort>,
-    /// The clock that the agent reads.
-    pub host_clock: Mutex<HostClock>,
     /// By slot.
     pub virtio: Vec<Mutex<MmioTransport>>,
 }
@@ -77,8 +75,6 @@ impl Bus {
         if let Some(offset) = within(port, SERIAL_PORT, SERIAL_PORTS) {
             let mut serial = lock(&self.serial);
             data.iter_mut().for_each(|byte| *byte = serial.read(offset));
-        } else if let Some(offset) = within(port, HOST_CLOCK_PORT, HostClock::PORTS) {
-            lock(&self.host_clock).read(offset, data);
         } else if port == ACPI_SLEEP_STATUS_PORT {
             data.fill(0);
         } else {
@@ -112,6 +108,8 @@ impl Bus {
             lock(slot).read(offset, data);
         } else if (IOAPIC..IOAPIC + IOAPIC_BYTES).contains(&address) {
             self.ioapic.read(address - IOAPIC, data);
+        } else if (HOST_CLOCK_ADDRESS..HOST_CLOCK_ADDRESS + host_clock::BYTES).contains(&address) {
+            host_clock::read(address - HOST_CLOCK_ADDRESS, data);
         } else {
             data.fill(0xff);
         }

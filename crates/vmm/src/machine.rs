@@ -252,7 +252,6 @@ impl Machine {
             memory,
             ioapic,
             serial: Mutex::new(serial),
-            host_clock: Mutex::default(),
             virtio: slots.into_iter().map(Mutex::new).collect(),
         };
         let shared = Shared {
