@@ -116,13 +116,16 @@ fn main() -> Fallible<()> {
     )?;
     let mut guest = Guest::new(machine, &agent, host)?;
     guest.machine.start()?;
-    println!("{:?} {:?}", start.elapsed(), guest.next()?);
+    let message = guest.next()?;
+    println!("{:?} {message:?}", start.elapsed());
     guest.send(&HostMessage::Warm {
         code: "import numpy, random".into(),
     })?;
-    println!("{:?} {:?}", start.elapsed(), guest.next()?);
+    let message = guest.next()?;
+    println!("{:?} {message:?}", start.elapsed());
     guest.send(&HostMessage::Freeze)?;
-    println!("{:?} {:?}", start.elapsed(), guest.next()?);
+    let message = guest.next()?;
+    println!("{:?} {message:?}", start.elapsed());
     guest.machine.pause()?;
     let state = guest.machine.save()?;
     println!("{:?} saved", start.elapsed());

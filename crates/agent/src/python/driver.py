@@ -12,13 +12,19 @@ After `run` the process is what `python3` would be: a fresh `__main__`, the prog
 environment and directory, and no trace of this file in tracebacks.
 """
 
+import atexit
+import ctypes
 import gc
 import os
 import signal
 import sys
+import threading
 import types
 
 _hooks = []
+_loaded = set()
+_libc_exit = ctypes.CDLL(None).exit
+_exit_functions = atexit._run_exitfuncs
 
 
 def register_after_fork(function):
@@ -63,6 +69,7 @@ def _warm(code):
         import traceback
 
         return "".join(traceback.format_exception(error)) or repr(error)
+    _loaded.update(sys.modules)
     gc.collect()
     gc.freeze()
     return ""
@@ -133,14 +140,71 @@ def _prepare(request, control):
     return content, name, namespace
 
 
+def _finalize(namespace, status):
+    """Ends as python3 does, as far as a program can tell, but leaves what was loaded before the
+    fork alone: tearing that down would copy each of its pages only to throw it away."""
+    threading._shutdown()
+    _exit_functions()
+    if not _flush():
+        status = 120
+    if threading.active_count() > 1:
+        # Daemon threads must not see half-cleared modules: leave it all to the interpreter.
+        sys.exit(status)
+    for name in [name for name in sys.modules if name not in _loaded][::-1]:
+        module = sys.modules.pop(name)
+        if isinstance(module, types.ModuleType) and name != "__main__":
+            _clear(module.__dict__)
+    _clear(namespace)
+    gc.collect()
+    _flush()
+    _libc_exit(status)
+
+
+def _clear(namespace):
+    """Drops a module's objects, oldest first, as CPython's own end does."""
+    for name in list(namespace):
+        if name != "__builtins__":
+            namespace[name] = None
+
+
+def _flush():
+    """Whether standard output could be flushed; python3 exits with 120 when not."""
+    good = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except BaseException:
+            if stream is sys.stdout:
+                sys.unraisablehook(_Unraisable(sys.exc_info()[1], stream))
+                good = False
+    return good
+
+
+class _Unraisable:
+    """What sys.unraisablehook is given when the last flush fails."""
+
+    def __init__(self, error, stream):
+        self.exc_type, self.exc_value, self.exc_traceback = type(error), error, None
+        self.err_msg, self.object = None, stream
+
+
+def _status_of(code):
+    """The exit status of SystemExit(code)."""
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF if -(1 << 63) <= code < 1 << 63 else 0xFF
+    sys.stdout.flush()
+    print(code, file=sys.stderr)
+    return 1
+
+
 def _interrupted():
     """How python3 ends on Ctrl-C: exit functions, then death by the signal."""
-    import atexit
-    import threading
-
     threading._shutdown()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
+    _exit_functions()
+    _flush()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -157,11 +221,12 @@ def _serve(control):
 
 
 def _run(content, name, namespace):
-    """Runs the program; gives back the exit status that python3 would end with, if it is one."""
+    """Runs the program; gives back the exit status that python3 would end with."""
     try:
         exec(compile(content, name, "exec", dont_inherit=True), namespace)
-    except SystemExit:
-        raise
+        return 0
+    except SystemExit as stop:
+        return _status_of(stop.code)
     except BaseException as error:
         trace = error.__traceback__.tb_next
         error = error.with_traceback(trace)
@@ -169,13 +234,16 @@ def _run(content, name, namespace):
         sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace
         try:
             sys.excepthook(kind, error, trace)
+        except SystemExit as stop:
+            return _status_of(stop.code)
         finally:
             interrupted = issubclass(kind, KeyboardInterrupt)
             del error, trace
         if interrupted:
             _interrupted()
-        sys.exit(1)
+        return 1
 
 
 if __name__ == "__main__":
-    _run(*_serve(int(sys.argv[1])))
+    _program = _serve(int(sys.argv[1]))
+    _finalize(_program[2], _run(*_program))
