@@ -107,6 +107,8 @@ pub struct Machine {
     stop_event: Arc<EventFd>,
     stop_reason: Arc<Mutex<Option<StopReason>>>,
     vsock_slot: usize,
+    /// Restored and not started yet: where the guest must find a new generation id.
+    new_generation: Option<u64>,
 }
 
 enum Vcpus {
@@ -215,10 +217,9 @@ impl Machine {
         let ioapic = Arc::new(ioapic);
         let serial = restore_serial(serial_state, &ioapic, serial)?;
         let slots = devices::restore(devices, disks, agent, &ioapic)?;
-        write_guest(&memory, *generation_id_address, &fresh_generation_id()?)?;
         let cpuid = vcpus.iter().map(|vcpu| vcpu.cpuid.clone()).collect();
-        let machine = Self::assemble(parts, memory, ioapic, serial, slots, cpuid)?;
-        machine.shared.bus.ioapic.pulse(EVENT_GSI);
+        let mut machine = Self::assemble(parts, memory, ioapic, serial, slots, cpuid)?;
+        machine.new_generation = Some(*generation_id_address);
         Ok(machine)
     }
 
@@ -269,14 +270,20 @@ impl Machine {
             stop_event,
             stop_reason,
             vsock_slot,
+            new_generation: None,
         })
     }
 
-    /// Lets the vCPUs run. Does nothing if they run already.
+    /// Lets the vCPUs run. Does nothing if they run already. A machine that was restored gets a
+    /// new generation id first (VMGenID: the guest's kernel reseeds its generator).
     ///
     /// # Errors
     /// If a thread cannot be made; the machine is then of no more use.
     pub fn start(&mut self) -> Result<(), MachineError> {
+        if let Some(address) = self.new_generation.take() {
+            write_guest(self.memory(), address, &fresh_generation_id()?)?;
+            self.shared.bus.ioapic.pulse(EVENT_GSI);
+        }
         let Vcpus::Stopped(stopped) = &mut self.vcpus else {
             return Ok(());
         };

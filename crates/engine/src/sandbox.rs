@@ -1,0 +1,324 @@
+//! One run: a fork, an identity, a program, its end.
+//!
+//! Fails closed: unless the fork's first word is that it has become somebody, with a sample of its
+//! generator that no other fork has shown, nothing that it says counts.
+
+use crate::conversation::{Broken, Listener, speak};
+use crate::identity;
+use crate::socket::ControlSocket;
+use crate::zygote::{Runner, Zygote, ZygoteError};
+use std::io;
+use std::os::unix::net::UnixStream as StdStream;
+use std::time::{Duration, Instant};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use uuid::Uuid;
+use zygote_protocol::{
+    AgentMessage, ExitStatus, HostMessage, ProcessId, Program, Start, StartFailure, encode,
+};
+use zygote_runner::control::{FromRunner, ToRunner, Usage, decode};
+use zygote_runner::{control, packet};
+
+/// A fork that has not become somebody by then never will. Emulated hosts are slow.
+const ACTIVATE_MAX: Duration = Duration::from_secs(180);
+/// How long to wait for the last words of a runner whose stream has ended.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
+/// How long a runner may take to measure itself.
+const MEASURE_MAX: Duration = Duration::from_secs(10);
+/// The run's only process.
+const PROCESS: ProcessId = 1;
+
+/// What to run.
+#[derive(Debug)]
+pub struct RunRequest {
+    /// The program.
+    pub program: Program,
+    /// Variables for its environment.
+    pub env: Vec<(String, String)>,
+    /// Directory in the guest; empty: `/root`.
+    pub cwd: String,
+    /// Standard input.
+    pub stdin: Stdin,
+    /// Whether Python's output comes line by line, as on a terminal.
+    pub line_buffered: bool,
+    /// How long the program may run, from the moment it can; `None`: as long as it likes.
+    pub timeout: Option<Duration>,
+}
+
+/// A program's standard input.
+#[derive(Debug)]
+pub enum Stdin {
+    /// At its end from the start.
+    Empty,
+    /// Chunks, until the sender is dropped.
+    Stream(mpsc::Receiver<Vec<u8>>),
+}
+
+/// What happens while a program runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The fork is somebody, and the program can begin.
+    Activated,
+    /// Bytes of standard output.
+    Stdout(Vec<u8>),
+    /// Bytes of standard error.
+    Stderr(Vec<u8>),
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The program ended.
+    Exited(ExitStatus),
+    /// It was killed at its time limit.
+    TimedOut,
+    /// It could not be started in the guest.
+    StartFailed {
+        /// Why, as a shell tells it apart.
+        reason: StartFailure,
+        /// The sentence for the user.
+        message: String,
+    },
+    /// The sandbox could not be made, or died under the program.
+    Failed(String),
+}
+
+/// A run, ended.
+#[derive(Clone, Debug)]
+pub struct RunResult {
+    /// The sandbox's id.
+    pub id: Uuid,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Request to activation, if it came to that.
+    pub fork_time: Option<Duration>,
+    /// Activation to the program's end.
+    pub exec_time: Option<Duration>,
+    /// Request to end.
+    pub total_time: Duration,
+    /// What the sandbox cost at its end.
+    pub usage: Option<Usage>,
+}
+
+/// Runs a program in a fresh fork. `events` gets its output as it comes; a receiver that does not
+/// keep up slows the program down, one that is dropped is ignored. Dropping the future kills the
+/// fork.
+pub async fn run(zygote: &Zygote, request: RunRequest, events: mpsc::Sender<Event>) -> RunResult {
+    let requested = Instant::now();
+    let mut clock = Clock::default();
+    let mut id = Uuid::nil();
+    let (outcome, usage) = match conduct(zygote, request, events, &mut clock, &mut id).await {
+        Ok((outcome, usage)) => (outcome, usage),
+        Err(error) => (Outcome::Failed(error.to_string()), None),
+    };
+    let ended = clock.ended.unwrap_or_else(Instant::now);
+    RunResult {
+        id,
+        outcome,
+        fork_time: clock.activated.map(|at| at - requested),
+        exec_time: clock.activated.map(|at| ended - at),
+        total_time: ended - requested,
+        usage,
+    }
+}
+
+#[derive(Default)]
+struct Clock {
+    activated: Option<Instant>,
+    ended: Option<Instant>,
+}
+
+/// Our own failures, before the guest has a say.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("cannot make the sandbox's sockets: {0}")]
+    Sockets(#[from] io::Error),
+    #[error("{0}")]
+    Zygote(#[from] ZygoteError),
+    #[error("the request is too large to send: {0}")]
+    TooLarge(String),
+}
+
+async fn conduct(
+    zygote: &Zygote,
+    request: RunRequest,
+    events: mpsc::Sender<Event>,
+    clock: &mut Clock,
+    id: &mut Uuid,
+) -> Result<(Outcome, Option<Usage>), Failure> {
+    let (drawn, identity) = identity::draw()?;
+    *id = drawn;
+    let RunRequest {
+        program,
+        env,
+        cwd,
+        stdin,
+        line_buffered,
+        timeout: limit,
+    } = request;
+    let start = Start {
+        process: PROCESS,
+        program,
+        env,
+        cwd,
+        stdin: matches!(stdin, Stdin::Stream(_)),
+        line_buffered,
+    };
+    let mut opening = message(&HostMessage::Activate(identity))?;
+    opening.extend(message(&HostMessage::Start(start))?);
+    let (ours, agent) = StdStream::pair()?;
+    let (control, runner_control) = packet::pair()?;
+    ours.set_nonblocking(true)?;
+    let (read, write) = UnixStream::from_std(ours)?.into_split();
+    let control = ControlSocket::new(control)?;
+    let input = match stdin {
+        Stdin::Empty => None,
+        Stdin::Stream(chunks) => Some((PROCESS, chunks)),
+    };
+    let mut runner = zygote.fork(agent.into(), runner_control).await?;
+    let mut listener = Listener::new(read);
+    let heard = {
+        let listening = listen(zygote, &mut listener, &events, clock, limit);
+        converse(listening, speak(write, opening, input)).await
+    };
+    clock.ended = Some(Instant::now());
+    Ok(match heard {
+        Ok(outcome) => (outcome, measure(&control).await),
+        Err(Broken::Nonsense(what)) => (
+            Outcome::Failed(format!("the guest sent nonsense: {what}")),
+            None,
+        ),
+        Err(Broken::Ended) => (last_words(&control, &mut runner).await, None),
+    })
+}
+
+fn message(message: &HostMessage) -> Result<Vec<u8>, Failure> {
+    encode(message).map_err(|e| Failure::TooLarge(e.to_string()))
+}
+
+/// Speaks while listening; ends with what was heard. The speaker's half of the stream stays open
+/// until then: its end would be the stream's end for the agent.
+async fn converse<H, S>(
+    listening: impl Future<Output = H>,
+    speaking: impl Future<Output = S>,
+) -> H {
+    tokio::pin!(listening, speaking);
+    let mut said = None;
+    loop {
+        tokio::select! {
+            heard = &mut listening => return heard,
+            half = &mut speaking, if said.is_none() => said = Some(half),
+        }
+    }
+}
+
+/// Listens to the fork from its first word to the program's end.
+async fn listen(
+    zygote: &Zygote,
+    listener: &mut Listener,
+    events: &mpsc::Sender<Event>,
+    clock: &mut Clock,
+    limit: Option<Duration>,
+) -> Result<Outcome, Broken> {
+    let refused = |why: &str| Ok(Outcome::Failed(format!("the fork is not used: {why}")));
+    match timeout(ACTIVATE_MAX, listener.next()).await {
+        Err(_) => return refused("it did not take its identity in time"),
+        Ok(Err(broken)) => return Err(broken),
+        Ok(Ok(AgentMessage::Activated { random_sample })) => {
+            if !zygote.is_new_sample(&random_sample) {
+                return refused("its random numbers repeat those of another fork");
+            }
+        }
+        Ok(Ok(AgentMessage::ActivateFailed { message })) => {
+            return refused(&format!("it could not take its identity: {message}"));
+        }
+        Ok(Ok(_)) => return refused("it spoke before it took its identity"),
+    }
+    clock.activated = Some(Instant::now());
+    // Whoever listens may have gone; the program runs on all the same.
+    let _ = events.send(Event::Activated).await;
+    let end = follow(listener, events);
+    match limit {
+        None => end.await,
+        Some(limit) => timeout(limit, end).await.unwrap_or(Ok(Outcome::TimedOut)),
+    }
+}
+
+/// Passes output on until the program ends.
+async fn follow(listener: &mut Listener, events: &mpsc::Sender<Event>) -> Result<Outcome, Broken> {
+    loop {
+        match listener.next().await? {
+            AgentMessage::Stdout { data, .. } => drop(events.send(Event::Stdout(data)).await),
+            AgentMessage::Stderr { data, .. } => drop(events.send(Event::Stderr(data)).await),
+            AgentMessage::Exited { status, .. } => return Ok(Outcome::Exited(status)),
+            AgentMessage::StartFailed {
+                reason, message, ..
+            } => return Ok(Outcome::StartFailed { reason, message }),
+            AgentMessage::Refused { message } => {
+                return Ok(Outcome::Failed(format!("the guest refused: {message}")));
+            }
+            _ => {}
+        }
+    }
+}
+
+async fn measure(control: &ControlSocket) -> Option<Usage> {
+    let request = control::encode(&ToRunner::Measure).ok()?;
+    let answer = async {
+        control.send(&request, &[]).await.ok()?;
+        match decode(&control.receive().await.ok()??) {
+            Ok(FromRunner::Usage(usage)) => Some(usage),
+            _ => None,
+        }
+    };
+    timeout(MEASURE_MAX, answer).await.ok()?
+}
+
+/// Why a runner's stream has ended.
+async fn last_words(control: &ControlSocket, runner: &mut Runner) -> Outcome {
+    let words = timeout(LAST_WORDS_MAX, control.receive()).await;
+    let sentence = match words {
+        Ok(Ok(Some(bytes))) => match decode(&bytes) {
+            Ok(FromRunner::Stopped { reason, console }) => told(&reason, &console),
+            _ => "its process sent nonsense".to_owned(),
+        },
+        Ok(_) => match timeout(LAST_WORDS_MAX, &mut runner.ended).await {
+            Ok(Ok(status)) => format!("its process has ended ({})", describe_status(status)),
+            _ => "its process has ended".to_owned(),
+        },
+        Err(_) => "the guest's agent has hung up".to_owned(),
+    };
+    Outcome::Failed(format!("the sandbox has died: {sentence}"))
+}
+
+fn told(reason: &str, console: &str) -> String {
+    let console = console.trim();
+    if console.is_empty() {
+        reason.to_owned()
+    } else {
+        format!("{reason}\nthe guest's console said last:\n{console}")
+    }
+}
+
+/// A wait status in words (wait(2)).
+fn describe_status(status: i32) -> String {
+    let signal = status & 0x7f;
+    match signal {
+        0 => format!("exit status {}", (status >> 8) & 0xff),
+        9 => "killed by signal 9; was the host out of memory?".to_owned(),
+        _ => format!("killed by signal {signal}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_killed_process_is_told_from_one_that_exited() {
+        assert_eq!(describe_status(1 << 8), "exit status 1");
+        assert_eq!(describe_status(11), "killed by signal 11");
+        assert!(describe_status(9).contains("out of memory"));
+    }
+}

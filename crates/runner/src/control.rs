@@ -1,0 +1,132 @@
+//! Messages between the engine, its zygote processes and their runners: one packet each on a
+//! SOCK_SEQPACKET socket, postcard-encoded.
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::path::PathBuf;
+
+/// Largest packet.
+pub const PACKET_MAX_BYTES: usize = 64 * 1024;
+/// Most of the guest's console that goes into a report of its end.
+pub const CONSOLE_MAX_BYTES: usize = 4096;
+
+/// From the engine to a zygote process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToZygote {
+    /// First message: which snapshot to hold. Answered by `Loaded` or `Refused`.
+    Load(Load),
+    /// Fork a runner. Carries two descriptors: the agent's stream and the runner's control socket.
+    Fork,
+}
+
+/// What a zygote process holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// The snapshot's directory.
+    pub snapshot: PathBuf,
+    /// Where disk images lie, by digest.
+    pub pieces: PathBuf,
+    /// Where verifications are remembered.
+    pub stamps: PathBuf,
+}
+
+/// From a zygote process to the engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromZygote {
+    /// The snapshot is mapped; forks can begin.
+    Loaded {
+        /// Size of the guest's memory.
+        memory_bytes: u64,
+        /// Number of vCPUs.
+        vcpus: u32,
+    },
+    /// The snapshot is not usable; the process ends.
+    Refused {
+        /// Why, and what to do about it.
+        message: String,
+    },
+    /// A runner has been forked. Answers come in the order of the requests.
+    Forked {
+        /// Its process id.
+        pid: u32,
+    },
+    /// No runner could be forked.
+    ForkFailed {
+        /// Why.
+        message: String,
+    },
+    /// A runner has ended and been reaped.
+    Ended {
+        /// Its process id.
+        pid: u32,
+        /// How it ended, as wait(2) tells.
+        status: i32,
+    },
+}
+
+/// From the engine to a runner. The machine starts with the first byte on the agent's stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToRunner {
+    /// Report what the sandbox costs. Answered by `Usage`.
+    Measure,
+}
+
+/// From a runner to the engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromRunner {
+    /// What the sandbox costs now.
+    Usage(Usage),
+    /// The machine could not be made, or has stopped by itself; the process ends.
+    Stopped {
+        /// Why.
+        reason: String,
+        /// The last that the guest's kernel wrote to its console.
+        console: String,
+    },
+}
+
+/// What a sandbox costs the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Pages that belong to this process alone, in KiB: guest pages that it changed, its stack and
+    /// heap.
+    pub private_kib: u64,
+    /// Page tables of the process, in KiB.
+    pub page_tables_kib: u64,
+}
+
+/// Why a packet makes no sense.
+#[derive(Debug, thiserror::Error)]
+#[error("a control packet that makes no sense")]
+pub struct PacketError(#[source] postcard::Error);
+
+/// Encodes a message.
+///
+/// # Errors
+/// If it cannot be encoded; these types always can.
+pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, PacketError> {
+    postcard::to_stdvec(message).map_err(PacketError)
+}
+
+/// Decodes a message.
+///
+/// # Errors
+/// If the bytes are not one.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, PacketError> {
+    postcard::from_bytes(bytes).map_err(PacketError)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_survive_the_socket_format() {
+        let message = FromRunner::Stopped {
+            reason: "r".into(),
+            console: "c".into(),
+        };
+        let bytes = encode(&message).unwrap();
+        assert_eq!(decode::<FromRunner>(&bytes).unwrap(), message);
+        assert!(decode::<FromRunner>(&bytes[..2]).is_err());
+    }
+}

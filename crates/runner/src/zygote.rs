@@ -1,0 +1,137 @@
+//! The zygote process: holds a snapshot mapped copy-on-write, and forks runners. Runs no guest,
+//! has one thread, and never allocates between fork and the runner's own start.
+
+#![expect(unsafe_code, reason = "fork, signalfd, waitpid")]
+
+use crate::control::{FromZygote, ToZygote, decode, encode};
+use crate::loaded::{self, Loaded};
+use crate::{packet, process};
+use rustix::event::{PollFd, PollFlags, poll};
+use std::io;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+
+/// Serves the engine over standard input, a SOCK_SEQPACKET socket, until that closes; gives back
+/// the process's exit status. Call it first thing in a process that was started for it.
+pub fn zygote_main() -> u8 {
+    match take_control().and_then(|control| serve(&control)) {
+        Ok(()) => 0,
+        // The engine is gone, or talks nonsense: there is nobody to tell.
+        Err(_) => 1,
+    }
+}
+
+/// Moves the control socket away from descriptor 0, which forks would inherit.
+fn take_control() -> io::Result<OwnedFd> {
+    let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
+    let null = std::fs::File::open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    Ok(control)
+}
+
+fn serve(control: &OwnedFd) -> io::Result<()> {
+    let children = child_signals()?;
+    let (bytes, _) = packet::receive(control)?;
+    let Ok(ToZygote::Load(load)) = decode(&bytes) else {
+        return Err(io::Error::other("the first message must be Load"));
+    };
+    let loaded = match loaded::load(&load) {
+        Ok(loaded) => loaded,
+        Err(message) => return tell(control, &FromZygote::Refused { message }),
+    };
+    tell(
+        control,
+        &FromZygote::Loaded {
+            memory_bytes: loaded.memory.size_bytes(),
+            vcpus: loaded.state.vcpus.len() as u32,
+        },
+    )?;
+    loop {
+        let mut fds = [
+            PollFd::new(control, PollFlags::IN),
+            PollFd::new(&children, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        let asked = !fds[0].revents().is_empty();
+        if !fds[1].revents().is_empty() {
+            reap(&children, control)?;
+        }
+        if asked {
+            let (bytes, descriptors) = packet::receive(control)?;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            answer(control, &bytes, descriptors, &loaded)?;
+        }
+    }
+}
+
+fn answer(
+    control: &OwnedFd,
+    bytes: &[u8],
+    descriptors: Vec<OwnedFd>,
+    loaded: &Loaded,
+) -> io::Result<()> {
+    let refuse = |message: &str| {
+        let message = message.to_owned();
+        tell(control, &FromZygote::ForkFailed { message })
+    };
+    let Ok(ToZygote::Fork) = decode(bytes) else {
+        return refuse("only forks can be asked for once the snapshot is loaded");
+    };
+    let Ok([agent, runner_control]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+        return refuse("a fork needs the agent's stream and a control socket");
+    };
+    // SAFETY: this process has one thread, so the child finds every lock free.
+    match unsafe { libc::fork() } {
+        0 => {
+            let status = process::runner_main(loaded, agent, runner_control);
+            // SAFETY: ends the child without running what the parent has registered for its end.
+            unsafe { libc::_exit(status) }
+        }
+        pid if pid > 0 => tell(control, &FromZygote::Forked { pid: pid as u32 }),
+        _ => refuse(&format!(
+            "cannot fork a runner: {} (too many processes, or too little memory?)",
+            io::Error::last_os_error()
+        )),
+    }
+}
+
+/// A descriptor that is readable when a child has ended.
+fn child_signals() -> io::Result<OwnedFd> {
+    // SAFETY: blocks one signal of this only thread and makes a descriptor that is ours.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(OwnedFd::from_raw_fd(fd))
+        }
+    }
+}
+
+fn reap(children: &OwnedFd, control: &OwnedFd) -> io::Result<()> {
+    let mut drained = [0; 128];
+    while rustix::io::read(children, &mut drained[..]).is_ok() {}
+    loop {
+        let mut status = 0;
+        // SAFETY: writes one integer.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+        if pid <= 0 {
+            return Ok(());
+        }
+        let pid = pid as u32;
+        tell(control, &FromZygote::Ended { pid, status })?;
+    }
+}
+
+fn tell(control: &OwnedFd, message: &FromZygote) -> io::Result<()> {
+    let bytes = encode(message).map_err(io::Error::other)?;
+    packet::send(control.as_fd(), &bytes, &[])
+}
