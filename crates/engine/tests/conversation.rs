@@ -1,6 +1,8 @@
 //! The engine against zygote processes that are not what they should be: this test's own binary
 //! plays them, without any VM.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use rustix::net::{SendFlags, send};
 use std::ffi::OsString;
 use std::io::{Read, Write};
