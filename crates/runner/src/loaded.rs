@@ -1,10 +1,15 @@
 //! A snapshot as a zygote process holds it: checked, decoded, mapped.
 
 use crate::control::Load;
+use crate::process::chain;
+use std::error::Error;
 use std::fs::File;
 use std::io;
 use zygote_snapshot::state::MachineState;
+use zygote_snapshot::{Snapshot, cpu};
 use zygote_vmm::{Disk, GuestMemory};
+
+const REBUILD: &str = "Build it again: zygote template build NAME --force";
 
 /// Everything that a runner is made of.
 pub struct Loaded {
@@ -29,7 +34,34 @@ impl Loaded {
     }
 }
 
-/// Opens a snapshot. The error is the sentence for the user.
-pub fn load(_load: &Load) -> Result<Loaded, String> {
-    Err("not wired".into())
+/// Opens a snapshot, checks all of it that has not been checked before, and maps its memory. The
+/// error is the sentence for the user: what is wrong, and the remedy.
+pub fn load(load: &Load) -> Result<Loaded, String> {
+    let snapshot = Snapshot::open(&load.snapshot, &load.pieces).map_err(|e| refuse(&e))?;
+    snapshot
+        .verify_once(&load.stamps, &mut |_, _| {})
+        .map_err(|e| refuse(&e))?;
+    let state = snapshot.machine().map_err(|e| refuse(&e))?;
+    let host = zygote_vmm::supported_cpuid().map_err(|e| chain(&e))?;
+    let guest = state.vcpus.first().map(|vcpu| &vcpu.cpuid[..]);
+    if let Some(why) = cpu::refusal(guest.unwrap_or_default(), &host) {
+        return Err(format!(
+            "the snapshot cannot run on this host: {why}. {REBUILD}"
+        ));
+    }
+    let bytes = snapshot.manifest().memory.bytes;
+    let memory = GuestMemory::private(snapshot.memory_file(), bytes).map_err(|e| chain(&e))?;
+    let disks: io::Result<Vec<_>> = snapshot
+        .disks()
+        .map(|(file, digest)| Ok((file.try_clone()?, digest.to_owned())))
+        .collect();
+    Ok(Loaded {
+        memory,
+        state,
+        disks: disks.map_err(|e| chain(&e))?,
+    })
+}
+
+fn refuse(error: &dyn Error) -> String {
+    format!("the snapshot is not usable: {}. {REBUILD}", chain(error))
 }

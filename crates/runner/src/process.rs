@@ -22,7 +22,7 @@ pub fn runner_main(loaded: &Loaded, agent: OwnedFd, control: OwnedFd) -> i32 {
     let reason = match run(loaded, agent, &control, &console) {
         Ok(None) => return 0,
         Ok(Some(reason)) => reason,
-        Err(error) => sentence(error.as_ref()),
+        Err(error) => chain(error.as_ref()),
     };
     let message = FromRunner::Stopped {
         reason,
@@ -171,7 +171,7 @@ fn describe(reason: Option<StopReason>) -> String {
 }
 
 /// An error with its causes.
-fn sentence(error: &dyn Error) -> String {
+pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

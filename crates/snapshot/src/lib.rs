@@ -1,5 +1,28 @@
-//! Zygote: the snapshot format.
+//! The snapshot format: what a template or a branch is on disk (docs/snapshot-format.md).
+//!
+//! Knows files, digests and versions; nothing of KVM, and no running machine's types.
 
 #![forbid(unsafe_code)]
 
+pub mod cpu;
+pub mod manifest;
 pub mod state;
+
+mod memory;
+mod reader;
+mod stamps;
+mod verify;
+mod writer;
+
+pub use manifest::{DiskPiece, FORMAT_VERSION, Manifest, Origin};
+pub use memory::CHUNK_BYTES;
+pub use reader::{OpenError, Snapshot};
+pub use verify::{Report, VerifyError};
+pub use writer::{WriteError, Writer, file_digest};
+
+/// File of the header and the manifest.
+pub const MANIFEST_FILE: &str = "manifest";
+/// File of the machine's state.
+pub const MACHINE_FILE: &str = "machine.bin";
+/// File of the guest's memory.
+pub const MEMORY_FILE: &str = "memory.bin";

@@ -16,5 +16,6 @@ mod ioapic;
 mod vcpu;
 mod vcpu_state;
 
+pub use cpuid::supported as supported_cpuid;
 pub use machine::{BootConfig, Disk, Machine, MachineError, StopReason, VCPUS_MAX};
 pub use memory::{GuestMemory, MemoryError};

@@ -86,6 +86,9 @@ pub enum MachineError {
     Load(String),
 }
 
+/// The operation that fails when a host has no KVM, or keeps it from us.
+pub(crate) const OPEN_KVM: &str = "open /dev/kvm (is there one, and may you use it?)";
+
 pub(crate) fn kvm<T>(
     operation: &'static str,
     result: Result<T, kvm_ioctls::Error>,
@@ -380,10 +383,7 @@ impl Drop for Machine {
 
 impl Parts {
     fn create(memory: &GuestMemory, vcpus: u8) -> Result<Self, MachineError> {
-        let host = kvm(
-            "open /dev/kvm (is there one, and may you use it?)",
-            Kvm::new(),
-        )?;
+        let host = kvm(OPEN_KVM, Kvm::new())?;
         let vm = kvm("make a VM", host.create_vm())?;
         kvm("set the TSS address", vm.set_tss_address(KVM_TSS))?;
         let mut split = kvm_enable_cap {

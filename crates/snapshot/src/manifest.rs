@@ -1,0 +1,244 @@
+//! The manifest: one header line that never changes its shape, then JSON of the version it names.
+//!
+//! The header is `zygote-snapshot VERSION DIGEST\n`: readable by every version there will ever be,
+//! so that a newer snapshot is refused by its version and not by a parse error. DIGEST is BLAKE3,
+//! in hex, of all bytes after the header.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the format that this program writes, and the only one that it reads.
+pub const FORMAT_VERSION: u32 = 1;
+/// First word of the header.
+pub const MAGIC: &str = "zygote-snapshot";
+/// Largest manifest; a 16 GiB guest's is 0.6 MB.
+pub const MANIFEST_MAX_BYTES: u64 = 4 << 20;
+
+/// What a snapshot consists of and where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Where it comes from.
+    pub origin: Origin,
+    /// Number of vCPUs.
+    pub vcpus: u32,
+    /// `machine.bin`: postcard of [`crate::state::MachineState`].
+    pub machine: Piece,
+    /// `memory.bin`.
+    pub memory: MemoryPiece,
+    /// Disk images, in the order of their devices. They lie beside the snapshots that share them,
+    /// in a folder of pieces, each under its digest.
+    pub disks: Vec<DiskPiece>,
+}
+
+/// Where a snapshot comes from. Nothing in here changes how it is read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// Name of the template.
+    pub template: String,
+    /// Digest of everything that it was built from.
+    pub recipe_digest: String,
+    /// Which of the template's replicas, from 0.
+    pub replica: u32,
+    /// When it was taken, in seconds since 1970-01-01T00:00:00Z.
+    pub created_unix_s: u64,
+    /// Version of the program that took it.
+    pub zygote_version: String,
+    /// Version of the protocol that the guest's agent speaks.
+    pub protocol_version: u32,
+    /// The guest's `uname -r`.
+    pub kernel_release: String,
+    /// The warm interpreter: `python`.
+    pub interpreter: String,
+    /// Vendor of the CPU that it was taken on, as CPUID leaf 0 tells.
+    pub cpu_vendor: String,
+}
+
+/// A file that is read whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Piece {
+    /// Length.
+    pub bytes: u64,
+    /// BLAKE3, in hex.
+    pub digest: String,
+}
+
+/// The memory file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryPiece {
+    /// Length of the file: the guest's memory without the 32-bit hole.
+    pub bytes: u64,
+    /// BLAKE3, in hex, of each [`crate::CHUNK_BYTES`] of it, the last one maybe shorter; empty for
+    /// a chunk of zeros, which is a hole in the file.
+    pub chunks: Vec<String>,
+}
+
+/// A disk image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskPiece {
+    /// Length.
+    pub bytes: u64,
+    /// BLAKE3, in hex: also the name of its file.
+    pub digest: String,
+}
+
+/// Why bytes are no manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// No header.
+    #[error("it does not begin as a snapshot's manifest does")]
+    NotASnapshot,
+    /// Written by a later program.
+    #[error("it has format version {found}, and this program reads version {FORMAT_VERSION}")]
+    Version {
+        /// The version that it names.
+        found: u32,
+    },
+    /// Not the bytes that were written.
+    #[error("its digest does not match: it has been damaged")]
+    Damaged,
+    /// Right digest, wrong content.
+    #[error("it does not say what a manifest must say")]
+    Content(#[source] serde_json::Error),
+    /// It contradicts itself.
+    #[error("it contradicts itself: {0}")]
+    Contradiction(&'static str),
+}
+
+impl Manifest {
+    /// Header and JSON.
+    ///
+    /// # Errors
+    /// If JSON cannot be made; for these types it always can.
+    pub fn encode(&self) -> Result<Vec<u8>, serde_json::Error> {
+        let mut body = serde_json::to_vec_pretty(self)?;
+        body.push(b'\n');
+        let digest = blake3::hash(&body).to_hex();
+        let mut bytes = format!("{MAGIC} {FORMAT_VERSION} {digest}\n").into_bytes();
+        bytes.extend_from_slice(&body);
+        Ok(bytes)
+    }
+
+    /// Reads the header, compares version and digest, and only then decodes the rest.
+    ///
+    /// # Errors
+    /// See [`ManifestError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
+        let end = bytes.iter().take(256).position(|byte| *byte == b'\n');
+        let (header, body) = bytes.split_at(end.ok_or(ManifestError::NotASnapshot)? + 1);
+        let header = std::str::from_utf8(&header[..header.len() - 1]);
+        let words: Vec<&str> = header
+            .map_err(|_| ManifestError::NotASnapshot)?
+            .split(' ')
+            .collect();
+        let [MAGIC, version, digest] = words[..] else {
+            return Err(ManifestError::NotASnapshot);
+        };
+        let found: u32 = version.parse().map_err(|_| ManifestError::NotASnapshot)?;
+        if found != FORMAT_VERSION || version != found.to_string() {
+            return Err(ManifestError::Version { found });
+        }
+        if blake3::hash(body).to_hex().as_str() != digest {
+            return Err(ManifestError::Damaged);
+        }
+        let manifest: Self = serde_json::from_slice(body).map_err(ManifestError::Content)?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> Result<(), ManifestError> {
+        let chunks = self.memory.bytes.div_ceil(crate::CHUNK_BYTES);
+        if self.memory.chunks.len() as u64 != chunks {
+            return Err(ManifestError::Contradiction(
+                "the number of memory digests does not fit the memory's size",
+            ));
+        }
+        if self.disks.iter().any(|disk| !is_digest(&disk.digest)) {
+            return Err(ManifestError::Contradiction("a disk's digest is not one"));
+        }
+        Ok(())
+    }
+}
+
+/// Whether a text is a BLAKE3 digest in hex (and so can be a file's name).
+pub fn is_digest(text: &str) -> bool {
+    text.len() == 2 * blake3::OUT_LEN
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn origin() -> Origin {
+        Origin {
+            template: "python".into(),
+            recipe_digest: "0".into(),
+            replica: 0,
+            created_unix_s: 1,
+            zygote_version: "0.1.0".into(),
+            protocol_version: 1,
+            kernel_release: "6.12".into(),
+            interpreter: "python".into(),
+            cpu_vendor: "AuthenticAMD".into(),
+        }
+    }
+
+    fn manifest() -> Manifest {
+        Manifest {
+            origin: origin(),
+            vcpus: 1,
+            machine: Piece {
+                bytes: 1,
+                digest: "a".repeat(64),
+            },
+            memory: MemoryPiece {
+                bytes: 4096,
+                chunks: vec![String::new()],
+            },
+            disks: vec![],
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_and_every_truncation_is_refused() {
+        let bytes = manifest().encode().unwrap();
+        assert_eq!(Manifest::decode(&bytes).unwrap(), manifest());
+        for at in 0..bytes.len() {
+            assert!(Manifest::decode(&bytes[..at]).is_err(), "cut at {at}");
+            for bit in 0..8 {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 1 << bit;
+                assert!(Manifest::decode(&damaged).is_err(), "byte {at} bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_newer_version_is_refused_by_its_number_before_anything_else() {
+        let bytes = b"zygote-snapshot 2 whatever comes then\n{";
+        let Err(ManifestError::NotASnapshot | ManifestError::Version { found: 2 }) =
+            Manifest::decode(bytes)
+        else {
+            panic!("decoded");
+        };
+        let bytes = b"zygote-snapshot 2 digest\n\xff\xfe not json";
+        let Err(error) = Manifest::decode(bytes) else {
+            panic!("decoded");
+        };
+        assert!(error.to_string().contains("version 2"), "{error}");
+    }
+
+    #[test]
+    fn a_digest_cannot_lead_out_of_its_folder() {
+        assert!(is_digest(&"0a".repeat(32)));
+        assert!(!is_digest(&"../".repeat(21)));
+        assert!(!is_digest(""));
+        assert!(!is_digest(&"0A".repeat(32)));
+    }
+}
