@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::process::Command;
 
 /// From the top to the bottom: a crate may depend on those after it.
-const ORDER: [&str; 8] = [
+const ORDER: [&str; 9] = [
     "zygote-cli",
     "zygote-server",
     "zygote-engine",
@@ -14,12 +14,13 @@ const ORDER: [&str; 8] = [
     "zygote-vmm",
     "zygote-snapshot",
     "zygote-protocol",
+    "zygote-debian",
 ];
 
 /// Crates beside the order, with all that they may see of ours.
 const BESIDE: [(&str, &[&str]); 3] = [
     ("zygote-agent", &["zygote-protocol"]),
-    ("zygote-lab", &[]),
+    ("zygote-lab", &["zygote-debian"]),
     ("xtask", &["zygote-lab"]),
 ];
 
