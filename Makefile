@@ -1,5 +1,7 @@
 # One-line wrappers; the work is in xtask/.
-.PHONY: build test lab
-build: ; cargo xtask build
+.PHONY: demo test build setup lab
+demo: ; cargo xtask demo
 test: ; cargo xtask test
+build: ; cargo xtask build
+setup: ; cargo xtask setup
 lab: ; cargo xtask lab -- $(CMD)

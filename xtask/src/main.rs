@@ -1,9 +1,12 @@
 //! Automation: everything that the Makefile and CI do, one verb each.
 
+mod lab;
 mod layers;
+mod setup;
 mod steps;
 
 use clap::{Parser, Subcommand};
+use std::ffi::OsString;
 
 #[derive(Parser)]
 #[command(about = "Builds, tests and checks Zygote")]
@@ -14,18 +17,40 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
+    /// Install the Debian packages that are missing (as root; else says what to type).
+    Setup,
     /// Build everything in release mode, the guest's agent statically.
     Build,
     /// Check that crates depend only downwards (ARCHITECTURE.md).
     Layers,
     /// Check the licences of all dependencies.
     Licences,
-    /// Format check, lints, layers, licences, tests.
+    /// Everything that CI checks: format, lints, layers, licences, tests, end-to-end ones included.
     Test,
+    /// Install what is missing, build, and show two forks of the `python` template.
+    Demo,
+    /// Run a command on an emulated host with working KVM.
+    Lab {
+        /// One processor whose clock counts instructions.
+        #[arg(long)]
+        icount: bool,
+        /// The command.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        command: Vec<OsString>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|verb| verb == zygote_lab::INIT_VERB)
+    {
+        zygote_lab::init_main();
+    }
     match Arguments::parse().verb {
+        Verb::Setup => setup::install(),
+        Verb::Demo => steps::demo(),
+        Verb::Lab { icount, command } => lab::run(icount, command),
         Verb::Build => steps::build(),
         Verb::Layers => layers::check(),
         Verb::Licences => layers::check_licences(),

@@ -72,8 +72,17 @@ fn build_agent() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Two forks of one template, from nothing.
+pub fn demo() -> anyhow::Result<()> {
+    step("packages", crate::setup::install)?;
+    build()?;
+    run(Command::new("target/release/zygote").arg("demo"))
+}
+
 /// Everything that CI checks.
 pub fn test() -> anyhow::Result<()> {
+    step("packages", crate::setup::install)?;
+    build()?;
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("layers", layers::check)?;
     step("licences", layers::check_licences)?;
