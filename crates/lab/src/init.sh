@@ -10,6 +10,8 @@ $B mkdir /layer/upper /layer/work
 $B mount -t 9p -o trans=virtio,version=9p2000.L,cache=loose,msize=512000,ro root /host || echo "lab: no root"
 $B mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work overlay /root
 for folder in proc sys dev; do $B mount --move /$folder /root/$folder; done
+$B ln -s /proc/self/fd /root/dev/fd
+for number in 0:stdin 1:stdout 2:stderr; do $B ln -s "/proc/self/fd/${number%:*}" "/root/dev/${number#*:}"; done
 $B mkdir -p /root/dev/pts /root/dev/shm
 $B mount -t devpts devpts /root/dev/pts
 for folder in dev/shm run; do $B mount -t tmpfs tmpfs /root/$folder; done

@@ -14,4 +14,5 @@ mod serial;
 mod usage;
 mod zygote;
 
+pub use serial::Console;
 pub use zygote::zygote_main;

@@ -348,6 +348,23 @@ impl Machine {
         })
     }
 
+    /// The paused guest's memory: `(RAM offset, bytes)` of each region, in ascending order.
+    ///
+    /// # Errors
+    /// If the machine runs.
+    pub fn paused_memory(&self) -> Result<Vec<(u64, &[u8])>, MachineError> {
+        let Vcpus::Stopped(_) = &self.vcpus else {
+            return Err(MachineError::State("it must be paused to be read".into()));
+        };
+        let ranges = self.shared.bus.memory.host_ranges().into_iter();
+        // SAFETY: mapped for as long as the machine lives; nobody writes it while the vCPUs are
+        // stopped, and starting them needs `&mut self`.
+        let slice = |host, length| unsafe { std::slice::from_raw_parts(host, length) };
+        Ok(ranges
+            .map(|(offset, host, length)| (offset, slice(host, length)))
+            .collect())
+    }
+
     /// The guest's memory; stable only while paused.
     pub fn memory(&self) -> &GuestMemory {
         &self.shared.bus.memory

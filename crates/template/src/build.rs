@@ -1,0 +1,240 @@
+//! Building a template: boot, warm, freeze, snapshot, once a replica; then publish.
+
+use crate::Progress;
+use crate::guest::{Boot, Guest, GuestError};
+use crate::ingredients::{GatherError, Ingredients, gather};
+use crate::recipe::Recipe;
+use crate::store::{Fresh, Store, StoreError, Template, disk_bytes};
+use std::fs::File;
+use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use zygote_protocol::{AgentMessage, HostMessage, PROTOCOL_VERSION};
+use zygote_snapshot::{FORMAT_VERSION, Origin, Snapshot, VerifyError, WriteError, Writer};
+use zygote_vmm::{Disk, MachineError};
+
+/// Limits of the stages; emulated hosts are a hundred times slower than real ones.
+const BOOT_MAX: Duration = Duration::from_secs(300);
+const WARM_MAX: Duration = Duration::from_secs(1200);
+const FREEZE_MAX: Duration = Duration::from_secs(120);
+/// Most replicas of a template.
+pub const REPLICAS_MAX: u32 = 64;
+
+/// How to build.
+#[derive(Clone, Debug)]
+pub struct BuildOptions {
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// How many times to boot it, 1 to [`REPLICAS_MAX`].
+    pub replicas: u32,
+    /// Build even if the template is there and made of the same.
+    pub force: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Built {
+    /// There was one already, made of the same.
+    UpToDate(Template),
+    /// It has been built.
+    New(Template),
+}
+
+/// Why a template could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Its ingredients.
+    #[error(transparent)]
+    Gather(#[from] GatherError),
+    /// Its guest.
+    #[error("the template's guest did not get ready")]
+    Guest(#[from] GuestError),
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Writing it.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// Reading it back.
+    #[error("the snapshot that was just written cannot be read back")]
+    Verify(#[from] VerifyError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A file.
+    #[error("cannot open what the template is booted from")]
+    Open(#[source] io::Error),
+    /// Not a possible number.
+    #[error("{0} replicas: a template has 1 to {REPLICAS_MAX}")]
+    Replicas(u32),
+}
+
+/// Builds a template, or finds that it is there. Needs a working /dev/kvm; with its ingredients in
+/// the cache, nothing else.
+///
+/// # Errors
+/// See [`BuildError`]; the store is then as it was.
+pub fn build(
+    store: &Store,
+    recipe: &Recipe,
+    options: &BuildOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Built, BuildError> {
+    if !(1..=REPLICAS_MAX).contains(&options.replicas) {
+        return Err(BuildError::Replicas(options.replicas));
+    }
+    let ingredients = gather(store, recipe, progress)?;
+    let digest = digest(&ingredients, recipe, options);
+    if let Ok(template) = store.inspect(&recipe.name)
+        && template.digest == digest
+        && !options.force
+    {
+        return Ok(Built::UpToDate(template));
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default();
+    let unique = format!("{}-{}", now.as_nanos(), std::process::id());
+    let fresh = store.begin(&recipe.name, &unique)?;
+    for replica in 0..options.replicas {
+        let of = (replica, options.replicas);
+        make_replica(
+            store,
+            &fresh,
+            recipe,
+            options,
+            &ingredients,
+            &digest,
+            of,
+            progress,
+        )?;
+    }
+    let template = Template {
+        name: recipe.name.clone(),
+        created_unix_s: now.as_secs(),
+        memory_bytes: options.memory_bytes,
+        vcpus: options.vcpus,
+        replicas: options.replicas,
+        kernel_release: ingredients.kernel.release.clone(),
+        interpreter: recipe.interpreter.clone(),
+        base: recipe.base.clone(),
+        packages: recipe.packages.clone(),
+        digest,
+        disk_bytes: disk_bytes(&fresh.path) + ingredients.root.bytes,
+    };
+    progress(Progress::new("publishing the template"));
+    store.publish(fresh, &template)?;
+    Ok(Built::New(template))
+}
+
+/// Whether the store has the template as these ingredients and options would make it.
+fn digest(ingredients: &Ingredients, recipe: &Recipe, options: &BuildOptions) -> String {
+    let words = [
+        ingredients.digest.clone(),
+        recipe.interpreter.clone(),
+        recipe.warm.clone(),
+        options.memory_bytes.to_string(),
+        options.vcpus.to_string(),
+        options.replicas.to_string(),
+        FORMAT_VERSION.to_string(),
+        PROTOCOL_VERSION.to_string(),
+        env!("CARGO_PKG_VERSION").to_owned(),
+    ];
+    let mut hasher = blake3::Hasher::new();
+    for word in words {
+        hasher.update(&(word.len() as u64).to_le_bytes());
+        hasher.update(word.as_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one caller; they are the build's whole state"
+)]
+fn make_replica(
+    store: &Store,
+    fresh: &Fresh,
+    recipe: &Recipe,
+    options: &BuildOptions,
+    ingredients: &Ingredients,
+    digest: &str,
+    (replica, replicas): (u32, u32),
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), BuildError> {
+    let mut tell = |message: &str| {
+        let prefix = if replicas > 1 {
+            format!("replica {} of {replicas}: ", replica + 1)
+        } else {
+            String::new()
+        };
+        progress(Progress::new(format!("{prefix}{message}")));
+    };
+    tell("booting the guest");
+    let mut guest = boot(store, options, ingredients)?;
+    let AgentMessage::Hello { kernel_release, .. } = guest.next("start its agent", BOOT_MAX)?
+    else {
+        return Err(GuestError::Unexpected("something before its greeting".into()).into());
+    };
+    tell("warming the interpreter up");
+    let code = recipe.warm.clone();
+    guest.send(&HostMessage::Warm { code })?;
+    match guest.next("warm its interpreter up", WARM_MAX)? {
+        AgentMessage::Warmed => {}
+        AgentMessage::WarmFailed { message } => return Err(GuestError::Warm(message).into()),
+        other => return Err(GuestError::Unexpected(format!("{other:?}")).into()),
+    }
+    guest.send(&HostMessage::Freeze)?;
+    match guest.next("freeze", FREEZE_MAX)? {
+        AgentMessage::Frozen => {}
+        other => return Err(GuestError::Unexpected(format!("{other:?}")).into()),
+    }
+    guest.machine.pause()?;
+    tell("writing the snapshot");
+    let state = guest.machine.save()?;
+    let directory = fresh.replica(replica);
+    let mut writer = Writer::create(&directory)?;
+    writer.memory(guest.machine.paused_memory()?)?;
+    writer.machine(&state)?;
+    writer.disk(ingredients.root.clone());
+    let cpuid = state.vcpus.first().map(|vcpu| &vcpu.cpuid[..]);
+    writer.finish(Origin {
+        template: recipe.name.clone(),
+        recipe_digest: digest.to_owned(),
+        replica,
+        created_unix_s: unix_seconds(),
+        zygote_version: env!("CARGO_PKG_VERSION").to_owned(),
+        protocol_version: PROTOCOL_VERSION,
+        kernel_release,
+        interpreter: recipe.interpreter.clone(),
+        cpu_vendor: zygote_snapshot::cpu::vendor(cpuid.unwrap_or_default()),
+    })?;
+    drop(guest);
+    tell("verifying the snapshot");
+    let snapshot = Snapshot::open(&directory, &store.pieces()).map_err(VerifyError::from)?;
+    snapshot.verify_once(&store.stamps(), &mut |_, _| {})?;
+    Ok(())
+}
+
+fn boot(
+    store: &Store,
+    options: &BuildOptions,
+    ingredients: &Ingredients,
+) -> Result<Guest, BuildError> {
+    let root = store.pieces().join(&ingredients.root.digest);
+    Ok(Guest::boot(Boot {
+        memory_bytes: options.memory_bytes,
+        vcpus: options.vcpus,
+        kernel: File::open(&ingredients.kernel.image).map_err(BuildError::Open)?,
+        initramfs: ingredients.initramfs_file().map_err(BuildError::Open)?,
+        root: Disk {
+            file: File::open(root).map_err(BuildError::Open)?,
+            digest: ingredients.root.digest.clone(),
+        },
+    })?)
+}
+
+fn unix_seconds() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
+}

@@ -1,0 +1,212 @@
+//! A guest that is being made into a template: its machine, and the conversation with its agent.
+
+use rustix::event::epoll;
+use rustix::time::Timespec;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+use zygote_protocol::{AgentMessage, FrameDecoder, FrameError, HostMessage, encode};
+use zygote_runner::Console;
+use zygote_vmm::{BootConfig, Disk, Machine, MachineError, StopReason};
+
+const AGENT: u64 = 0;
+const STOP: u64 = 1;
+const HOST: u64 = 2;
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 reboot=k init_on_alloc=0 quiet";
+
+/// Why a guest did not become what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// The machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// A socket or descriptor of ours.
+    #[error("cannot talk to the guest")]
+    Own(#[from] io::Error),
+    /// The guest sent what is no message.
+    #[error("the guest sent what is no message")]
+    Nonsense(#[from] FrameError),
+    /// The guest stopped.
+    #[error(
+        "the guest stopped while it was to {stage}: {reason}\nits console said last:\n{console}"
+    )]
+    Stopped {
+        /// What it was doing.
+        stage: &'static str,
+        /// Why it stopped.
+        reason: String,
+        /// The end of its console.
+        console: String,
+    },
+    /// It takes too long.
+    #[error("the guest did not {stage} within {limit_s} s\nits console said last:\n{console}")]
+    Timeout {
+        /// What it should have done.
+        stage: &'static str,
+        /// How long that may take.
+        limit_s: u64,
+        /// The end of its console.
+        console: String,
+    },
+    /// The warm-up code failed.
+    #[error("the recipe's warm-up code failed:\n{0}")]
+    Warm(String),
+    /// It said something else.
+    #[error("the guest answered {0} instead")]
+    Unexpected(String),
+}
+
+/// A machine with its agent.
+pub struct Guest {
+    /// The machine.
+    pub machine: Machine,
+    console: Console,
+    stream: UnixStream,
+    /// The machine's end of it, under the number that the epoll set knows.
+    _agent: UnixStream,
+    epoll: OwnedFd,
+    decoder: FrameDecoder,
+}
+
+/// What to boot.
+pub struct Boot {
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Kernel image.
+    pub kernel: File,
+    /// initramfs.
+    pub initramfs: File,
+    /// Root image.
+    pub root: Disk,
+}
+
+fn watch(
+    agent: &UnixStream,
+    machine: &Machine,
+    stream: &UnixStream,
+) -> rustix::io::Result<OwnedFd> {
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+    let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+    let level = epoll::EventFlags::IN;
+    let number = epoll::EventData::new_u64;
+    epoll::add(&set, agent, number(AGENT), edges)?;
+    epoll::add(&set, machine.stop_event(), number(STOP), level)?;
+    epoll::add(&set, stream, number(HOST), level)?;
+    Ok(set)
+}
+
+impl Guest {
+    /// Boots a guest; it runs when this returns.
+    pub fn boot(boot: Boot) -> Result<Self, GuestError> {
+        let (agent, stream) = UnixStream::pair()?;
+        agent.set_nonblocking(true)?;
+        let config = BootConfig {
+            memory_bytes: boot.memory_bytes,
+            vcpus: boot.vcpus,
+            kernel: boot.kernel,
+            initramfs: boot.initramfs,
+            command_line: COMMAND_LINE.into(),
+            disks: vec![boot.root],
+        };
+        let console = Console::default();
+        let sink = Box::new(console.clone());
+        let machine = Machine::boot(config, agent.try_clone()?.into(), sink)?;
+        let set = watch(&agent, &machine, &stream).map_err(io::Error::from)?;
+        stream.set_nonblocking(true)?;
+        let mut guest = Self {
+            machine,
+            console,
+            stream,
+            _agent: agent,
+            epoll: set,
+            decoder: FrameDecoder::default(),
+        };
+        guest.machine.start()?;
+        Ok(guest)
+    }
+
+    /// Sends a message; those of a build are far smaller than the socket's buffer.
+    pub fn send(&mut self, message: &HostMessage) -> Result<(), GuestError> {
+        Ok(self.stream.write_all(&encode(message)?)?)
+    }
+
+    /// The next message; `stage` completes "the guest did not …".
+    pub fn next(
+        &mut self,
+        stage: &'static str,
+        limit: Duration,
+    ) -> Result<AgentMessage, GuestError> {
+        let start = Instant::now();
+        loop {
+            if let Some(message) = self.decoder.next_message()? {
+                return Ok(message);
+            }
+            let left = limit.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return Err(GuestError::Timeout {
+                    stage,
+                    limit_s: limit.as_secs(),
+                    console: self.console.tail(),
+                });
+            }
+            self.turn(stage, left)?;
+        }
+    }
+
+    fn turn(&mut self, stage: &'static str, left: Duration) -> Result<(), GuestError> {
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }; 4];
+        let left = Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        let count = match epoll::wait(&self.epoll, &mut events, Some(&left)) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(io::Error::from(error).into()),
+        };
+        for event in &events[..count] {
+            match event.data.u64() {
+                AGENT => drop(self.machine.agent_ready()),
+                STOP => return Err(self.stopped(stage)),
+                _ => self.receive()?,
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self) -> Result<(), GuestError> {
+        let mut bytes = [0; 16384];
+        match self.stream.read(&mut bytes) {
+            // The agent is gone, and the guest will stop; its console tells why.
+            Ok(0) => {
+                epoll::delete(&self.epoll, &self.stream).map_err(io::Error::from)?;
+                Ok(())
+            }
+            Ok(count) => {
+                self.decoder.extend(&bytes[..count]);
+                Ok(())
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn stopped(&self, stage: &'static str) -> GuestError {
+        let reason = match self.machine.stop_reason() {
+            Some(StopReason::GuestCrash(what) | StopReason::HostError(what)) => what,
+            Some(StopReason::GuestReset) | None => "it reset or powered off".to_owned(),
+        };
+        GuestError::Stopped {
+            stage,
+            reason,
+            console: self.console.tail(),
+        }
+    }
+}

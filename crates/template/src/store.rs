@@ -1,0 +1,548 @@
+//! The store: templates by name, on disk.
+//!
+//! ```text
+//!     STATE/templates/NAME             link to the generation in use; renaming it publishes
+//!     STATE/generations/NAME-UNIQUE/   template.json, replica-0/ … (a snapshot each)
+//!     STATE/pieces/DIGEST              disk images, shared
+//!     STATE/cache/                     kernels, index of root images, stamps of verifications
+//!     STATE/lock                       held while a name changes
+//!     STATE/builds.lock                held by the one build at a time, and to remove what is unused
+//! ```
+
+use crate::Progress;
+use crate::recipe::is_name;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use zygote_snapshot::{OpenError, Snapshot, VerifyError};
+
+const DESCRIPTION_FILE: &str = "template.json";
+const REPLICA_PREFIX: &str = "replica-";
+/// Being written; nobody's yet.
+const FRESH_PREFIX: &str = "new-";
+
+/// Why the store cannot do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No such template.
+    #[error("there is no template {name}; make it with: zygote template build {name}")]
+    NotFound {
+        /// What was asked for.
+        name: String,
+    },
+    /// No template can be called so.
+    #[error("{name:?} is no name of a template: [a-z0-9][a-z0-9_.-]*")]
+    Name {
+        /// What was asked for.
+        name: String,
+    },
+    /// A file.
+    #[error("cannot {operation} {}", path.display())]
+    File {
+        /// Verb.
+        operation: &'static str,
+        /// Object.
+        path: PathBuf,
+        /// The kernel's word.
+        #[source]
+        source: io::Error,
+    },
+    /// Its description is damaged.
+    #[error("the template {name} is damaged ({} is not readable); build it again: zygote template build {name} --force", path.display())]
+    Description {
+        /// Which template.
+        name: String,
+        /// Its file.
+        path: PathBuf,
+    },
+    /// A snapshot of it.
+    #[error(
+        "the template {name} is not usable; build it again: zygote template build {name} --force"
+    )]
+    Snapshot {
+        /// Which template.
+        name: String,
+        /// Why.
+        #[source]
+        source: OpenError,
+    },
+    /// A snapshot of it is damaged.
+    #[error("the template {name} is damaged; build it again: zygote template build {name} --force")]
+    Damaged {
+        /// Which template.
+        name: String,
+        /// Where.
+        #[source]
+        source: VerifyError,
+    },
+}
+
+fn at<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
+    move |source| StoreError::File {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// What a template is, for people and for the next build.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Template {
+    /// Its name.
+    pub name: String,
+    /// When it was built, in seconds since 1970-01-01T00:00:00Z.
+    pub created_unix_s: u64,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// How many times it was booted, so that forks do not all share one address-space layout.
+    pub replicas: u32,
+    /// Guest's `uname -r`.
+    pub kernel_release: String,
+    /// Its warm interpreter.
+    pub interpreter: String,
+    /// Debian release and packages.
+    pub base: String,
+    /// Debian packages beside the base system.
+    pub packages: Vec<String>,
+    /// A digest of everything that it was built from.
+    pub digest: String,
+    /// What it takes on disk, holes not counted, in bytes.
+    pub disk_bytes: u64,
+}
+
+/// Where templates are kept.
+#[derive(Clone, Debug)]
+pub struct Store {
+    state: PathBuf,
+}
+
+/// Where everything is kept unless the user says otherwise: root's is the system's.
+pub fn default_state_dir() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        return PathBuf::from("/var/lib/zygote");
+    }
+    let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into()));
+    let data = data.filter(|path| path.is_absolute());
+    data.unwrap_or_else(|| home().join(".local/share"))
+        .join("zygote")
+}
+
+impl Store {
+    /// The store in a state directory; nothing is created until something is built.
+    pub fn open(state: PathBuf) -> Self {
+        Self { state }
+    }
+
+    /// The state directory.
+    pub fn state_dir(&self) -> &Path {
+        &self.state
+    }
+
+    /// Kernels, root images' index, stamps.
+    pub fn cache(&self) -> PathBuf {
+        self.state.join("cache")
+    }
+
+    /// Disk images by digest.
+    pub fn pieces(&self) -> PathBuf {
+        self.state.join("pieces")
+    }
+
+    /// Where verifications are remembered.
+    pub fn stamps(&self) -> PathBuf {
+        self.cache().join("verified")
+    }
+
+    fn names(&self) -> PathBuf {
+        self.state.join("templates")
+    }
+
+    fn generations(&self) -> PathBuf {
+        self.state.join("generations")
+    }
+
+    /// All templates, by name. Those that are damaged come as errors.
+    pub fn list(&self) -> Vec<(String, Result<Template, StoreError>)> {
+        let entries = fs::read_dir(self.names()).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|name| is_name(name) && !name.starts_with(FRESH_PREFIX))
+            .collect();
+        names.sort();
+        let describe = |name: String| (name.clone(), self.inspect(&name));
+        names.into_iter().map(describe).collect()
+    }
+
+    /// What a template is.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn inspect(&self, name: &str) -> Result<Template, StoreError> {
+        let generation = self.generation(name)?;
+        let path = generation.join(DESCRIPTION_FILE);
+        let damaged = || StoreError::Description {
+            name: name.to_owned(),
+            path: path.clone(),
+        };
+        let text = fs::read(&path).map_err(|_| damaged())?;
+        let template: Template = serde_json::from_slice(&text).map_err(|_| damaged())?;
+        if template.name == name {
+            Ok(template)
+        } else {
+            Err(damaged())
+        }
+    }
+
+    /// The snapshot folders of a template, one a replica.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn replicas(&self, name: &str) -> Result<Vec<PathBuf>, StoreError> {
+        let generation = self.generation(name)?;
+        let count = self.inspect(name)?.replicas;
+        let replica = |index| generation.join(format!("{REPLICA_PREFIX}{index}"));
+        Ok((0..count).map(replica).collect())
+    }
+
+    /// Compares every byte of a template with its digests; gives back the bytes read. `progress`
+    /// gets bytes done and in all, replica by replica.
+    ///
+    /// # Errors
+    /// The first damage, by name.
+    pub fn verify(
+        &self,
+        name: &str,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<u64, StoreError> {
+        let mut read = 0;
+        for directory in self.replicas(name)? {
+            let snapshot = self.open_snapshot(name, &directory)?;
+            let report = snapshot
+                .verify(progress)
+                .map_err(|source| StoreError::Damaged {
+                    name: name.to_owned(),
+                    source,
+                })?;
+            read += report.read_bytes;
+        }
+        Ok(read)
+    }
+
+    fn open_snapshot(&self, name: &str, directory: &Path) -> Result<Snapshot, StoreError> {
+        Snapshot::open(directory, &self.pieces()).map_err(|source| StoreError::Snapshot {
+            name: name.to_owned(),
+            source,
+        })
+    }
+
+    /// Removes a template. Sandboxes that run from it go on.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let generation = self.generation(name);
+        if let Err(StoreError::Name { .. } | StoreError::NotFound { .. }) = generation {
+            return generation.map(drop);
+        }
+        let _lock = self.lock()?;
+        let link = self.names().join(name);
+        fs::remove_file(&link).map_err(at("remove", &link))?;
+        // While something is built, what is unused cannot be told: the build will sweep.
+        if let Some(_alone) = self.try_lock_builds() {
+            self.sweep();
+        }
+        Ok(())
+    }
+
+    /// The folder of the generation that a name stands for.
+    fn generation(&self, name: &str) -> Result<PathBuf, StoreError> {
+        let name = name.to_owned();
+        if !is_name(&name) {
+            return Err(StoreError::Name { name });
+        }
+        match fs::read_link(self.names().join(&name)) {
+            Ok(target) => Ok(self.names().join(target)),
+            Err(_) => Err(StoreError::NotFound { name }),
+        }
+    }
+
+    /// Waits until no other build is under way, and keeps others waiting until the result is
+    /// dropped. Whoever builds holds it, from before the ingredients to after the publishing; on
+    /// the host, when the building itself goes on in a lab, whose locks stay inside.
+    ///
+    /// # Errors
+    /// If the lock's file cannot be made.
+    pub fn lock_builds(&self, progress: &mut dyn FnMut(Progress)) -> Result<File, StoreError> {
+        fs::create_dir_all(&self.state).map_err(at("make the folder", &self.state))?;
+        let path = self.state.join("builds.lock");
+        let file = File::create(&path).map_err(at("create", &path))?;
+        if file.try_lock().is_err() {
+            progress(Progress::new("waiting for another build to end"));
+            file.lock().map_err(at("lock", &path))?;
+        }
+        Ok(file)
+    }
+
+    fn try_lock_builds(&self) -> Option<File> {
+        let file = File::create(self.state.join("builds.lock")).ok()?;
+        file.try_lock().is_ok().then_some(file)
+    }
+
+    /// A folder for a generation that is being built: nobody's until it is published. The caller
+    /// holds the lock of builds.
+    pub(crate) fn begin(&self, name: &str, unique: &str) -> Result<Fresh, StoreError> {
+        for folder in [self.names(), self.generations()] {
+            fs::create_dir_all(&folder).map_err(at("make the folder", &folder))?;
+        }
+        let _lock = self.lock()?;
+        self.sweep();
+        let path = self
+            .generations()
+            .join(format!("{FRESH_PREFIX}{name}-{unique}"));
+        fs::create_dir(&path).map_err(at("make the folder", &path))?;
+        Ok(Fresh { path })
+    }
+
+    /// Makes a finished generation the template of its name, in one rename.
+    pub(crate) fn publish(&self, fresh: Fresh, template: &Template) -> Result<(), StoreError> {
+        let text = serde_json::to_vec_pretty(template).unwrap_or_default();
+        let description = fresh.path.join(DESCRIPTION_FILE);
+        write_synced(&description, &text)?;
+        let unique = fresh.path.file_name().unwrap_or_default().to_string_lossy();
+        let unique = unique.trim_start_matches(FRESH_PREFIX).to_owned();
+        let _lock = self.lock()?;
+        let target = self.generations().join(&unique);
+        fs::rename(&fresh.path, &target).map_err(at("publish", &target))?;
+        let link = self.names().join(format!("{FRESH_PREFIX}{unique}"));
+        symlink(Path::new("../generations").join(&unique), &link).map_err(at("create", &link))?;
+        let name = self.names().join(&template.name);
+        fs::rename(&link, &name).map_err(at("publish", &name))?;
+        for folder in [self.generations(), self.names()] {
+            let opened = File::open(&folder).and_then(|folder| folder.sync_all());
+            opened.map_err(at("flush", &folder))?;
+        }
+        self.sweep();
+        Ok(())
+    }
+
+    fn lock(&self) -> Result<File, StoreError> {
+        let path = self.state.join("lock");
+        let file = File::create(&path).map_err(at("create", &path))?;
+        file.lock().map_err(at("lock", &path))?;
+        Ok(file)
+    }
+
+    /// Removes what nothing refers to: replaced generations, what killed builds have left, images
+    /// that neither a template nor the cache's index names. Called under the lock. What cannot be
+    /// removed now is removed another time.
+    fn sweep(&self) {
+        let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
+        let mut used = HashSet::new();
+        for entry in entries(&self.names()) {
+            let fresh = entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with(FRESH_PREFIX);
+            match fs::read_link(entry.path()) {
+                Ok(target) if !fresh => {
+                    used.insert(target.file_name().map(ToOwned::to_owned));
+                }
+                _ => drop(fs::remove_file(entry.path())),
+            }
+        }
+        for entry in entries(&self.generations()) {
+            if !used.contains(&Some(entry.file_name())) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+        let mut digests = HashSet::new();
+        for generation in entries(&self.generations()) {
+            for replica in entries(&generation.path()) {
+                let path = replica.path().join(zygote_snapshot::MANIFEST_FILE);
+                collect_digests(&path, &mut digests);
+            }
+        }
+        for index in entries(&self.cache().join("rootfs")) {
+            collect_digests(&index.path(), &mut digests);
+        }
+        for piece in entries(&self.pieces()) {
+            if !digests.contains(&piece.file_name().to_string_lossy().into_owned()) {
+                let _ = fs::remove_file(piece.path());
+            }
+        }
+    }
+}
+
+/// A generation that is being built. Dropped unpublished, its folder goes.
+pub(crate) struct Fresh {
+    /// Its folder.
+    pub(crate) path: PathBuf,
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        // After publishing there is nothing of this name any more.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+impl Fresh {
+    /// The folder of one replica.
+    pub(crate) fn replica(&self, index: u32) -> PathBuf {
+        self.path.join(format!("{REPLICA_PREFIX}{index}"))
+    }
+}
+
+/// Every word in a file that is a digest: keeps more than needed, never less.
+fn collect_digests(path: &Path, digests: &mut HashSet<String>) {
+    let text = fs::read(path).unwrap_or_default();
+    let words = text.split(|byte| !byte.is_ascii_alphanumeric());
+    let words = words.filter_map(|word| std::str::from_utf8(word).ok());
+    let found = words.filter(|word| zygote_snapshot::manifest::is_digest(word));
+    digests.extend(found.map(str::to_owned));
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    let mut file = File::create(path).map_err(at("create", path))?;
+    io::Write::write_all(&mut file, bytes).map_err(at("write", path))?;
+    file.sync_all().map_err(at("flush", path))
+}
+
+/// What a folder takes on disk, holes not counted.
+pub(crate) fn disk_bytes(folder: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => disk_bytes(&entry.path()),
+            Ok(meta) => meta.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(name: &str, digest: &str) -> Template {
+        Template {
+            name: name.into(),
+            created_unix_s: 1,
+            memory_bytes: 512 << 20,
+            vcpus: 1,
+            replicas: 0,
+            kernel_release: "6".into(),
+            interpreter: "python".into(),
+            base: "bookworm".into(),
+            packages: vec![],
+            digest: digest.into(),
+            disk_bytes: 0,
+        }
+    }
+
+    fn publish(store: &Store, name: &str, unique: &str) {
+        let fresh = store.begin(name, unique).unwrap();
+        store.publish(fresh, &template(name, unique)).unwrap();
+    }
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path().to_owned());
+        (folder, store)
+    }
+
+    #[test]
+    fn publishing_replaces_and_the_old_generation_goes() {
+        let (_folder, store) = store();
+        assert!(matches!(
+            store.inspect("a"),
+            Err(StoreError::NotFound { .. })
+        ));
+        publish(&store, "a", "1");
+        publish(&store, "b", "2");
+        publish(&store, "a", "3");
+        assert_eq!(store.inspect("a").unwrap().digest, "3");
+        assert_eq!(fs::read_dir(store.generations()).unwrap().count(), 2);
+        store.remove("a").unwrap();
+        assert!(matches!(
+            store.remove("a"),
+            Err(StoreError::NotFound { .. })
+        ));
+        let names: Vec<String> = store.list().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["b"]);
+        assert_eq!(fs::read_dir(store.generations()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_build_has_left_is_swept_and_a_live_one_is_not() {
+        let (_folder, store) = store();
+        publish(&store, "a", "1");
+        let dead = store.generations().join("new-a-dead");
+        fs::create_dir(&dead).unwrap();
+        fs::write(dead.join("half"), "x").unwrap();
+        symlink("nowhere", store.names().join("new-a-dead")).unwrap();
+        let live = store.begin("b", "live").unwrap();
+        assert!(!dead.exists());
+        assert!(fs::symlink_metadata(store.names().join("new-a-dead")).is_err());
+        let builds = store.lock_builds(&mut |_| {}).unwrap();
+        store.remove("a").unwrap();
+        assert!(live.path.exists());
+        drop((live, builds));
+        publish(&store, "a", "2");
+        assert_eq!(fs::read_dir(store.generations()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_second_build_waits_and_says_so() {
+        let (_folder, store) = store();
+        let first = store.lock_builds(&mut |_| panic!("waited")).unwrap();
+        let (told, heard) = std::sync::mpsc::channel();
+        let other = store.clone();
+        let second = std::thread::spawn(move || {
+            let mut tell = |progress: Progress| told.send(progress.message).unwrap();
+            other.lock_builds(&mut tell).unwrap()
+        });
+        assert!(heard.recv().unwrap().contains("waiting"));
+        drop(first);
+        second.join().unwrap();
+    }
+
+    #[test]
+    fn images_in_use_stay_and_others_go() {
+        let (_folder, store) = store();
+        let (kept, indexed, gone) = ("0a".repeat(32), "0b".repeat(32), "0c".repeat(32));
+        fs::create_dir_all(store.pieces()).unwrap();
+        for digest in [&kept, &indexed, &gone] {
+            fs::write(store.pieces().join(digest), "x").unwrap();
+        }
+        fs::create_dir_all(store.cache().join("rootfs")).unwrap();
+        fs::write(store.cache().join("rootfs/key"), format!("{indexed} 1\n")).unwrap();
+        let fresh = store.begin("a", "1").unwrap();
+        assert!(!store.pieces().join(&gone).exists());
+        fs::write(store.pieces().join(&kept), "x").unwrap();
+        fs::create_dir(fresh.replica(0)).unwrap();
+        fs::write(
+            fresh.replica(0).join("manifest"),
+            format!("{{\"digest\": \"{kept}\"}}"),
+        )
+        .unwrap();
+        store.publish(fresh, &template("a", "1")).unwrap();
+        assert!(store.pieces().join(&kept).exists() && store.pieces().join(&indexed).exists());
+    }
+
+    #[test]
+    fn a_name_cannot_lead_out_of_the_store() {
+        let (_folder, store) = store();
+        for name in ["../x", "", "A", "a/b", ".hidden"] {
+            assert!(matches!(store.inspect(name), Err(StoreError::Name { .. })));
+            assert!(matches!(store.remove(name), Err(StoreError::Name { .. })));
+        }
+    }
+}
