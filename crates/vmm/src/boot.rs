@@ -161,7 +161,7 @@ fn add_e820(page: &mut boot_params, memory_bytes: u64) {
     page.e820_entries = ranges.len() as u8;
 }
 
-fn write_page_tables(memory: &GuestMemory) -> Result<(), vm_memory::GuestMemoryError> {
+pub fn write_page_tables(memory: &GuestMemory) -> Result<(), vm_memory::GuestMemoryError> {
     let map = memory.map_ref();
     let pml4 = BOOT_PAGE_TABLES;
     let pdpt = pml4 + 0x1000;
@@ -181,7 +181,7 @@ fn write_page_tables(memory: &GuestMemory) -> Result<(), vm_memory::GuestMemoryE
 }
 
 /// Null, unused, 64-bit code (selector 0x10 = __BOOT_CS), data (0x18 = __BOOT_DS).
-fn write_gdt(memory: &GuestMemory) -> Result<(), vm_memory::GuestMemoryError> {
+pub fn write_gdt(memory: &GuestMemory) -> Result<(), vm_memory::GuestMemoryError> {
     let table: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
     for (index, entry) in table.iter().enumerate() {
         memory

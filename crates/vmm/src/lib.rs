@@ -7,6 +7,7 @@ pub mod devices;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod probe;
 
 mod acpi;
 mod boot;

@@ -417,11 +417,7 @@ impl Parts {
                 slot: slot as u32,
                 ..region
             };
-            // SAFETY: the range is mapped, and the machine keeps the mapping until its vCPUs are
-            // gone (`Bus` owns the memory; `Drop` joins the threads first).
-            kvm("map guest memory", unsafe {
-                vm.set_user_memory_region(region)
-            })?;
+            kvm("map guest memory", set_region(&vm, region))?;
         }
         let mut created = Vec::with_capacity(usize::from(vcpus));
         for index in 0..vcpus {
@@ -434,6 +430,16 @@ impl Parts {
             vcpus: created,
         })
     }
+}
+
+/// Gives a VM a range of [`GuestMemory`]. The caller keeps that memory for as long as the VM's
+/// vCPUs run (`Bus` owns a machine's; `Drop` joins the threads first).
+pub(crate) fn set_region(
+    vm: &VmFd,
+    region: kvm_userspace_memory_region,
+) -> Result<(), kvm_ioctls::Error> {
+    // SAFETY: the range comes from a mapping of guest memory, which the caller keeps.
+    unsafe { vm.set_user_memory_region(region) }
 }
 
 fn prepare_boot_vcpu(vcpu: &Vcpu, entry: boot::Entry) -> Result<(), MachineError> {
