@@ -1,2 +1,64 @@
-//! Zygote: the command line.
-fn main() {}
+//! `zygote`: one binary, thin; the work is in the crates below.
+
+mod args;
+mod demo;
+mod doctor;
+mod host;
+mod progress;
+mod report;
+mod run;
+mod template;
+
+use args::{Cli, LabArgs, Verb};
+use clap::CommandFactory;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Hidden verbs: this program is also what runs in other places.
+    match std::env::args_os().nth(1) {
+        Some(verb) if verb == zygote_lab::INIT_VERB => zygote_lab::init_main(),
+        Some(verb) if verb == run::ZYGOTE_VERB => {
+            return ExitCode::from(zygote_runner::zygote_main());
+        }
+        _ => {}
+    }
+    let cli = Cli::read(std::env::args_os().collect()).unwrap_or_else(|error| error.exit());
+    match dispatch(&cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("zygote: {error:#}");
+            ExitCode::from(report::FAILED)
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
+    let global = &cli.global;
+    match &cli.verb {
+        Verb::Run(args) => run::run(global, args),
+        Verb::Template(verb) => template::run(global, verb),
+        Verb::Doctor { json } => doctor::run(global, *json),
+        Verb::Demo => demo::run(global),
+        Verb::Lab(LabArgs {
+            icount,
+            share,
+            command,
+        }) => {
+            let shares = share
+                .iter()
+                .map(std::path::absolute)
+                .collect::<Result<_, _>>()?;
+            let store = host::store(global)?;
+            host::run_in_lab(&store, command.clone(), shares, *icount, true)
+        }
+        Verb::Completions { shell } => {
+            clap_complete::generate(
+                *shell,
+                &mut Cli::command(),
+                "zygote",
+                &mut std::io::stdout(),
+            );
+            Ok(0)
+        }
+    }
+}

@@ -14,7 +14,7 @@ mod store;
 
 pub use build::{BuildError, BuildOptions, Built, build};
 pub use ingredients::{GatherError, Ingredients, gather};
-pub use recipe::{BUILT_IN, Recipe, RecipeError};
+pub use recipe::{BUILT_IN, Recipe, RecipeError, memory_problem};
 pub use size::{SizeError, format_size, parse_size};
 pub use store::{Store, StoreError, Template, default_state_dir};
 

@@ -1,0 +1,354 @@
+//! The command line, as clap sees it.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Most forks of one `run`.
+pub const COUNT_MAX: u32 = 1000;
+
+#[derive(Parser)]
+#[command(
+    name = "zygote",
+    version,
+    about = "Fork real virtual machines the way fork(2) forks processes",
+    after_help = "Examples:\n  \
+        zygote doctor                                 what this host can do\n  \
+        zygote run -c 'import numpy; print(numpy.pi)'  Python in a fresh virtual machine\n  \
+        zygote run script.py --its --own --arguments\n  \
+        zygote run --count 20 --json -c 'import os; print(os.urandom(8).hex())'\n  \
+        zygote run -- uname -a                        any program\n\n\
+        Exit codes of `run`: the program's own; 128+n if signal n ended it; 124 at the time limit;\n\
+        125 if Zygote itself failed, with a sentence on stderr."
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Args, Clone)]
+pub struct Global {
+    /// Where machines run: `kvm` on this host, `lab` on an emulated one (slow; works anywhere),
+    /// `auto` on this host if its KVM can run a kernel
+    #[arg(
+        long,
+        global = true,
+        env = "ZYGOTE_HOST",
+        default_value = "auto",
+        value_name = "HOST"
+    )]
+    pub host: HostChoice,
+    /// Where templates are kept [default: /var/lib/zygote for root, else ~/.local/share/zygote]
+    #[arg(long, global = true, env = "ZYGOTE_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HostChoice {
+    Auto,
+    Kvm,
+    Lab,
+}
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Run Python code, or any program, in a fresh fork of a template
+    Run(RunArgs),
+    /// Build, list, inspect, verify and remove templates
+    #[command(subcommand)]
+    Template(TemplateVerb),
+    /// Show what this host can do, measured, and how to fix what it can't
+    #[command(after_help = "Examples:\n  zygote doctor\n  zygote doctor --json | jq .host")]
+    Doctor {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Fork the `python` template twice and show what differs and what it cost
+    Demo,
+    /// Run a command on an emulated host with working KVM
+    #[command(
+        after_help = "The host's files are there; changes are thrown away, except in the state \
+            directory and in --share folders.\n\nExamples:\n  zygote lab -- uname -a\n  \
+            zygote lab --icount -- zygote run -c 'print(1)'"
+    )]
+    Lab(LabArgs),
+    /// Print a script that completes zygote's commands in a shell
+    #[command(after_help = "Example:\n  zygote completions bash > /etc/bash_completion.d/zygote")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Args)]
+#[command(
+    override_usage = "zygote run [OPTIONS] <-c CODE | FILE | -> [ARGS]...\n       \
+        zygote run [OPTIONS] -- <CMD> [ARGS]...",
+    after_help = "Options come before the code; what follows it belongs to the program. Standard \
+        input is passed on, as ssh does it, unless --json or --count is given without --stdin.\n\n\
+        Examples:\n  \
+        zygote run -c 'import sys; print(sys.argv)' a b\n  \
+        zygote run --timeout 2s -c 'while True: pass'; echo $?     (124)\n  \
+        echo 'print(6*7)' | zygote run -\n  \
+        zygote run --env TOKEN=abc --cwd /tmp job.py input.csv\n  \
+        zygote run --count 3 --json -c 'import random; print(random.random())'\n  \
+        zygote run -- sh -c 'cat /proc/meminfo | head -1'"
+)]
+pub struct RunArgs {
+    /// The template to fork
+    #[arg(short, long, default_value = "python", value_name = "NAME")]
+    pub template: String,
+    /// Python code
+    #[arg(short = 'c', value_name = "CODE", allow_hyphen_values = true)]
+    pub code: Option<OsString>,
+    /// How long the program may run, such as 500ms, 30s, 5m; 0 for no limit
+    #[arg(long, default_value = "5m", value_parser = parse_duration, value_name = "TIME")]
+    pub timeout: Timeout,
+    /// Set a variable of the program's environment (repeatable)
+    #[arg(long, value_parser = parse_variable, value_name = "K=V")]
+    pub env: Vec<(String, String)>,
+    /// Directory in the guest [default: /root]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub cwd: String,
+    /// Fork this many at once
+    #[arg(long, default_value_t = 1, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(COUNT_MAX)))]
+    pub count: u32,
+    /// Print one JSON object a run instead of its output
+    #[arg(long)]
+    pub json: bool,
+    /// Pass standard input on also with --json or --count (each fork gets all of it)
+    #[arg(long)]
+    pub stdin: bool,
+    /// FILE (or `-` for standard input) and the program's arguments; with -c, its arguments
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ARGS"
+    )]
+    pub words: Vec<OsString>,
+    /// A program of the guest, with its arguments: the words, if they came after `--`
+    #[arg(skip)]
+    pub command: Vec<OsString>,
+}
+
+impl Cli {
+    /// Parses a command line. The words of `run` that begin with `--` are a command.
+    pub fn read(words: Vec<OsString>) -> Result<Self, clap::Error> {
+        let mut cli = Self::try_parse_from(words)?;
+        if let Verb::Run(run) = &mut cli.verb
+            && run.code.is_none()
+            && run.words.first().is_some_and(|word| word == "--")
+        {
+            run.command = run.words.split_off(1);
+            run.words.clear();
+        }
+        Ok(cli)
+    }
+}
+
+#[derive(Subcommand)]
+pub enum TemplateVerb {
+    /// Build a template, if it is not there as its recipe says
+    #[command(after_help = "Examples:\n  zygote template build python\n  \
+            zygote template build python --memory 1G --vcpus 2 --replicas 4\n  \
+            zygote template build ./mine.toml --force")]
+    Build(BuildArgs),
+    /// List the templates
+    Ls {
+        /// Print one JSON array
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a template is
+    Inspect {
+        /// Its name
+        name: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a template; sandboxes that run from it go on
+    Rm {
+        /// Its name
+        name: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compare every byte of a template with its digests
+    Verify {
+        /// Its name
+        name: String,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args, Clone)]
+pub struct BuildArgs {
+    /// A built-in recipe (python), or a recipe's path that ends in .toml
+    pub recipe: String,
+    /// Guest memory, such as 512M or 4G [default: the recipe's]
+    #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
+    pub memory: Option<u64>,
+    /// Number of vCPUs [default: the recipe's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub vcpus: Option<u8>,
+    /// Boot it this many times, so that forks do not all share one address-space layout
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub replicas: u32,
+    /// Build it even if it is there
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct LabArgs {
+    /// One processor whose clock counts instructions: the same run takes the same time
+    #[arg(long)]
+    pub icount: bool,
+    /// Share a folder for writing (repeatable)
+    #[arg(long, value_name = "DIR")]
+    pub share: Vec<PathBuf>,
+    /// The command
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+/// A limit that may be none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeout(pub Option<Duration>);
+
+fn parse_duration(text: &str) -> Result<Timeout, String> {
+    let split = text.find(|letter: char| letter.is_ascii_alphabetic());
+    let (number, unit) = text.split_at(split.unwrap_or(text.len()));
+    let scale = match unit {
+        "ms" => 0.001,
+        "s" | "" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("unknown unit {unit:?}; use ms, s, m or h")),
+    };
+    let plain = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let seconds = number
+        .parse::<f64>()
+        .ok()
+        .filter(|_| plain)
+        .map(|n| n * scale);
+    let seconds = seconds.ok_or("write a number with ms, s, m or h, such as 30s")?;
+    let duration = Duration::try_from_secs_f64(seconds).map_err(|_| "too long".to_owned())?;
+    Ok(Timeout((!duration.is_zero()).then_some(duration)))
+}
+
+fn parse_variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() && !text.contains('\0') => {
+            Ok((key.to_owned(), value.to_owned()))
+        }
+        _ => Err("write it as NAME=VALUE".to_owned()),
+    }
+}
+
+fn parse_memory(text: &str) -> Result<u64, String> {
+    match zygote_template::memory_problem(text) {
+        Some(problem) => Err(problem),
+        None => zygote_template::parse_size(text).map_err(|error| error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    fn run(words: &[&str]) -> RunArgs {
+        let all = ["zygote", "run"].into_iter().chain(words.iter().copied());
+        match Cli::try_parse_from(all)
+            .unwrap_or_else(|e| panic!("{e}"))
+            .verb
+        {
+            Verb::Run(run) => run,
+            _ => panic!("another verb"),
+        }
+    }
+
+    #[test]
+    fn what_follows_the_file_belongs_to_the_program() {
+        let args = run(&["--json", "job.py", "--timeout", "3s", "-x", "--", "y"]);
+        assert!(args.json && args.command.is_empty());
+        assert_eq!(args.words, ["job.py", "--timeout", "3s", "-x", "--", "y"]);
+        let args = run(&["-"]);
+        assert_eq!(args.words, ["-"]);
+    }
+
+    #[test]
+    fn code_may_begin_with_a_dash_and_has_arguments() {
+        let args = run(&["--timeout", "2s", "-c", "-1", "a", "-b"]);
+        assert_eq!(args.code.unwrap(), "-1");
+        assert_eq!(args.words, ["a", "-b"]);
+        assert_eq!(args.timeout.0, Some(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn a_command_follows_two_dashes() {
+        let args = run(&["-t", "x", "--", "ls", "-l", "--color"]);
+        assert_eq!(args.command, ["ls", "-l", "--color"]);
+        assert!(args.words.is_empty());
+    }
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        let good = [
+            ("500ms", 500),
+            ("2s", 2000),
+            ("1.5s", 1500),
+            ("5m", 300_000),
+            ("7", 7000),
+        ];
+        for (text, ms) in good {
+            let expected = Timeout(Some(Duration::from_millis(ms)));
+            assert_eq!(parse_duration(text), Ok(expected), "{text}");
+        }
+        assert_eq!(parse_duration("0"), Ok(Timeout(None)));
+        for text in [
+            "",
+            "s",
+            "-1s",
+            "1d",
+            "inf",
+            "nan",
+            "1e99",
+            "1.2.3s",
+            "99999999999999999999h",
+        ] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_variable_needs_a_name() {
+        assert_eq!(parse_variable("A=b=c"), Ok(("A".into(), "b=c".into())));
+        assert_eq!(parse_variable("A="), Ok(("A".into(), String::new())));
+        assert!(parse_variable("=x").is_err() && parse_variable("A").is_err());
+    }
+}

@@ -1,0 +1,215 @@
+//! `zygote doctor`: what this host can do, measured, and how to fix what it can't.
+
+use crate::args::Global;
+use crate::host;
+use serde::Serialize;
+use std::fs;
+use std::path::Path;
+use zygote_template::{Store, format_size};
+use zygote_vmm::probe::probe;
+
+/// Free space that a template's build needs.
+const DISK_MIN_BYTES: u64 = 2 << 30;
+/// Memory that the lab takes.
+const MEMORY_MIN_BYTES: u64 = 7 << 30;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Grade {
+    Good,
+    Warning,
+    Bad,
+}
+
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    grade: Grade,
+    finding: String,
+    remedy: Option<String>,
+}
+
+fn check(name: &'static str, grade: Grade, finding: String, remedy: Option<&str>) -> Check {
+    Check {
+        name,
+        grade,
+        finding,
+        remedy: remedy.map(str::to_owned),
+    }
+}
+
+/// Shows the checks; 0 if runs are possible somehow.
+pub fn run(global: &Global, json: bool) -> anyhow::Result<u8> {
+    let store = host::store(global)?;
+    let kvm = kvm_checks();
+    let here = kvm.iter().all(|check| check.grade != Grade::Bad);
+    let lab = tool("lab: QEMU", "qemu-system-x86_64", "qemu-system-x86");
+    let possible = here || lab.grade == Grade::Good;
+    let place = if here { "kvm" } else { "lab" };
+    let mut checks = kvm;
+    checks.push(lab);
+    checks.push(file("lab: busybox", "/bin/busybox", "busybox-static"));
+    checks.push(tool("build: mmdebstrap", "mmdebstrap", "mmdebstrap"));
+    checks.push(tool("build: EROFS", "mkfs.erofs", "erofs-utils"));
+    checks.push(memory(here));
+    checks.push(disk(&store));
+    checks.push(cgroups());
+    checks.push(templates(&store));
+    if json {
+        let host = possible.then_some(place);
+        println!("{}", serde_json::json!({"host": host, "checks": checks}));
+    } else {
+        show(&checks, possible, place);
+    }
+    Ok(u8::from(!possible))
+}
+
+fn show(checks: &[Check], possible: bool, place: &str) {
+    for check in checks {
+        let mark = match check.grade {
+            Grade::Good => "ok  ",
+            Grade::Warning => "note",
+            Grade::Bad => "no  ",
+        };
+        println!("{mark}  {:<18} {}", check.name, check.finding);
+        if let Some(remedy) = &check.remedy {
+            println!("      {:<18} -> {remedy}", "");
+        }
+    }
+    println!();
+    match (possible, place) {
+        (true, "kvm") => println!("Machines run on this host's KVM."),
+        (true, _) => println!(
+            "Machines run in the lab, an emulated host: everything works, about a hundred times slower."
+        ),
+        (false, _) => println!("Machines cannot run here yet: see the lines marked `no`."),
+    }
+}
+
+fn kvm_checks() -> Vec<Check> {
+    let probe = probe();
+    let mut checks: Vec<Check> = probe
+        .problems
+        .iter()
+        .map(|problem| {
+            check(
+                "KVM",
+                Grade::Bad,
+                problem.cause.clone(),
+                Some(&problem.remedy),
+            )
+        })
+        .collect();
+    if probe.usable {
+        let mips = probe.mips.unwrap_or(0.0);
+        let finding = format!("kernel mode runs at {mips:.0} million instructions a second");
+        checks.push(check("KVM", Grade::Good, finding, None));
+    }
+    checks
+}
+
+fn tool(name: &'static str, program: &str, package: &str) -> Check {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let found = folders
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file());
+    presence(name, found.as_deref(), package)
+}
+
+fn file(name: &'static str, path: &str, package: &str) -> Check {
+    let path = Path::new(path);
+    presence(name, path.is_file().then_some(path), package)
+}
+
+fn presence(name: &'static str, found: Option<&Path>, package: &str) -> Check {
+    match found {
+        Some(path) => check(name, Grade::Good, path.display().to_string(), None),
+        None => {
+            let remedy = format!("sudo apt-get install {package}");
+            check(name, Grade::Warning, "not installed".into(), Some(&remedy))
+        }
+    }
+}
+
+fn memory(here: bool) -> Check {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib: u64 = line
+        .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0);
+    let finding = format!("{} available", format_size(kib << 10));
+    if here || kib << 10 >= MEMORY_MIN_BYTES {
+        check("memory", Grade::Good, finding, None)
+    } else {
+        check(
+            "memory",
+            Grade::Warning,
+            finding,
+            Some("the lab takes up to 6 GiB; free some"),
+        )
+    }
+}
+
+fn disk(store: &Store) -> Check {
+    let state = store.state_dir();
+    let existing = state
+        .ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"));
+    let free = rustix::fs::statvfs(existing).map_or(0, |stat| stat.f_bavail * stat.f_frsize);
+    let finding = format!("{} free for {}", format_size(free), state.display());
+    if free >= DISK_MIN_BYTES {
+        check("disk", Grade::Good, finding, None)
+    } else {
+        let remedy = "a template takes up to 2 GiB while it is built; choose another --state-dir";
+        check("disk", Grade::Warning, finding, Some(remedy))
+    }
+}
+
+/// KVM_CREATE_VM waits for the cgroup's read-copy-update unless the hierarchy favours changes.
+fn cgroups() -> Check {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let line = mounts.lines().find(|line| line.contains(" cgroup2 "));
+    match line {
+        None => check(
+            "cgroups",
+            Grade::Warning,
+            "no cgroup v2 hierarchy".into(),
+            None,
+        ),
+        Some(line) if line.contains("favordynmods") => {
+            check("cgroups", Grade::Good, "v2, favordynmods".into(), None)
+        }
+        Some(_) => {
+            let finding = "v2 without favordynmods: making a VM can take tens of milliseconds";
+            let remedy = "sudo mount -o remount,favordynmods /sys/fs/cgroup";
+            check("cgroups", Grade::Warning, finding.into(), Some(remedy))
+        }
+    }
+}
+
+fn templates(store: &Store) -> Check {
+    let names: Vec<String> = store.list().into_iter().map(|(name, _)| name).collect();
+    if names.is_empty() {
+        let remedy = "zygote template build python";
+        check("templates", Grade::Warning, "none yet".into(), Some(remedy))
+    } else {
+        check("templates", Grade::Good, names.join(", "), None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_comes_with_its_remedy() {
+        let check = tool("x", "no-such-program", "some-package");
+        assert_eq!(check.grade, Grade::Warning);
+        assert!(check.remedy.unwrap().contains("some-package"));
+        assert_eq!(tool("sh", "sh", "dash").grade, Grade::Good);
+    }
+}

@@ -1,0 +1,135 @@
+//! Where machines run: this host's KVM if it can, else the lab, into which this program goes again
+//! with the same arguments.
+
+use crate::args::{Global, HostChoice};
+use crate::progress::Reporter;
+use anyhow::{Context, bail};
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use zygote_lab::{LabCommand, LabConfig, LabError, Streams};
+use zygote_template::Store;
+use zygote_vmm::probe::{Probe, probe};
+
+/// Memory of the emulated host.
+const LAB_MEMORY_MIB: u32 = 6144;
+const LAB_CPUS: u8 = 2;
+/// Tells the program in the lab that its output ends on a terminal.
+pub const TERMINAL_HINT: &str = "ZYGOTE_STDOUT_IS_TERMINAL";
+
+/// Where machines run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In this process's host: it may itself be the lab.
+    Here,
+    /// In a lab that must be started first.
+    Lab,
+}
+
+/// Decides, by measuring unless the user has decided.
+pub fn choose(global: &Global) -> anyhow::Result<Place> {
+    if in_lab() {
+        return Ok(Place::Here);
+    }
+    match global.host {
+        HostChoice::Lab => Ok(Place::Lab),
+        HostChoice::Auto if !probe().usable => Ok(Place::Lab),
+        HostChoice::Auto => Ok(Place::Here),
+        HostChoice::Kvm => {
+            let Probe { problems, .. } = probe();
+            match problems.first() {
+                None => Ok(Place::Here),
+                Some(problem) => bail!(
+                    "--host kvm: {}; {} (or leave --host out: the lab works anywhere)",
+                    problem.cause,
+                    problem.remedy
+                ),
+            }
+        }
+    }
+}
+
+/// Whether this process runs in a lab.
+pub fn in_lab() -> bool {
+    std::env::var_os(zygote_lab::IN_LAB).is_some()
+}
+
+/// Whether standard output ends on a terminal, maybe outside of the lab.
+pub fn stdout_is_terminal() -> bool {
+    std::io::stdout().is_terminal() || std::env::var_os(TERMINAL_HINT).is_some()
+}
+
+/// The name of where machines run, for machines.
+pub fn name(place: Place) -> &'static str {
+    if place == Place::Lab || in_lab() {
+        "lab"
+    } else {
+        "kvm"
+    }
+}
+
+/// The store that the user means.
+pub fn store(global: &Global) -> anyhow::Result<Store> {
+    let state = match &global.state_dir {
+        Some(path) => std::path::absolute(path).context("cannot resolve the state directory")?,
+        None => zygote_template::default_state_dir(),
+    };
+    Ok(Store::open(state))
+}
+
+/// Runs this program again in a lab, with the same arguments; gives back its exit status.
+pub fn again_in_lab(store: &Store, stdin: bool) -> anyhow::Result<u8> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let mut arguments = vec![OsString::from(program)];
+    arguments.extend(std::env::args_os().skip(1));
+    run_in_lab(store, arguments, Vec::new(), false, stdin)
+}
+
+/// Runs a command in a lab; gives back its exit status.
+pub fn run_in_lab(
+    store: &Store,
+    arguments: Vec<OsString>,
+    mut shares: Vec<PathBuf>,
+    icount: bool,
+    stdin: bool,
+) -> anyhow::Result<u8> {
+    let state = store.state_dir();
+    std::fs::create_dir_all(state)
+        .with_context(|| format!("cannot make the state directory {}", state.display()))?;
+    let files = {
+        let mut reporter = Reporter::new();
+        zygote_lab::prepare(&store.cache(), &mut |line| reporter.say(line))
+            .context("cannot prepare the lab")?
+    };
+    shares.insert(0, state.to_owned());
+    let config = LabConfig {
+        files,
+        writable: shares,
+        memory_mib: LAB_MEMORY_MIB,
+        cpus: LAB_CPUS,
+        icount,
+    };
+    let mut environment: Vec<(OsString, OsString)> = std::env::vars_os()
+        .filter(|(key, _)| key != "ZYGOTE_HOST" && key != "ZYGOTE_STATE_DIR")
+        .collect();
+    environment.push(("ZYGOTE_STATE_DIR".into(), state.into()));
+    if std::io::stdout().is_terminal() {
+        environment.push((TERMINAL_HINT.into(), "1".into()));
+    }
+    let command = LabCommand {
+        arguments,
+        environment,
+        directory: std::env::current_dir().unwrap_or_else(|_| "/".into()),
+        stdin,
+    };
+    match zygote_lab::run(&config, &command, Streams::inherited()) {
+        Ok(status) => Ok(status),
+        Err(LabError::Program { message, status }) => {
+            eprintln!("zygote: {message}");
+            Ok(status)
+        }
+        // Whoever read our output has gone, as in `zygote … | head -1`.
+        Err(LabError::Output(_)) => Ok(141),
+        Err(error) => Err(error).context("the lab failed"),
+    }
+}

@@ -1,0 +1,227 @@
+//! `zygote template …`.
+
+use crate::args::{BuildArgs, Global, TemplateVerb};
+use crate::host::{self, Place};
+use crate::progress::Reporter;
+use anyhow::{Context, anyhow};
+use serde_json::json;
+use std::fs::File;
+use zygote_template::*;
+
+/// Runs a verb; gives back the exit code.
+pub fn run(global: &Global, verb: &TemplateVerb) -> anyhow::Result<u8> {
+    let store = host::store(global)?;
+    match verb {
+        TemplateVerb::Build(args) => build_verb(global, &store, args),
+        TemplateVerb::Ls { json } => list(&store, *json),
+        TemplateVerb::Inspect { name, json } => inspect(&store, name, *json),
+        TemplateVerb::Rm { name, json } => {
+            store.remove(name)?;
+            print(*json, json!({"removed": name}), || {
+                println!("removed {name}")
+            });
+            Ok(0)
+        }
+        TemplateVerb::Verify { name, json } => verify(&store, name, *json),
+    }
+}
+
+fn print(as_json: bool, value: serde_json::Value, for_people: impl FnOnce()) {
+    if as_json {
+        println!("{value}");
+    } else {
+        for_people();
+    }
+}
+
+/// Whether a template must be built first; an error if nobody could build it.
+pub fn is_missing(store: &Store, name: &str) -> anyhow::Result<bool> {
+    match store.inspect(name) {
+        Ok(_) => Ok(false),
+        Err(StoreError::NotFound { .. }) => {
+            if BUILT_IN.iter().any(|(known, _)| *known == name) {
+                Ok(true)
+            } else {
+                let known = BUILT_IN.map(|(known, _)| known).join(", ");
+                Err(anyhow!(
+                    "there is no template {name}, and no built-in recipe of that name ({known}); \
+                     build it from a recipe of yours: zygote template build ./{name}.toml"
+                ))
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn tell(reporter: &mut Reporter, progress: &Progress) {
+    match progress.part {
+        Some((done, total)) => reporter.part(&progress.message, done, total),
+        None => reporter.say(&progress.message),
+    }
+}
+
+/// Gathers a template's ingredients on this host, for a build in the lab. The build is over when
+/// the lock is dropped.
+pub fn gather_for(store: &Store, recipe: &str) -> anyhow::Result<File> {
+    let recipe = Recipe::find(recipe)?;
+    let mut reporter = Reporter::new();
+    let lock = store.lock_builds(&mut |progress| tell(&mut reporter, &progress))?;
+    gather(store, &recipe, &mut |progress| {
+        tell(&mut reporter, &progress)
+    })
+    .with_context(|| format!("cannot build the template {}", recipe.name))?;
+    Ok(lock)
+}
+
+/// Builds a template that a run needs, and says so.
+pub fn build_missing(store: &Store, name: &str) -> anyhow::Result<()> {
+    if !host::in_lab() {
+        eprintln!("zygote: there is no template {name} yet; building it first");
+    }
+    let args = BuildArgs {
+        recipe: name.to_owned(),
+        memory: None,
+        vcpus: None,
+        replicas: 1,
+        force: false,
+        json: false,
+    };
+    build_here(store, &args).map(drop)
+}
+
+fn build_verb(global: &Global, store: &Store, args: &BuildArgs) -> anyhow::Result<u8> {
+    if host::choose(global)? == Place::Lab {
+        let _lock = gather_for(store, &args.recipe)?;
+        return host::again_in_lab(store, false);
+    }
+    let built = build_here(store, args)?;
+    let (template, what) = match &built {
+        Built::New(template) => (template, "built"),
+        Built::UpToDate(template) => (template, "up to date"),
+    };
+    let value = json!({"result": what, "template": template});
+    print(args.json, value, || {
+        println!("{}: {what} ({})", template.name, summary(template));
+    });
+    Ok(0)
+}
+
+fn build_here(store: &Store, args: &BuildArgs) -> anyhow::Result<Built> {
+    let recipe = Recipe::find(&args.recipe)?;
+    let options = BuildOptions {
+        memory_bytes: args.memory.unwrap_or_else(|| recipe.memory_bytes()),
+        vcpus: args.vcpus.unwrap_or(recipe.vcpus),
+        replicas: args.replicas,
+        force: args.force,
+    };
+    let mut reporter = Reporter::new();
+    // In the lab, the host's side of this program holds it.
+    let _lock = if host::in_lab() {
+        None
+    } else {
+        Some(store.lock_builds(&mut |progress| tell(&mut reporter, &progress))?)
+    };
+    build(store, &recipe, &options, &mut |progress| {
+        tell(&mut reporter, &progress)
+    })
+    .with_context(|| format!("cannot build the template {}", recipe.name))
+}
+
+fn summary(template: &Template) -> String {
+    format!(
+        "Debian {} with {}; {} of memory, {} vCPU{}, {} replica{}, {} on disk",
+        template.base,
+        template.packages.join(", "),
+        format_size(template.memory_bytes),
+        template.vcpus,
+        if template.vcpus == 1 { "" } else { "s" },
+        template.replicas,
+        if template.replicas == 1 { "" } else { "s" },
+        format_size(template.disk_bytes)
+    )
+}
+
+fn list(store: &Store, as_json: bool) -> anyhow::Result<u8> {
+    let mut good = Vec::new();
+    let mut code = 0;
+    for (name, template) in store.list() {
+        match template {
+            Ok(template) => good.push(template),
+            Err(error) => {
+                eprintln!("zygote: {:#}", anyhow::Error::new(error).context(name));
+                code = 1;
+            }
+        }
+    }
+    print(as_json, json!(good), || {
+        if good.is_empty() && code == 0 {
+            println!("no templates yet; make one with: zygote template build python");
+            return;
+        }
+        println!(
+            "{:<16} {:>9} {:>5} {:>8} {:>10}  KERNEL",
+            "NAME", "MEMORY", "VCPUS", "REPLICAS", "DISK"
+        );
+        for template in &good {
+            println!(
+                "{:<16} {:>9} {:>5} {:>8} {:>10}  {}",
+                template.name,
+                format_size(template.memory_bytes),
+                template.vcpus,
+                template.replicas,
+                format_size(template.disk_bytes),
+                template.kernel_release
+            );
+        }
+    });
+    Ok(code)
+}
+
+fn inspect(store: &Store, name: &str, as_json: bool) -> anyhow::Result<u8> {
+    let template = store.inspect(name)?;
+    let replicas = store.replicas(name)?;
+    let value = json!({"template": template, "snapshots": replicas});
+    print(as_json, value, || {
+        println!("{name}: {}", summary(&template));
+        println!(
+            "  built:       {} (seconds since 1970)",
+            template.created_unix_s
+        );
+        println!("  kernel:      {}", template.kernel_release);
+        println!("  interpreter: {}", template.interpreter);
+        println!("  digest:      {}", template.digest);
+        for replica in &replicas {
+            println!("  snapshot:    {}", replica.display());
+        }
+    });
+    Ok(0)
+}
+
+fn verify(store: &Store, name: &str, as_json: bool) -> anyhow::Result<u8> {
+    let mut reporter = Reporter::new();
+    let verified = store.verify(name, &mut |done, total| {
+        reporter.part(&format!("verifying {name}"), done, total);
+    });
+    drop(reporter);
+    match verified {
+        Ok(read) => {
+            print(
+                as_json,
+                json!({"name": name, "intact": true, "read_bytes": read}),
+                || {
+                    println!(
+                        "{name}: intact ({} compared with their digests)",
+                        format_size(read)
+                    );
+                },
+            );
+            Ok(0)
+        }
+        Err(error) => {
+            let sentence = format!("{:#}", anyhow::Error::new(error));
+            let value = json!({"name": name, "intact": false, "error": sentence});
+            print(as_json, value, || eprintln!("zygote: {sentence}"));
+            Ok(1)
+        }
+    }
+}
