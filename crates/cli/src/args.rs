@@ -142,15 +142,16 @@ pub struct RunArgs {
 }
 
 impl Cli {
-    /// Parses a command line. The words of `run` that begin with `--` are a command.
+    /// Parses a command line. clap does not tell whether the words of `run` came after `--`, which
+    /// makes them a command: they are the last of all, so what stands before them tells.
     pub fn read(words: Vec<OsString>) -> Result<Self, clap::Error> {
-        let mut cli = Self::try_parse_from(words)?;
+        let mut cli = Self::try_parse_from(&words)?;
         if let Verb::Run(run) = &mut cli.verb
             && run.code.is_none()
-            && run.words.first().is_some_and(|word| word == "--")
+            && !run.words.is_empty()
+            && words[words.len() - run.words.len() - 1] == "--"
         {
-            run.command = run.words.split_off(1);
-            run.words.clear();
+            run.command = std::mem::take(&mut run.words);
         }
         Ok(cli)
     }
@@ -283,7 +284,7 @@ mod tests {
 
     fn run(words: &[&str]) -> RunArgs {
         let all = ["zygote", "run"].into_iter().chain(words.iter().copied());
-        match Cli::try_parse_from(all)
+        match Cli::read(all.map(OsString::from).collect())
             .unwrap_or_else(|e| panic!("{e}"))
             .verb
         {

@@ -118,10 +118,12 @@ pub fn image(
     }
     let lock_path = places.cache.join("lock");
     let lock = File::create(&lock_path).map_err(at("create", &lock_path))?;
-    progress(Progress::new(
-        "waiting for another build of a root file system",
-    ));
-    lock.lock().map_err(at("lock", &lock_path))?;
+    if lock.try_lock().is_err() {
+        progress(Progress::new(
+            "waiting for another build of a root file system",
+        ));
+        lock.lock().map_err(at("lock", &lock_path))?;
+    }
     if let Some(piece) = cached(&index, places.pieces) {
         return Ok(piece);
     }
