@@ -13,7 +13,7 @@ use zygote_vmm::probe::{Probe, probe};
 
 /// Memory of the emulated host.
 const LAB_MEMORY_MIB: u32 = 6144;
-const LAB_CPUS: u8 = 2;
+const LAB_CPUS: u8 = 1;
 /// Tells the program in the lab that its output ends on a terminal.
 pub const TERMINAL_HINT: &str = "ZYGOTE_STDOUT_IS_TERMINAL";
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 /// A lab that is not up by then will never be; it takes 5 to 10 s, more on a busy machine.
 const UP_MAX: Duration = Duration::from_secs(180);
 /// Lines of the lab's console that go into an error.
-const CONSOLE_LINES_MAX: usize = 20;
+const CONSOLE_LINES_MAX: usize = 60;
 
 /// Why nothing could be run in the lab.
 #[derive(Debug, thiserror::Error)]

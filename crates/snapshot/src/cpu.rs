@@ -47,6 +47,10 @@ const LEAF_1_EDX: u32 = !(1 << 28);
 /// Not compared in leaf 7 ECX: ospke (4).
 const LEAF_7_ECX: u32 = !(1 << 4);
 
+/// Not compared in leaf 0x80000001 ECX: cmp_legacy (1) and topoext (22), which tell how the host's
+/// cores lie together.
+const LEAF_EXT_1_ECX: u32 = !((1 << 1) | (1 << 22));
+
 static WORDS: [Word; 12] = [
     word(
         1,
@@ -184,7 +188,7 @@ static WORDS: [Word; 12] = [
         0x8000_0001,
         0,
         Ecx,
-        !0,
+        LEAF_EXT_1_ECX,
         &[
             (0, "lahf_lm"),
             (5, "abm"),
