@@ -75,7 +75,9 @@ impl Bus {
         if let Some(offset) = within(port, SERIAL_PORT, SERIAL_PORTS) {
             let mut serial = lock(&self.serial);
             data.iter_mut().for_each(|byte| *byte = serial.read(offset));
-        } else if port == ACPI_SLEEP_STATUS_PORT {
+        } else if port == ACPI_SLEEP_STATUS_PORT || port == I8042_COMMAND_PORT {
+            // The keyboard controller's status: ready for a command. A guest that resets waits for
+            // that before each try.
             data.fill(0);
         } else {
             data.fill(0xff);
