@@ -21,7 +21,7 @@ pub fn run(icount: bool, command: Vec<OsString>) -> anyhow::Result<()> {
         files,
         writable: vec![target],
         memory_mib: MEMORY_MIB,
-        cpus: 2,
+        cpus: 1,
         icount,
     };
     let command = LabCommand {

@@ -4,6 +4,7 @@ mod lab;
 mod layers;
 mod setup;
 mod steps;
+mod system;
 
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
@@ -27,6 +28,8 @@ enum Verb {
     Licences,
     /// Everything that CI checks: format, lints, layers, licences, tests, end-to-end ones included.
     Test,
+    /// The system tests alone; everything must be built.
+    System,
     /// Install what is missing, build, and show two forks of the `python` template.
     Demo,
     /// Run a command on an emulated host with working KVM.
@@ -49,6 +52,7 @@ fn main() -> anyhow::Result<()> {
     }
     match Arguments::parse().verb {
         Verb::Setup => setup::install(),
+        Verb::System => system::test(),
         Verb::Demo => steps::demo(),
         Verb::Lab { icount, command } => lab::run(icount, command),
         Verb::Build => steps::build(),

@@ -226,6 +226,9 @@ pub struct LabArgs {
     /// Share a folder for writing (repeatable)
     #[arg(long, value_name = "DIR")]
     pub share: Vec<PathBuf>,
+    /// Throw changes to the state directory away as well
+    #[arg(long)]
+    pub throw_away: bool,
     /// The command
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,

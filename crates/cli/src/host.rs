@@ -82,14 +82,15 @@ pub fn again_in_lab(store: &Store, stdin: bool) -> anyhow::Result<u8> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut arguments = vec![OsString::from(program)];
     arguments.extend(std::env::args_os().skip(1));
-    run_in_lab(store, arguments, Vec::new(), false, stdin)
+    let shares = vec![store.state_dir().to_owned()];
+    run_in_lab(store, arguments, shares, false, stdin)
 }
 
-/// Runs a command in a lab; gives back its exit status.
+/// Runs a command in a lab that shares these folders for writing; gives back its exit status.
 pub fn run_in_lab(
     store: &Store,
     arguments: Vec<OsString>,
-    mut shares: Vec<PathBuf>,
+    shares: Vec<PathBuf>,
     icount: bool,
     stdin: bool,
 ) -> anyhow::Result<u8> {
@@ -101,7 +102,6 @@ pub fn run_in_lab(
         zygote_lab::prepare(&store.cache(), &mut |line| reporter.say(line))
             .context("cannot prepare the lab")?
     };
-    shares.insert(0, state.to_owned());
     let config = LabConfig {
         files,
         writable: shares,

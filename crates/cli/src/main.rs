@@ -42,13 +42,17 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Lab(LabArgs {
             icount,
             share,
+            throw_away,
             command,
         }) => {
-            let shares = share
+            let mut shares: Vec<_> = share
                 .iter()
                 .map(std::path::absolute)
                 .collect::<Result<_, _>>()?;
             let store = host::store(global)?;
+            if !throw_away {
+                shares.insert(0, store.state_dir().to_owned());
+            }
             host::run_in_lab(&store, command.clone(), shares, *icount, true)
         }
         Verb::Completions { shell } => {

@@ -63,14 +63,18 @@ fn tell(reporter: &mut Reporter, progress: &Progress) {
 /// Gathers a template's ingredients on this host, for a build in the lab. The build is over when
 /// the lock is dropped.
 pub fn gather_for(store: &Store, recipe: &str) -> anyhow::Result<File> {
-    let recipe = Recipe::find(recipe)?;
+    gather_ingredients(store, &Recipe::find(recipe)?).map(|(lock, _)| lock)
+}
+
+fn gather_ingredients(store: &Store, recipe: &Recipe) -> anyhow::Result<(File, Ingredients)> {
     let mut reporter = Reporter::new();
     let lock = store.lock_builds(&mut |progress| tell(&mut reporter, &progress))?;
-    gather(store, &recipe, &mut |progress| {
+    let gathered = gather(store, recipe, &mut |progress| {
         tell(&mut reporter, &progress)
-    })
-    .with_context(|| format!("cannot build the template {}", recipe.name))?;
-    Ok(lock)
+    });
+    let ingredients =
+        gathered.with_context(|| format!("cannot build the template {}", recipe.name))?;
+    Ok((lock, ingredients))
 }
 
 /// Builds a template that a run needs, and says so.
@@ -91,11 +95,19 @@ pub fn build_missing(store: &Store, name: &str) -> anyhow::Result<()> {
 
 fn build_verb(global: &Global, store: &Store, args: &BuildArgs) -> anyhow::Result<u8> {
     if host::choose(global)? == Place::Lab {
-        let _lock = gather_for(store, &args.recipe)?;
-        return host::again_in_lab(store, false);
+        let recipe = Recipe::find(&args.recipe)?;
+        let (_lock, ingredients) = gather_ingredients(store, &recipe)?;
+        let options = options(&recipe, args);
+        return match up_to_date(store, &recipe, &options, &ingredients) {
+            Some(template) => Ok(show_built(args, &Built::UpToDate(template))),
+            None => host::again_in_lab(store, false),
+        };
     }
-    let built = build_here(store, args)?;
-    let (template, what) = match &built {
+    Ok(show_built(args, &build_here(store, args)?))
+}
+
+fn show_built(args: &BuildArgs, built: &Built) -> u8 {
+    let (template, what) = match built {
         Built::New(template) => (template, "built"),
         Built::UpToDate(template) => (template, "up to date"),
     };
@@ -103,17 +115,21 @@ fn build_verb(global: &Global, store: &Store, args: &BuildArgs) -> anyhow::Resul
     print(args.json, value, || {
         println!("{}: {what} ({})", template.name, summary(template));
     });
-    Ok(0)
+    0
 }
 
-fn build_here(store: &Store, args: &BuildArgs) -> anyhow::Result<Built> {
-    let recipe = Recipe::find(&args.recipe)?;
-    let options = BuildOptions {
+fn options(recipe: &Recipe, args: &BuildArgs) -> BuildOptions {
+    BuildOptions {
         memory_bytes: args.memory.unwrap_or_else(|| recipe.memory_bytes()),
         vcpus: args.vcpus.unwrap_or(recipe.vcpus),
         replicas: args.replicas,
         force: args.force,
-    };
+    }
+}
+
+fn build_here(store: &Store, args: &BuildArgs) -> anyhow::Result<Built> {
+    let recipe = Recipe::find(&args.recipe)?;
+    let options = options(&recipe, args);
     let mut reporter = Reporter::new();
     // In the lab, the host's side of this program holds it.
     let _lock = if host::in_lab() {

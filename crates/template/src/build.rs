@@ -85,13 +85,10 @@ pub fn build(
         return Err(BuildError::Replicas(options.replicas));
     }
     let ingredients = gather(store, recipe, progress)?;
-    let digest = digest(&ingredients, recipe, options);
-    if let Ok(template) = store.inspect(&recipe.name)
-        && template.digest == digest
-        && !options.force
-    {
+    if let Some(template) = up_to_date(store, recipe, options, &ingredients) {
         return Ok(Built::UpToDate(template));
     }
+    let digest = digest(&ingredients, recipe, options);
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.unwrap_or_default();
     let unique = format!("{}-{}", now.as_nanos(), std::process::id());
@@ -127,7 +124,19 @@ pub fn build(
     Ok(Built::New(template))
 }
 
-/// Whether the store has the template as these ingredients and options would make it.
+/// The template, if the store has it as these ingredients and options would make it.
+pub fn up_to_date(
+    store: &Store,
+    recipe: &Recipe,
+    options: &BuildOptions,
+    ingredients: &Ingredients,
+) -> Option<Template> {
+    let template = store.inspect(&recipe.name).ok()?;
+    let same = template.digest == digest(ingredients, recipe, options);
+    (same && !options.force).then_some(template)
+}
+
+/// A digest of everything that decides what the template will be.
 fn digest(ingredients: &Ingredients, recipe: &Recipe, options: &BuildOptions) -> String {
     let words = [
         ingredients.digest.clone(),

@@ -12,7 +12,7 @@ mod rootfs;
 mod size;
 mod store;
 
-pub use build::{BuildError, BuildOptions, Built, build};
+pub use build::{BuildError, BuildOptions, Built, build, up_to_date};
 pub use ingredients::{GatherError, Ingredients, gather};
 pub use recipe::{BUILT_IN, Recipe, RecipeError, memory_problem};
 pub use size::{SizeError, format_size, parse_size};

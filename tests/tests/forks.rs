@@ -1,0 +1,394 @@
+//! What forks share and what they must not; what they leave behind: nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use serde_json::Value;
+use std::collections::HashSet;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use tokio::sync::mpsc;
+use zygote_engine::*;
+use zygote_runner::control::Load;
+use zygote_template::Store;
+use zygote_tests::*;
+
+/// Each generator and name that forks must not share, one JSON object.
+const GENERATORS: &str = "\
+import json, os, random, secrets, socket, ssl, uuid, numpy, tempfile
+def read(path): return open(path).read().strip()
+print(json.dumps({
+    'urandom': os.urandom(16).hex(), 'getrandom': os.getrandom(16).hex(),
+    'random': random.random(), 'numpy': numpy.random.rand(3).tolist(),
+    'numpy_generator': numpy.random.default_rng().random(), 'openssl': ssl.RAND_bytes(16).hex(),
+    'uuid1': str(uuid.uuid1()), 'uuid4': str(uuid.uuid4()), 'secrets': secrets.token_hex(),
+    'tempfile': tempfile.mktemp(), 'kernel_uuid': read('/proc/sys/kernel/random/uuid'),
+    'boot_id': read('/proc/sys/kernel/random/boot_id'), 'machine_id': read('/etc/machine-id'),
+    'hostname': socket.gethostname(), 'hostname_file': read('/etc/hostname'),
+}))";
+
+#[test]
+fn fifty_forks_share_no_random_number_and_no_name() {
+    let ran = zygote(&["run", "--count", "50", "--json", "-c", GENERATORS]).good();
+    let records = ran.json();
+    let values: Vec<Value> = records
+        .iter()
+        .map(|record| serde_json::from_str(record["stdout"].as_str().unwrap()).unwrap())
+        .collect();
+    assert_eq!(values.len(), 50);
+    for name in values[0].as_object().unwrap().keys() {
+        let different: HashSet<String> = values.iter().map(|v| v[name].to_string()).collect();
+        assert_eq!(different.len(), 50, "{name}: {different:?}");
+    }
+    let ids: HashSet<&str> = records.iter().map(|r| r["id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), 50);
+}
+
+const CLOCKS: &str = "\
+import time
+now, again = time.time_ns(), time.monotonic()
+import os, json
+times = [time.monotonic() for _ in range(20000)]
+t = time.monotonic(); time.sleep(0.05); slept = time.monotonic() - t
+started = int(open('/proc/self/stat').read().rsplit(')', 1)[1].split()[19]) / os.sysconf('SC_CLK_TCK')
+print(json.dumps({'wall': now, 'sorted': times == sorted(times), 'slept': slept,
+                  'monotonic': again, 'started': started}))";
+
+#[test]
+fn clocks_are_right_after_the_snapshot_has_aged_for_hours() {
+    let restore = set_clock_ahead(5 * 3600);
+    let before = now_ns();
+    let ran = zygote(&["run", "-c", CLOCKS]);
+    let after = now_ns();
+    drop(restore);
+    let clocks: Value = serde_json::from_str(&ran.good().text()).unwrap();
+    let wall = i128::from(clocks["wall"].as_i64().unwrap());
+    assert!(before < wall && wall < after, "{before} {wall} {after}");
+    assert_eq!(clocks["sorted"], true);
+    let slept = clocks["slept"].as_f64().unwrap();
+    assert!((0.05..0.5).contains(&slept), "{slept}");
+    assert!(clocks["monotonic"].as_f64() >= clocks["started"].as_f64());
+}
+
+#[test]
+fn the_wall_clock_is_within_50_ms_of_the_hosts() {
+    let restore = set_clock_ahead(3 * 3600);
+    let code = "import sys, time\nfor line in sys.stdin: print(time.time_ns(), flush=True)";
+    let mut command = std::process::Command::new(program());
+    command
+        .args(["run", "-c", code])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    // The guest's answer lies between question and reply: the quickest round bounds the error.
+    let rounds = (0..30).map(|_| {
+        let asked = now_ns();
+        writeln!(input).unwrap();
+        let guest: i128 = lines.next().unwrap().unwrap().parse().unwrap();
+        let answered = now_ns();
+        (answered - asked, guest - (asked + answered) / 2)
+    });
+    let (round, offset) = rounds.min().unwrap();
+    drop(input);
+    child.wait().unwrap();
+    drop(restore);
+    assert!(round < 100_000_000, "the quickest round took {round} ns");
+    assert!(
+        offset.abs() < 50_000_000,
+        "off by {offset} ns, round {round} ns"
+    );
+}
+
+fn now_ns() -> i128 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)
+}
+
+/// Sets this (throwaway) host's clock ahead until the result is dropped.
+fn set_clock_ahead(seconds: i64) -> impl Drop {
+    struct Back(i64);
+    impl Drop for Back {
+        fn drop(&mut self) {
+            shift_clock(-self.0);
+        }
+    }
+    shift_clock(seconds);
+    Back(seconds)
+}
+
+fn shift_clock(seconds: i64) {
+    let mut now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    now.tv_sec += seconds;
+    rustix::time::clock_settime(rustix::time::ClockId::Realtime, now).unwrap();
+}
+
+#[test]
+fn a_file_of_one_fork_is_not_in_another() {
+    let code = "import os; print(os.path.exists('/root/mark')); open('/root/mark', 'w')";
+    for _ in 0..2 {
+        assert_eq!(python(code).good().text(), "False\n");
+    }
+}
+
+#[test]
+fn two_cpus_and_two_threads_of_the_template_go_on_in_a_fork() {
+    let code = "import os, time\nbefore = list(COUNTS)\nt = time.monotonic()\n\
+        while min(n - b for n, b in zip(COUNTS, before)) < 5 and time.monotonic() < t + 60: time.sleep(0.05)\n\
+        print(os.cpu_count(), min(n - b for n, b in zip(COUNTS, before)) >= 5)\n\
+        print(open('/proc/cpuinfo').read().count('processor'))\n\
+        import concurrent.futures as c\nwith c.ProcessPoolExecutor(2) as e: print(list(e.map(abs, [-1, -2])))";
+    assert_eq!(threads(code).good().text(), "2 True\n2\n[1, 2]\n");
+}
+
+#[test]
+fn numpy_computes_the_same_after_the_fork_and_clocks_went_forward() {
+    let code = "import time\nprint(COMPUTE() == COMPUTED, time.monotonic() >= MONOTONIC, time.time() >= WALL)";
+    assert_eq!(threads(code).good().text(), "True True True\n");
+}
+
+fn store() -> Store {
+    Store::open(state())
+}
+
+fn load(template: &str) -> Load {
+    Load {
+        snapshot: store().replicas(template).unwrap().remove(0),
+        pieces: store().pieces(),
+        stamps: store().stamps(),
+    }
+}
+
+#[test]
+fn a_machine_that_is_restored_and_saved_again_is_the_same() {
+    use zygote_vmm::{Disk, GuestMemory, Machine};
+    for template in ["python", "threads"] {
+        let load = load(template);
+        let snapshot = zygote_snapshot::Snapshot::open(&load.snapshot, &load.pieces).unwrap();
+        let mut saved = snapshot.machine().unwrap();
+        let bytes = snapshot.manifest().memory.bytes;
+        let memory = GuestMemory::private(snapshot.memory_file(), bytes).unwrap();
+        let disks = snapshot.disks().map(|(file, digest)| Disk {
+            file: file.try_clone().unwrap(),
+            digest: digest.to_owned(),
+        });
+        let (agent, _host) = std::os::unix::net::UnixStream::pair().unwrap();
+        let sink = Box::new(std::io::sink());
+        let machine =
+            Machine::restore(&saved, memory, disks.collect(), agent.into(), sink).unwrap();
+        let mut again = machine.save().unwrap();
+        assert!(again.clock.clock_ns >= saved.clock.clock_ns);
+        // Time has gone on: these fields, and no others.
+        again.clock = saved.clock;
+        for (new, old) in again.vcpus.iter_mut().zip(&mut saved.vcpus) {
+            equal_clocks(new, old);
+        }
+        assert!(again == saved, "{template}: {}", difference(&again, &saved));
+    }
+}
+
+const MSR_TSC: u32 = 0x10;
+/// IA32_SYSENTER_ESP and EIP: AMD's have 32 bits, and KVM restores no more.
+const SYSENTER: [u32; 2] = [0x175, 0x176];
+
+fn equal_clocks(
+    new: &mut zygote_snapshot::state::VcpuState,
+    old: &mut zygote_snapshot::state::VcpuState,
+) {
+    for (new, old) in new.msrs.iter_mut().zip(&mut old.msrs) {
+        if new.index == MSR_TSC && old.index == MSR_TSC {
+            assert!(new.value >= old.value);
+            new.value = old.value;
+        } else if SYSENTER.contains(&old.index) && new.value == old.value & 0xffff_ffff {
+            new.value = old.value;
+        }
+    }
+}
+
+fn difference(
+    new: &zygote_snapshot::state::MachineState,
+    old: &zygote_snapshot::state::MachineState,
+) -> String {
+    let mut text = format!("devices {} ", new.devices == old.devices);
+    for (new, old) in new.vcpus.iter().zip(&old.vcpus) {
+        let msrs = new
+            .msrs
+            .iter()
+            .zip(&old.msrs)
+            .filter(|(new, old)| new != old);
+        text += &format!("msrs {:x?} ", msrs.collect::<Vec<_>>());
+        let groups = [
+            ("regs", &new.regs, &old.regs),
+            ("sregs", &new.sregs, &old.sregs),
+            ("xsave", &new.xsave, &old.xsave),
+            ("lapic", &new.lapic, &old.lapic),
+            ("events", &new.events, &old.events),
+        ];
+        for (name, new, old) in groups {
+            let bytes = new
+                .iter()
+                .zip(old.iter())
+                .enumerate()
+                .filter(|(_, (a, b))| a != b);
+            text += &format!("{name} {:x?} ", bytes.collect::<Vec<_>>());
+        }
+    }
+    text
+}
+
+/// What a host has of processes, descriptors, mounts, cgroups and temporary files.
+#[derive(Debug, PartialEq, Eq)]
+struct Belongings {
+    children: usize,
+    descriptors: usize,
+    mounts: usize,
+    cgroups: usize,
+    temporary: HashSet<PathBuf>,
+}
+
+fn count(folder: &str) -> usize {
+    fs::read_dir(folder).unwrap().count()
+}
+
+fn belongings() -> Belongings {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let ours = processes.filter(|entry| {
+        let status = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        status.starts_with("zygote")
+    });
+    let temporary = fs::read_dir("/tmp").unwrap().flatten();
+    Belongings {
+        children: ours.count(),
+        descriptors: count("/proc/self/fd"),
+        mounts: fs::read_to_string("/proc/self/mounts")
+            .unwrap()
+            .lines()
+            .count(),
+        cgroups: count("/sys/fs/cgroup"),
+        temporary: temporary.map(|entry| entry.path()).collect(),
+    }
+}
+
+fn resident_kib(pid: &Path) -> u64 {
+    let text = fs::read_to_string(pid.join("status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.map_or(0, |rest| {
+        rest.split_whitespace().next().unwrap().parse().unwrap()
+    })
+}
+
+#[tokio::test]
+async fn three_hundred_forks_leave_nothing_behind() {
+    let before = belongings();
+    let config = EngineConfig {
+        command: vec![program().into(), "zygote-process".into()],
+        load: load("threads"),
+    };
+    let zygote = Zygote::load(&config).await.unwrap();
+    let mut memory = Vec::new();
+    for number in 0..300 {
+        let request = RunRequest {
+            program: Program::Command(vec!["true".into()]),
+            env: vec![],
+            cwd: String::new(),
+            stdin: Stdin::Empty,
+            line_buffered: false,
+            timeout: None,
+        };
+        let (sender, events) = mpsc::channel(4);
+        let (result, _) = tokio::join!(run(&zygote, request, sender), capture(events, 100));
+        let good = Outcome::Exited(ExitStatus::Code(0));
+        assert_eq!(result.outcome, good, "fork {number}");
+        if number % 100 == 99 {
+            memory.push(resident_kib(Path::new("/proc/self")));
+        }
+    }
+    assert!(
+        memory[2] < memory[0] + 4096,
+        "resident KiB after each hundred: {memory:?}"
+    );
+    zygote.shut_down().await;
+    // The runtime keeps descriptors of its own from its first use on.
+    let mut after = belongings();
+    assert!(
+        after.descriptors <= before.descriptors + 8,
+        "{before:?} {after:?}"
+    );
+    after.descriptors = before.descriptors;
+    assert_eq!(after, before);
+}
+
+#[test]
+fn a_flipped_byte_is_named_by_verify_and_refused_by_run() {
+    zygote(&["template", "verify", "threads"]).good();
+    let snapshot = store().replicas("threads").unwrap().remove(0);
+    for name in ["memory.bin", "machine.bin", "manifest"] {
+        let path = snapshot.join(name);
+        let whole = fs::read(&path).unwrap();
+        let mut damaged = whole.clone();
+        let at = damaged
+            .iter()
+            .rposition(|byte| *byte != 0 && *byte != b'\n')
+            .unwrap();
+        damaged[at] ^= 1;
+        replace(&path, &damaged);
+        let verified = zygote(&["template", "verify", "threads"]);
+        assert_eq!(verified.code, 1, "{verified:?}");
+        assert!(verified.error().contains(name), "{verified:?}");
+        let ran = threads("print(1)");
+        assert_eq!((ran.code, ran.text()), (125, String::new()));
+        assert!(
+            ran.error().contains(name) && ran.error().contains("--force"),
+            "{ran:?}"
+        );
+        replace(&path, &whole);
+        threads("print(1)").good();
+    }
+}
+
+fn replace(path: &Path, bytes: &[u8]) {
+    let fresh = path.with_extension("fresh");
+    fs::write(&fresh, bytes).unwrap();
+    fs::rename(&fresh, path).unwrap();
+}
+
+#[test]
+fn templates_are_listed_inspected_and_removed() {
+    let list = zygote(&["template", "ls", "--json"]).good().json();
+    let names: Vec<&str> = list[0]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| t["name"].as_str().unwrap())
+        .collect();
+    assert!(
+        names.contains(&"python") && names.contains(&"threads"),
+        "{names:?}"
+    );
+    let inspected = zygote(&["template", "inspect", "threads", "--json"])
+        .good()
+        .json();
+    assert_eq!(inspected[0]["template"]["vcpus"], 2);
+    let missing = zygote(&["template", "inspect", "nope"]);
+    assert_eq!(missing.code, 125);
+    assert!(missing.error().contains("zygote template build nope"));
+}
+
+#[test]
+fn a_template_whose_warm_up_fails_is_not_built_and_tells_the_traceback() {
+    let folder = tempfile::tempdir().unwrap();
+    let recipe = folder.path().join("broken.toml");
+    let text = include_str!("../recipes/threads.toml").replace("\"threads\"", "\"broken\"");
+    let (head, _) = text.split_once("warm = ").unwrap();
+    fs::write(
+        &recipe,
+        format!("{head}warm = \"import nonexistent_module\"\n"),
+    )
+    .unwrap();
+    let built = zygote(&["template", "build", recipe.to_str().unwrap()]);
+    assert_eq!(built.code, 125, "{built:?}");
+    assert!(built.error().contains("ModuleNotFoundError"), "{built:?}");
+    assert_eq!(zygote(&["template", "inspect", "broken"]).code, 125);
+}
