@@ -192,7 +192,7 @@ fn a_fork_bomb_is_ended_at_its_limit() {
 fn a_full_file_system_is_the_programs_own_error() {
     let code = "import os\nf = open('/var/tmp/full', 'wb')\n\
         try:\n    while True: f.write(b'x' * 65536)\n\
-        except OSError as e: print(e.errno); os._exit(0)";
+        except OSError as e: print(e.errno, flush=True); os._exit(0)";
     let ran = zygote(&["run", "--timeout", "120s", "-c", code]).good();
     assert_eq!(ran.text(), "28\n");
 }

@@ -258,3 +258,101 @@ fn restore_msrs(vcpu: &Vcpu, msrs: &[MsrEntry]) -> Result<(), MachineError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpuid;
+    use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_regs};
+    use kvm_ioctls::{Kvm, VmFd};
+    use zygote_snapshot::state::CpuidEntry;
+
+    /// Offset of XSTATE_BV in the XSAVE area, and of the upper halves of the YMM registers in its
+    /// standard format (Intel SDM vol. 1 §13.4).
+    const XSTATE_BV: usize = 512;
+    const YMM_HIGH: usize = 576;
+    const XCR0_X87_SSE_AVX: u64 = 7;
+
+    /// A vCPU as a machine has them, with the CPUID that it shows. Any /dev/kvm will do: nothing
+    /// of a guest is run.
+    fn vcpu(kvm: &Kvm) -> (VmFd, Vcpu, Vec<CpuidEntry>) {
+        let vm = kvm.create_vm().unwrap();
+        let mut split = kvm_enable_cap {
+            cap: KVM_CAP_SPLIT_IRQCHIP,
+            ..Default::default()
+        };
+        split.args[0] = 24;
+        vm.enable_cap(&split).unwrap();
+        let fd = vm.create_vcpu(0).unwrap();
+        let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
+        let entries = cpuid::for_vcpu(&supported, 0, 1, true);
+        fd.set_cpuid2(&cpuid::to_kvm(&entries).unwrap()).unwrap();
+        (vm, Vcpu { index: 0, fd }, entries)
+    }
+
+    fn patterned(kvm: &Kvm) -> VcpuState {
+        let (_vm, vcpu, entries) = vcpu(kvm);
+        let regs = kvm_regs {
+            rax: 0x1122_3344_5566_7788,
+            r15: u64::MAX,
+            rip: 0x1000,
+            rflags: 2,
+            ..Default::default()
+        };
+        vcpu.fd.set_regs(&regs).unwrap();
+        let mut xcrs = vcpu.fd.get_xcrs().unwrap();
+        xcrs.nr_xcrs = 1;
+        xcrs.xcrs[0].value = XCR0_X87_SSE_AVX;
+        vcpu.fd.set_xcrs(&xcrs).unwrap();
+        let msrs = msrs_to_save(kvm).unwrap();
+        let mut state = save(&vcpu, entries, &msrs).unwrap();
+        let end = YMM_HIGH + 16 * 16;
+        assert!(state.xsave.len() >= end, "{} bytes", state.xsave.len());
+        state.xsave[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&XCR0_X87_SSE_AVX.to_le_bytes());
+        for (index, byte) in state.xsave[YMM_HIGH..end].iter_mut().enumerate() {
+            *byte = index as u8 ^ 0x5a;
+        }
+        state
+    }
+
+    #[test]
+    fn vector_registers_and_all_others_survive_restore_and_save() {
+        let kvm = Kvm::new().unwrap();
+        let mut state = patterned(&kvm);
+        let (_vm, other, entries) = vcpu(&kvm);
+        restore(&other, &state).unwrap();
+        let mut again = save(&other, entries, &msrs_to_save(&kvm).unwrap()).unwrap();
+        // Time goes on: the TSC, and the deadline that is saved as just expired while none is set.
+        for index in [MSR_TSC, MSR_TSC_DEADLINE] {
+            let clock = |state: &mut VcpuState| {
+                let entry = state.msrs.iter_mut().find(|entry| entry.index == index);
+                entry.map(|entry| std::mem::take(&mut entry.value))
+            };
+            assert!(clock(&mut again) >= clock(&mut state));
+        }
+        assert_eq!(again.xsave, state.xsave);
+        for (new, old) in again.msrs.iter().zip(&state.msrs) {
+            assert_eq!(new, old);
+        }
+        assert_eq!((&again.regs, &again.sregs), (&state.regs, &state.sregs));
+        assert_eq!((&again.lapic, &again.events), (&state.lapic, &state.events));
+        assert!(again == state);
+    }
+
+    #[test]
+    fn a_state_of_another_shape_is_refused() {
+        let kvm = Kvm::new().unwrap();
+        let state = patterned(&kvm);
+        let (_vm, other, _) = vcpu(&kvm);
+        let cut = |change: fn(&mut VcpuState)| {
+            let mut state = state.clone();
+            change(&mut state);
+            restore(&other, &state).is_err()
+        };
+        assert!(cut(|state| state.regs.truncate(3)));
+        assert!(cut(|state| state.sregs.push(0)));
+        assert!(cut(|state| state.lapic.clear()));
+        assert!(cut(|state| state.xsave = vec![0; 1 << 20]));
+        assert!(!cut(|_| ()));
+    }
+}
