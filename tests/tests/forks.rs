@@ -6,11 +6,8 @@ use serde_json::Value;
 use std::collections::HashSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
-use tokio::sync::mpsc;
-use zygote_engine::*;
-use zygote_runner::control::Load;
 use zygote_template::Store;
 use zygote_tests::*;
 
@@ -153,20 +150,12 @@ fn store() -> Store {
     Store::open(state())
 }
 
-fn load(template: &str) -> Load {
-    Load {
-        snapshot: store().replicas(template).unwrap().remove(0),
-        pieces: store().pieces(),
-        stamps: store().stamps(),
-    }
-}
-
 #[test]
 fn a_machine_that_is_restored_and_saved_again_is_the_same() {
     use zygote_vmm::{Disk, GuestMemory, Machine};
     for template in ["python", "threads"] {
-        let load = load(template);
-        let snapshot = zygote_snapshot::Snapshot::open(&load.snapshot, &load.pieces).unwrap();
+        let directory = store().replicas(template).unwrap().remove(0);
+        let snapshot = zygote_snapshot::Snapshot::open(&directory, &store().pieces()).unwrap();
         let mut saved = snapshot.machine().unwrap();
         let bytes = snapshot.manifest().memory.bytes;
         let memory = GuestMemory::private(snapshot.memory_file(), bytes).unwrap();
@@ -237,88 +226,6 @@ fn difference(
         }
     }
     text
-}
-
-/// What a host has of processes, descriptors, mounts, cgroups and temporary files.
-#[derive(Debug, PartialEq, Eq)]
-struct Belongings {
-    children: usize,
-    descriptors: usize,
-    mounts: usize,
-    cgroups: usize,
-    temporary: HashSet<PathBuf>,
-}
-
-fn count(folder: &str) -> usize {
-    fs::read_dir(folder).unwrap().count()
-}
-
-fn belongings() -> Belongings {
-    let processes = fs::read_dir("/proc").unwrap().flatten();
-    let ours = processes.filter(|entry| {
-        let status = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        status.starts_with("zygote")
-    });
-    let temporary = fs::read_dir("/tmp").unwrap().flatten();
-    Belongings {
-        children: ours.count(),
-        descriptors: count("/proc/self/fd"),
-        mounts: fs::read_to_string("/proc/self/mounts")
-            .unwrap()
-            .lines()
-            .count(),
-        cgroups: count("/sys/fs/cgroup"),
-        temporary: temporary.map(|entry| entry.path()).collect(),
-    }
-}
-
-fn resident_kib(pid: &Path) -> u64 {
-    let text = fs::read_to_string(pid.join("status")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.map_or(0, |rest| {
-        rest.split_whitespace().next().unwrap().parse().unwrap()
-    })
-}
-
-#[tokio::test]
-async fn three_hundred_forks_leave_nothing_behind() {
-    let before = belongings();
-    let config = EngineConfig {
-        command: vec![program().into(), "zygote-process".into()],
-        load: load("threads"),
-    };
-    let zygote = Zygote::load(&config).await.unwrap();
-    let mut memory = Vec::new();
-    for number in 0..300 {
-        let request = RunRequest {
-            program: Program::Command(vec!["true".into()]),
-            env: vec![],
-            cwd: String::new(),
-            stdin: Stdin::Empty,
-            line_buffered: false,
-            timeout: None,
-        };
-        let (sender, events) = mpsc::channel(4);
-        let (result, _) = tokio::join!(run(&zygote, request, sender), capture(events, 100));
-        let good = Outcome::Exited(ExitStatus::Code(0));
-        assert_eq!(result.outcome, good, "fork {number}");
-        if number % 100 == 99 {
-            memory.push(resident_kib(Path::new("/proc/self")));
-        }
-    }
-    assert!(
-        memory[2] < memory[0] + 4096,
-        "resident KiB after each hundred: {memory:?}"
-    );
-    zygote.shut_down().await;
-    // The runtime keeps descriptors of its own from its first use on.
-    let mut after = belongings();
-    assert!(
-        after.descriptors <= before.descriptors + 8,
-        "{before:?} {after:?}"
-    );
-    after.descriptors = before.descriptors;
-    assert_eq!(after, before);
 }
 
 #[test]

@@ -9,6 +9,9 @@ pub mod entropy;
 pub mod transport;
 pub mod vsock;
 
+#[cfg(test)]
+mod tests;
+
 pub use transport::MmioTransport;
 
 use block::Block;
