@@ -66,7 +66,7 @@ async fn three_hundred_forks_leave_nothing_behind() {
     let before = belongings();
     let config = EngineConfig {
         command: vec![program().into(), "zygote-process".into()],
-        load: load("threads"),
+        load: load("python"),
     };
     let zygote = Zygote::load(&config).await.unwrap();
     let mut memory = Vec::new();

@@ -54,6 +54,9 @@ pub enum KernelError {
     /// A tool.
     #[error(transparent)]
     Tool(#[from] CommandError),
+    /// apt's lists are missing or older than the archive, and cannot be renewed here.
+    #[error("apt's package lists must be renewed; run: sudo apt-get update")]
+    Update(#[source] CommandError),
     /// apt does not know any of them.
     #[error("apt knows no package {names}; update its lists with: sudo apt-get update")]
     Unknown {
@@ -167,7 +170,7 @@ fn resolve(flavour: Flavour, progress: &mut dyn FnMut(&str)) -> Result<String, K
 /// apt's lists are missing or old. Only root can renew them.
 fn update(progress: &mut dyn FnMut(&str)) -> Result<(), KernelError> {
     progress("updating apt's lists");
-    output(Command::new("apt-get").args(["update", "-q"]), "apt")?;
+    output(Command::new("apt-get").args(["update", "-q"]), "apt").map_err(KernelError::Update)?;
     Ok(())
 }
 

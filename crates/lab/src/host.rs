@@ -13,6 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -176,8 +177,24 @@ impl Lab {
 }
 
 fn console_path(config: &LabConfig) -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let folder = config.files.initramfs.parent().unwrap_or(Path::new("/"));
-    folder.join(format!("console-{}.log", std::process::id()))
+    sweep_consoles(folder);
+    folder.join(format!("console-{}-{number}.log", std::process::id()))
+}
+
+/// Removes the logs of labs whose process was killed.
+fn sweep_consoles(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let pid = name
+            .strip_prefix("console-")
+            .and_then(|rest| rest.split(['-', '.']).next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 fn start(config: &LabConfig, job: OwnedFd, console: PathBuf) -> Result<Lab, LabError> {

@@ -12,12 +12,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// What a program's children may still write after its end is waited for this long.
-const LAST_OUTPUT_MAX: Duration = Duration::from_secs(1);
+/// What a program's children may still write after its end is waited for until they are silent for
+/// this long,
+const LAST_SILENCE_MAX: Duration = Duration::from_secs(1);
+/// or have written so much: more than a pipe holds, so what the program itself wrote is out.
+const LAST_OUTPUT_MAX_BYTES: u64 = 1 << 20;
 const PORT_NAME: &str = "zygote.lab";
 /// KVM_CREATE_VM (Linux include/uapi/linux/kvm.h).
 const KVM_CREATE_VM: libc::c_ulong = 0xae01;
@@ -109,16 +113,39 @@ fn run(job: &Job, reader: File, port: &Port) -> io::Result<u8> {
     let (done, pumps) = channel();
     let stdout = child.stdout.take();
     let stderr = child.stderr.take();
-    start_pump(stdout, port, &done, FromLab::Output);
-    start_pump(stderr, port, &done, FromLab::Error);
+    let flow = Arc::new(Flow::default());
+    start_pump(stdout, port, &flow, &done, FromLab::Output);
+    start_pump(stderr, port, &flow, &done, FromLab::Error);
     let stdin = child.stdin.take();
     let answers = Arc::clone(port);
     std::thread::spawn(move || obey(reader, stdin, pid, &answers));
     let status = wait(pid)?;
     for _ in 0..2 {
-        let _ = pumps.recv_timeout(LAST_OUTPUT_MAX);
+        drain(&pumps, &flow);
     }
     Ok(status)
+}
+
+/// How the program's output flows to the host.
+#[derive(Default)]
+struct Flow {
+    sent_bytes: AtomicU64,
+    /// Pieces that wait for a slow host.
+    waiting: AtomicU64,
+}
+
+/// Waits for the end of one stream, while there is something of it to come.
+fn drain(pumps: &Receiver<()>, flow: &Flow) {
+    let start = flow.sent_bytes.load(Ordering::Relaxed);
+    let mut last = start;
+    while pumps.recv_timeout(LAST_SILENCE_MAX).is_err() {
+        let now = flow.sent_bytes.load(Ordering::Relaxed);
+        let silent = now == last && flow.waiting.load(Ordering::Relaxed) == 0;
+        if silent || now - start > LAST_OUTPUT_MAX_BYTES {
+            return;
+        }
+        last = now;
+    }
 }
 
 fn mount_share(tag: &str, path: &Path) -> io::Result<()> {
@@ -167,26 +194,31 @@ fn command(job: &Job) -> io::Result<Command> {
 fn start_pump(
     stream: Option<impl Read + Send + 'static>,
     port: &Port,
+    flow: &Arc<Flow>,
     done: &Sender<()>,
     wrap: fn(Vec<u8>) -> FromLab,
 ) {
-    let (port, done) = (Arc::clone(port), done.clone());
+    let (port, flow, done) = (Arc::clone(port), Arc::clone(flow), done.clone());
     std::thread::spawn(move || {
         if let Some(mut stream) = stream {
-            pump(&mut stream, &port, wrap);
+            pump(&mut stream, &port, &flow, wrap);
         }
         // Nobody waits any more if the program's end is long past.
         let _ = done.send(());
     });
 }
 
-fn pump(stream: &mut dyn Read, port: &Port, wrap: fn(Vec<u8>) -> FromLab) {
+fn pump(stream: &mut dyn Read, port: &Port, flow: &Flow, wrap: fn(Vec<u8>) -> FromLab) {
     let mut piece = vec![0; PIECE_MAX_BYTES];
     loop {
         match stream.read(&mut piece) {
             Ok(0) => return,
             Ok(count) => {
-                if say(port, &wrap(piece[..count].to_vec())).is_err() {
+                flow.waiting.fetch_add(1, Ordering::Relaxed);
+                let said = say(port, &wrap(piece[..count].to_vec()));
+                flow.waiting.fetch_sub(1, Ordering::Relaxed);
+                flow.sent_bytes.fetch_add(count as u64, Ordering::Relaxed);
+                if said.is_err() {
                     return;
                 }
             }
