@@ -16,7 +16,7 @@ mod writer;
 
 pub use manifest::{DiskPiece, FORMAT_VERSION, Manifest, Origin};
 pub use memory::CHUNK_BYTES;
-pub use reader::{OpenError, Snapshot};
+pub use reader::{OpenError, Snapshot, decode_machine};
 pub use verify::{Report, VerifyError};
 pub use writer::{WriteError, Writer, file_digest};
 

@@ -121,8 +121,9 @@ impl Snapshot {
     }
 }
 
-/// Decodes a machine's state that fills `bytes` exactly.
-pub(crate) fn decode_machine(bytes: &[u8], vcpus: u32) -> Option<MachineState> {
+/// Decodes a machine's state with this number of vCPUs that fills `bytes` exactly. Its digest has
+/// been compared: this is what `fuzz/` feeds.
+pub fn decode_machine(bytes: &[u8], vcpus: u32) -> Option<MachineState> {
     let (state, rest) = postcard::take_from_bytes::<MachineState>(bytes).ok()?;
     (rest.is_empty() && state.vcpus.len() == vcpus as usize).then_some(state)
 }

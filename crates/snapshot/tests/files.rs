@@ -260,6 +260,17 @@ fn a_stamp_that_is_nonsense_is_no_stamp() {
     assert!(fixture.load().is_err());
 }
 
+/// Written by version 1 of the format, on 2026-11-23: what has been written once stays readable.
+#[test]
+fn the_golden_snapshot_of_version_1_still_loads() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1");
+    let snapshot = Snapshot::open(&golden.join("s"), &golden.join("pieces")).unwrap();
+    assert_eq!(snapshot.machine().unwrap(), state(3));
+    snapshot.verify(&mut |_, _| {}).unwrap();
+    assert_eq!(snapshot.manifest().origin, origin());
+    assert_eq!(snapshot.manifest().memory.chunks.len(), 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -293,5 +304,23 @@ proptest! {
             bytes = [line, bytes].concat();
         }
         prop_assert!(Manifest::decode(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_machine_state_of_noise_is_refused_without_a_panic(
+        noise in prop::collection::vec(any::<u8>(), 0..4000),
+        flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let _ = decode_machine(&noise, 1);
+        let mut bytes = postcard::to_stdvec(&state(9)).unwrap();
+        prop_assert_eq!(decode_machine(&bytes, 1), Some(state(9)));
+        prop_assert_eq!(decode_machine(&bytes, 2), None);
+        for (at, value) in flips {
+            let at = at.index(bytes.len());
+            bytes[at] ^= value;
+        }
+        let _ = decode_machine(&bytes, 1);
+        bytes.push(0);
+        prop_assert_eq!(decode_machine(&bytes, 1), None);
     }
 }
