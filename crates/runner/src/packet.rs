@@ -49,7 +49,13 @@ pub fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut vectors = [IoSliceMut::new(&mut bytes)];
-    let received = recvmsg(socket, &mut vectors, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let received = match recvmsg(socket, &mut vectors, &mut control, flags) {
+        Ok(received) => received,
+        // The other end was closed with packets of ours unread.
+        Err(rustix::io::Errno::CONNRESET) => return Ok((Vec::new(), Vec::new())),
+        Err(error) => return Err(error.into()),
+    };
     let descriptors = control
         .drain()
         .filter_map(|message| match message {
