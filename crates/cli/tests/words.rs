@@ -1,0 +1,136 @@
+//! The program's words where no machine is needed: help, usage, errors with remedies, JSON.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn zygote(state: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_zygote"))
+        .args(arguments)
+        .env("ZYGOTE_STATE_DIR", state)
+        .output()
+        .unwrap()
+}
+
+fn said(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code(),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+fn words(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let state = tempfile::tempdir().unwrap();
+    said(&zygote(state.path(), arguments))
+}
+
+#[test]
+fn every_verb_has_help_and_the_main_ones_have_examples() {
+    let verbs: [&[&str]; 6] = [
+        &[],
+        &["run"],
+        &["template", "build"],
+        &["doctor"],
+        &["lab"],
+        &["completions"],
+    ];
+    for verb in verbs {
+        let (code, out, _) = words(&[verb, &["--help"]].concat());
+        assert_eq!(code, Some(0));
+        assert!(out.contains("Usage: zygote"), "{verb:?}: {out}");
+        assert!(out.contains("Example"), "{verb:?}: {out}");
+    }
+    assert!(words(&["--version"]).1.starts_with("zygote 0."));
+}
+
+#[test]
+fn bad_usage_is_told_and_is_no_programs_exit_code() {
+    let cases: [&[&str]; 6] = [
+        &["run", "--timeout", "soon", "-c", "1"],
+        &["run", "--env", "nothing", "-c", "1"],
+        &["run", "--count", "0", "-c", "1"],
+        &["template", "build", "python", "--memory", "1M"],
+        &["template", "build", "python", "--vcpus", "33"],
+        &["nonsense"],
+    ];
+    for case in cases {
+        let (code, _, err) = words(case);
+        assert_eq!(code, Some(2), "{case:?}");
+        assert!(err.starts_with("error:"), "{case:?}: {err}");
+    }
+    let (code, _, err) = words(&["run"]);
+    assert_eq!(code, Some(125));
+    assert!(err.contains("nothing to run"), "{err}");
+}
+
+#[test]
+fn what_is_not_there_is_told_with_its_remedy() {
+    let cases: [(&[&str], i32, &str); 6] = [
+        (
+            &["run", "-t", "nope", "-c", "1"],
+            125,
+            "zygote template build ./nope.toml",
+        ),
+        (&["run", "/no/such/file.py"], 2, "/no/such/file.py"),
+        (
+            &["template", "inspect", "nope"],
+            125,
+            "zygote template build nope",
+        ),
+        (
+            &["template", "rm", "nope"],
+            125,
+            "there is no template nope",
+        ),
+        (&["template", "verify", "../x"], 1, "no name of a template"),
+        (&["template", "build", "ruby"], 125, "built-in ones: python"),
+    ];
+    for (case, expected, sentence) in cases {
+        let (code, out, err) = words(case);
+        assert_eq!(code, Some(expected), "{case:?}: {err}");
+        assert!(
+            err.contains(sentence) && out.is_empty(),
+            "{case:?}: {out}{err}"
+        );
+    }
+}
+
+#[test]
+fn an_empty_store_is_an_empty_list_and_nothing_is_created() {
+    let state = tempfile::tempdir().unwrap();
+    let inside = state.path().join("never-made");
+    let (code, out, _) = said(&zygote(&inside, &["template", "ls", "--json"]));
+    assert_eq!((code, out.trim()), (Some(0), "[]"));
+    let (_, out, _) = said(&zygote(&inside, &["template", "ls"]));
+    assert!(out.contains("zygote template build python"));
+    assert!(!inside.exists());
+}
+
+#[test]
+fn the_doctor_judges_by_measuring_and_each_finding_has_its_grade() {
+    let (_, out, _) = words(&["doctor", "--json"]);
+    let value: serde_json::Value = serde_json::from_str(&out).unwrap();
+    let checks = value["checks"].as_array().unwrap();
+    assert!(checks.iter().any(|check| check["name"] == "KVM"));
+    for check in checks {
+        assert!(["good", "warning", "bad"].contains(&check["grade"].as_str().unwrap()));
+        assert!(
+            check["grade"] != "bad" || check["remedy"].is_string(),
+            "{check}"
+        );
+    }
+    let host = &value["host"];
+    assert!(host.is_null() || host == "kvm" || host == "lab", "{host}");
+}
+
+#[test]
+fn completions_name_the_verbs() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, out, _) = words(&["completions", shell]);
+        assert_eq!(code, Some(0));
+        assert!(out.contains("template") && out.contains("doctor"));
+    }
+}
