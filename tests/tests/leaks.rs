@@ -4,10 +4,12 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 use zygote_engine::*;
 use zygote_runner::control::Load;
+use zygote_runner::packet;
 use zygote_template::Store;
 use zygote_tests::*;
 
@@ -100,6 +102,10 @@ async fn three_hundred_forks_leave_nothing_behind() {
         memory[2] < memory[0] + 4096,
         "resident KiB after each hundred: {memory:?}"
     );
+    // One that nobody ends: its sockets stay open.
+    let (_agent, theirs) = UnixStream::pair().unwrap();
+    let (_control, runner_control) = packet::pair().unwrap();
+    zygote.fork(theirs.into(), runner_control).await.unwrap();
     zygote.shut_down().await;
     // The runtime keeps descriptors of its own from its first use on.
     let mut after = belongings();

@@ -8,6 +8,7 @@
 pub mod control;
 pub mod packet;
 
+mod children;
 mod loaded;
 mod process;
 mod serial;

@@ -1,19 +1,21 @@
 //! The zygote process: holds a snapshot mapped copy-on-write, and forks runners. Runs no guest,
 //! has one thread, and never allocates between fork and the runner's own start.
 
-#![expect(unsafe_code, reason = "fork, signalfd, waitpid")]
+#![expect(unsafe_code, reason = "fork")]
 
+use crate::children::Children;
 use crate::control::{FromZygote, ToZygote, decode, encode};
 use crate::loaded::{self, Loaded};
 use crate::{packet, process};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::io;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
-/// Serves the engine over standard input, a SOCK_SEQPACKET socket, until that closes; gives back
-/// the process's exit status. Call it first thing in a process that was started for it.
+/// Serves the engine over standard input, a SOCK_SEQPACKET socket, until that closes; then ends
+/// the runners that are left, and gives back the process's exit status. Call it first thing in a
+/// process that was started for it.
 pub fn zygote_main() -> u8 {
-    match take_control().and_then(|control| serve(&control)) {
+    match take_control().and_then(|control| live(&control)) {
         Ok(()) => 0,
         // The engine is gone, or talks nonsense: there is nobody to tell.
         Err(_) => 1,
@@ -28,8 +30,14 @@ fn take_control() -> io::Result<OwnedFd> {
     Ok(control)
 }
 
-fn serve(control: &OwnedFd) -> io::Result<()> {
-    let children = child_signals()?;
+fn live(control: &OwnedFd) -> io::Result<()> {
+    let mut children = Children::new()?;
+    let served = serve(control, &mut children);
+    children.end_all();
+    served
+}
+
+fn serve(control: &OwnedFd, children: &mut Children) -> io::Result<()> {
     let (bytes, _) = packet::receive(control)?;
     let Ok(ToZygote::Load(load)) = decode(&bytes) else {
         return Err(io::Error::other("the first message must be Load"));
@@ -48,7 +56,7 @@ fn serve(control: &OwnedFd) -> io::Result<()> {
     loop {
         let mut fds = [
             PollFd::new(control, PollFlags::IN),
-            PollFd::new(&children, PollFlags::IN),
+            PollFd::new(children, PollFlags::IN),
         ];
         match poll(&mut fds, None) {
             Ok(_) => {}
@@ -57,14 +65,14 @@ fn serve(control: &OwnedFd) -> io::Result<()> {
         }
         let asked = !fds[0].revents().is_empty();
         if !fds[1].revents().is_empty() {
-            reap(&children, control)?;
+            children.reap(|pid, status| tell(control, &FromZygote::Ended { pid, status }))?;
         }
         if asked {
             let (bytes, descriptors) = packet::receive(control)?;
             if bytes.is_empty() {
                 return Ok(());
             }
-            answer(control, &bytes, descriptors, &loaded)?;
+            answer(control, &bytes, descriptors, &loaded, children)?;
         }
     }
 }
@@ -74,6 +82,7 @@ fn answer(
     bytes: &[u8],
     descriptors: Vec<OwnedFd>,
     loaded: &Loaded,
+    children: &mut Children,
 ) -> io::Result<()> {
     let refuse = |message: &str| {
         let message = message.to_owned();
@@ -92,42 +101,15 @@ fn answer(
             // SAFETY: ends the child without running what the parent has registered for its end.
             unsafe { libc::_exit(status) }
         }
-        pid if pid > 0 => tell(control, &FromZygote::Forked { pid: pid as u32 }),
+        pid if pid > 0 => {
+            let pid = pid as u32;
+            children.add(pid);
+            tell(control, &FromZygote::Forked { pid })
+        }
         _ => refuse(&format!(
             "cannot fork a runner: {} (too many processes, or too little memory?)",
             io::Error::last_os_error()
         )),
-    }
-}
-
-/// A descriptor that is readable when a child has ended.
-fn child_signals() -> io::Result<OwnedFd> {
-    // SAFETY: blocks one signal of this only thread and makes a descriptor that is ours.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigaddset(&raw mut set, libc::SIGCHLD);
-        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
-        if fd < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(OwnedFd::from_raw_fd(fd))
-        }
-    }
-}
-
-fn reap(children: &OwnedFd, control: &OwnedFd) -> io::Result<()> {
-    let mut drained = [0; 128];
-    while rustix::io::read(children, &mut drained[..]).is_ok() {}
-    loop {
-        let mut status = 0;
-        // SAFETY: writes one integer.
-        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
-        if pid <= 0 {
-            return Ok(());
-        }
-        let pid = pid as u32;
-        tell(control, &FromZygote::Ended { pid, status })?;
     }
 }
 

@@ -1,7 +1,7 @@
 //! Building a template: boot, warm, freeze, snapshot, once a replica; then publish.
 
 use crate::Progress;
-use crate::guest::{Boot, Guest, GuestError};
+use crate::guest::{Boot, COMMAND_LINE, Guest, GuestError};
 use crate::ingredients::{GatherError, Ingredients, gather};
 use crate::recipe::Recipe;
 use crate::store::{Fresh, Store, StoreError, Template, disk_bytes};
@@ -148,6 +148,7 @@ fn digest(ingredients: &Ingredients, recipe: &Recipe, options: &BuildOptions) ->
         FORMAT_VERSION.to_string(),
         PROTOCOL_VERSION.to_string(),
         env!("CARGO_PKG_VERSION").to_owned(),
+        COMMAND_LINE.to_owned(),
     ];
     let mut hasher = blake3::Hasher::new();
     for word in words {

@@ -14,7 +14,9 @@ use zygote_vmm::{BootConfig, Disk, Machine, MachineError, StopReason};
 const AGENT: u64 = 0;
 const STOP: u64 = 1;
 const HOST: u64 = 2;
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 reboot=k init_on_alloc=0 quiet";
+/// Parameters of the guest's kernel. A fork pays for each page that it writes: new pages are not
+/// cleared twice.
+pub const COMMAND_LINE: &str = "console=ttyS0 panic=-1 reboot=k init_on_alloc=0 quiet";
 
 /// Why a guest did not become what it should.
 #[derive(Debug, thiserror::Error)]

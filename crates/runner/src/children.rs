@@ -1,0 +1,74 @@
+//! The runners of a zygote process, from fork to reaping.
+
+#![expect(unsafe_code, reason = "sigprocmask, signalfd, waitpid, kill")]
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// Child processes of a process with one thread.
+pub struct Children {
+    /// Readable when a child has ended.
+    signals: OwnedFd,
+    running: HashSet<u32>,
+}
+
+impl Children {
+    /// None so far. Blocks SIGCHLD in this process from here on.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: blocks one signal of this only thread and makes a descriptor that is ours.
+        let signals = unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigaddset(&raw mut set, libc::SIGCHLD);
+            libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+            let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        Ok(Self {
+            signals,
+            running: HashSet::new(),
+        })
+    }
+
+    /// One more, just forked.
+    pub fn add(&mut self, pid: u32) {
+        self.running.insert(pid);
+    }
+
+    /// Gives `ended` the process id and wait status of each child that has ended since.
+    pub fn reap(&mut self, mut ended: impl FnMut(u32, i32) -> io::Result<()>) -> io::Result<()> {
+        let mut drained = [0; 128];
+        while rustix::io::read(&self.signals, &mut drained[..]).is_ok() {}
+        while let Some((pid, status)) = self.wait_for_any(libc::WNOHANG) {
+            ended(pid, status)?;
+        }
+        Ok(())
+    }
+
+    /// Kills and reaps those that still run.
+    pub fn end_all(&mut self) {
+        for pid in &self.running {
+            // SAFETY: a child that has not been reaped keeps its id.
+            unsafe { libc::kill(*pid as libc::pid_t, libc::SIGKILL) };
+        }
+        while self.wait_for_any(0).is_some() {}
+    }
+
+    fn wait_for_any(&mut self, flags: i32) -> Option<(u32, i32)> {
+        let mut status = 0;
+        // SAFETY: writes one integer.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, flags) };
+        let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0)?;
+        self.running.remove(&pid);
+        Some((pid, status))
+    }
+}
+
+impl AsFd for Children {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.signals.as_fd()
+    }
+}
