@@ -5,11 +5,12 @@ use std::path::Path;
 use std::process::Command;
 
 /// `(a file that the package brings, the package)`.
-const NEEDED: [(&str, &str); 9] = [
+const NEEDED: [(&str, &str); 10] = [
     ("/usr/bin/qemu-system-x86_64", "qemu-system-x86"),
     ("/bin/busybox", "busybox-static"),
     ("/sbin/depmod", "kmod"),
     ("/usr/bin/mmdebstrap", "mmdebstrap"),
+    ("/usr/bin/newuidmap", "uidmap"),
     ("/usr/bin/mkfs.erofs", "erofs-utils"),
     ("/usr/bin/xz", "xz-utils"),
     ("/usr/bin/cc", "gcc"),

@@ -51,6 +51,7 @@ pub fn run(global: &Global, json: bool) -> anyhow::Result<u8> {
     checks.push(file("lab: busybox", "/bin/busybox", "busybox-static"));
     checks.push(tool("build: mmdebstrap", "mmdebstrap", "mmdebstrap"));
     checks.push(tool("build: EROFS", "mkfs.erofs", "erofs-utils"));
+    checks.push(user_ids());
     checks.push(memory(here));
     checks.push(disk(&store));
     checks.push(cgroups());
@@ -130,6 +131,17 @@ fn presence(name: &'static str, found: Option<&Path>, package: &str) -> Check {
             check(name, Grade::Warning, "not installed".into(), Some(&remedy))
         }
     }
+}
+
+fn user_ids() -> Check {
+    let name = "build: user ids";
+    if zygote_template::has_user_ids() {
+        return check(name, Grade::Good, "files can get any owner".into(), None);
+    }
+    let remedy = "sudo apt-get install -y uidmap && sudo usermod --add-subuids 100000-165535 \
+                  --add-subgids 100000-165535 $USER";
+    let finding = "only your own: templates can't be built by you".into();
+    check(name, Grade::Warning, finding, Some(remedy))
 }
 
 fn memory(here: bool) -> Check {

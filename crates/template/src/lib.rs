@@ -15,6 +15,7 @@ mod store;
 pub use build::{BuildError, BuildOptions, Built, build, up_to_date};
 pub use ingredients::{GatherError, Ingredients, gather};
 pub use recipe::{BUILT_IN, Recipe, RecipeError, memory_problem};
+pub use rootfs::has_user_ids;
 pub use size::{SizeError, format_size, parse_size};
 pub use store::{Store, StoreError, Template, default_state_dir};
 

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use zygote_snapshot::{DiskPiece, file_digest};
 
 /// Changes when this file makes another image of the same recipe.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 /// What no program in a sandbox needs.
 const EXCLUDED: [&str; 6] = [
     "/usr/share/man/*",
@@ -50,13 +50,14 @@ pub enum RootfsError {
         #[source]
         source: io::Error,
     },
-    /// Not root.
+    /// Neither root nor a user namespace with a range of user ids.
     #[error(
-        "making a root file system needs root; run once: sudo zygote --state-dir {} template build \
-         {name} (afterwards it can be used without)",
+        "making a root file system needs user ids besides your own; to get them: sudo apt-get \
+         install -y uidmap && sudo usermod --add-subuids 100000-165535 --add-subgids \
+         100000-165535 $USER. Or build once as root: sudo zygote --state-dir {} template build {name}",
         state.display()
     )]
-    NotRoot {
+    NoUserIds {
         /// The recipe.
         name: String,
         /// The state directory.
@@ -127,8 +128,8 @@ pub fn image(
     if let Some(piece) = cached(&index, places.pieces) {
         return Ok(piece);
     }
-    if !rustix::process::geteuid().is_root() {
-        return Err(RootfsError::NotRoot {
+    if !has_user_ids() {
+        return Err(RootfsError::NoUserIds {
             name: recipe.name.clone(),
             state: places.state.to_owned(),
         });
@@ -145,11 +146,35 @@ pub fn image(
     Ok(made)
 }
 
+/// Work of an earlier build may have folders that only a [`rooted`] program can remove.
 fn remove(work: &Path) -> Result<(), RootfsError> {
     match fs::remove_dir_all(work) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let mut command = rooted("rm");
+            command.arg("-rf").arg(work);
+            tool(command, "rm", "coreutils", &work.with_extension("log"))
+        }
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", work)(error)),
         _ => Ok(()),
     }
+}
+
+/// A program that may give files any owner: as root itself, else in a user namespace where the
+/// user is root and has the ids of /etc/subuid (user_namespaces(7), subuid(5)).
+fn rooted(program: &str) -> Command {
+    if rustix::process::geteuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--map-auto", program]);
+    command
+}
+
+/// Whether this user can make a root file system, whose files have many owners.
+pub fn has_user_ids() -> bool {
+    let mut command = rooted("true");
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
 }
 
 /// A digest of everything that decides what the image will be.
@@ -199,7 +224,10 @@ fn make(
         recipe.base,
         recipe.packages.join(", ")
     )));
-    install(recipe, &tree, &work.with_extension("log"))?;
+    let log = work.with_extension("log");
+    let archive = work.join("tree.tar");
+    install(recipe, &archive, &log)?;
+    unpack(&archive, &tree, &log)?;
     for (path, text) in NEUTRAL {
         add_file(&tree, Path::new(path), 0o644, text.as_bytes())?;
     }
@@ -208,17 +236,12 @@ fn make(
     }
     progress(Progress::new("packing the root file system"));
     let image = work.join("image");
-    let mut pack = Command::new("mkfs.erofs");
+    let mut pack = rooted("mkfs.erofs");
     // Nothing of time or chance in the image: the same tree gives the same digest.
     pack.args(["-T0", "-U", "00000000-0000-0000-0000-000000000000"])
         .arg(&image)
         .arg(&tree);
-    tool(
-        pack,
-        "mkfs.erofs",
-        "erofs-utils",
-        &work.with_extension("log"),
-    )?;
+    tool(pack, "mkfs.erofs", "erofs-utils", &log)?;
     let file = File::open(&image).map_err(at("open", &image))?;
     let (bytes, digest) = file_digest(&file).map_err(at("read", &image))?;
     file.sync_all().map_err(at("flush", &image))?;
@@ -230,15 +253,15 @@ fn make(
     Ok(DiskPiece { bytes, digest })
 }
 
-fn install(recipe: &Recipe, tree: &Path, log: &Path) -> Result<(), RootfsError> {
+fn install(recipe: &Recipe, archive: &Path, log: &Path) -> Result<(), RootfsError> {
     let mut command = Command::new("mmdebstrap");
     command
-        .args(["--variant=minbase", "--format=directory"])
+        .args(["--variant=minbase", "--format=tar"])
         .args(EXCLUDED.map(|path| format!("--dpkgopt=path-exclude={path}")))
         .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright")
         .arg(format!("--include={}", recipe.packages.join(",")))
         .arg(&recipe.base)
-        .arg(tree);
+        .arg(archive);
     // This machine's own archive mirrors, when it runs Debian.
     let sources = [
         "/etc/apt/sources.list.d/debian.sources",
@@ -249,6 +272,24 @@ fn install(recipe: &Recipe, tree: &Path, log: &Path) -> Result<(), RootfsError> 
         .find(|path| fs::metadata(path).is_ok_and(|meta| meta.len() > 0));
     command.args(own);
     tool(command, "mmdebstrap", "mmdebstrap", log)
+}
+
+/// Unpacks all but device nodes, which only root can make; a guest has a devtmpfs.
+fn unpack(archive: &Path, tree: &Path, log: &Path) -> Result<(), RootfsError> {
+    fs::create_dir(tree).map_err(at("make the folder", tree))?;
+    let mut command = rooted("tar");
+    command
+        .args([
+            "--extract",
+            "--numeric-owner",
+            "--exclude=./dev/*",
+            "--file",
+        ])
+        .arg(archive)
+        .arg("--directory")
+        .arg(tree);
+    tool(command, "tar", "tar", log)?;
+    fs::remove_file(archive).map_err(at("remove", archive))
 }
 
 fn tool(

@@ -158,7 +158,8 @@ fn no_kvm(errno: i32) -> Problem {
         ),
         libc::EACCES | libc::EPERM => problem(
             "you may not open /dev/kvm",
-            "join its group and log in again: sudo usermod -aG kvm $USER",
+            "join its group and log in again: sudo chgrp kvm /dev/kvm && sudo chmod 660 /dev/kvm && sudo \
+             usermod -aG kvm $USER",
         ),
         _ => problem(
             format!(
