@@ -14,6 +14,10 @@ use zygote_snapshot::{DiskPiece, file_digest};
 
 /// Changes when this file makes another image of the same recipe.
 const VERSION: &str = "2";
+/// How the names of folders begin where images are made.
+const WORK: &str = "work-";
+/// What the tools of the last build said.
+const LOG: &str = "log";
 /// What no program in a sandbox needs.
 const EXCLUDED: [&str; 6] = [
     "/usr/share/man/*",
@@ -32,6 +36,9 @@ const NEUTRAL: [(&str, &str); 4] = [
 ];
 /// Most of a tool's complaint that is repeated.
 const COMPLAINT_LINES: usize = 15;
+
+/// How unshare(1) and setpriv(1) exit if there is no such program.
+const NOT_FOUND: i32 = 127;
 
 /// Why there is no root image.
 #[derive(Debug, thiserror::Error)]
@@ -134,8 +141,8 @@ pub fn image(
             state: places.state.to_owned(),
         });
     }
-    let work = places.cache.join("work");
-    remove(&work)?;
+    remove_old_work(places.cache)?;
+    let work = places.cache.join(format!("{WORK}{}", std::process::id()));
     fs::create_dir(&work).map_err(at("make the folder", &work))?;
     let made = make(recipe, &work, places.pieces, progress)?;
     let fresh = work.join("index");
@@ -146,13 +153,25 @@ pub fn image(
     Ok(made)
 }
 
+/// Work of builds that were killed. Their tools may still be ending, so no build takes the name of
+/// another's work.
+fn remove_old_work(cache: &Path) -> Result<(), RootfsError> {
+    let entries = fs::read_dir(cache).map_err(at("read", cache))?;
+    for entry in entries.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(WORK) {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Work of an earlier build may have folders that only a [`rooted`] program can remove.
 fn remove(work: &Path) -> Result<(), RootfsError> {
     match fs::remove_dir_all(work) {
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             let mut command = rooted("rm");
             command.arg("-rf").arg(work);
-            tool(command, "rm", "coreutils", &work.with_extension("log"))
+            tool(command, "rm", "coreutils", &work.with_file_name(LOG))
         }
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", work)(error)),
         _ => Ok(()),
@@ -163,10 +182,17 @@ fn remove(work: &Path) -> Result<(), RootfsError> {
 /// user is root and has the ids of /etc/subuid (user_namespaces(7), subuid(5)).
 fn rooted(program: &str) -> Command {
     if rustix::process::geteuid().is_root() {
-        return Command::new(program);
+        return dependent(program);
     }
-    let mut command = Command::new("unshare");
+    let mut command = dependent("unshare");
     command.args(["--map-root-user", "--map-auto", program]);
+    command
+}
+
+/// A program that is told to end when this one is killed, so that it leaves nothing behind.
+fn dependent(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "TERM", program]);
     command
 }
 
@@ -224,7 +250,7 @@ fn make(
         recipe.base,
         recipe.packages.join(", ")
     )));
-    let log = work.with_extension("log");
+    let log = work.with_file_name(LOG);
     let archive = work.join("tree.tar");
     install(recipe, &archive, &log)?;
     unpack(&archive, &tree, &log)?;
@@ -254,7 +280,7 @@ fn make(
 }
 
 fn install(recipe: &Recipe, archive: &Path, log: &Path) -> Result<(), RootfsError> {
-    let mut command = Command::new("mmdebstrap");
+    let mut command = dependent("mmdebstrap");
     command
         .args(["--variant=minbase", "--format=tar"])
         .args(EXCLUDED.map(|path| format!("--dpkgopt=path-exclude={path}")))
@@ -305,16 +331,11 @@ fn tool(
         .stdin(Stdio::null())
         .stdout(output)
         .stderr(again);
-    let status = command.status().map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => RootfsError::Missing { program, package },
-        _ => RootfsError::File {
-            operation: "start",
-            path: program.into(),
-            source,
-        },
-    })?;
-    if status.success() {
-        return Ok(());
+    let status = command.status().map_err(at("start", Path::new(program)))?;
+    match status.code() {
+        Some(0) => return Ok(()),
+        Some(NOT_FOUND) => return Err(RootfsError::Missing { program, package }),
+        _ => {}
     }
     let text = fs::read(log).unwrap_or_default();
     let text = String::from_utf8_lossy(&text).into_owned();
@@ -399,6 +420,34 @@ mod tests {
             fs::metadata(&file).unwrap().permissions().mode() & 0o777,
             0o640
         );
+    }
+
+    #[test]
+    fn work_of_a_killed_build_is_removed_and_nothing_else() {
+        let cache = tempfile::tempdir().unwrap();
+        for path in ["work-1/tree/sub", "work-22"] {
+            fs::create_dir_all(cache.path().join(path)).unwrap();
+        }
+        fs::write(cache.path().join("log"), "").unwrap();
+        remove_old_work(cache.path()).unwrap();
+        let left: Vec<_> = fs::read_dir(cache.path()).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].file_name(), "log");
+    }
+
+    #[test]
+    fn a_tool_that_is_missing_or_fails_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let missing = tool(dependent("no-such-program"), "no-such-program", "pkg", &log);
+        let sentence = missing.unwrap_err().to_string();
+        assert!(sentence.contains("apt-get install pkg"), "{sentence}");
+        let mut failing = dependent("ls");
+        failing.arg("/no/such/file");
+        let sentence = tool(failing, "ls", "coreutils", &log)
+            .unwrap_err()
+            .to_string();
+        assert!(sentence.contains("/no/such/file"), "{sentence}");
     }
 
     #[test]
