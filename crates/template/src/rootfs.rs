@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use zygote_snapshot::{DiskPiece, file_digest};
@@ -190,9 +191,12 @@ fn rooted(program: &str) -> Command {
 }
 
 /// A program that is told to end when this one is killed, so that it leaves nothing behind.
+/// mmdebstrap then signals its process group, which is why that is its own.
 fn dependent(program: &str) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "TERM", program]);
+    command
+        .args(["--pdeathsig", "TERM", program])
+        .process_group(0);
     command
 }
 
