@@ -162,7 +162,8 @@ fn store() -> Store {
 
 #[test]
 fn a_machine_that_is_restored_and_saved_again_is_the_same() {
-    use zygote_vmm::{Disk, GuestMemory, Machine};
+    use zygote_vmm::{Disk, GuestMemory, Host, Machine};
+    let host = Host::open().unwrap();
     for template in ["python", "threads"] {
         let directory = store().replicas(template).unwrap().remove(0);
         let snapshot = zygote_snapshot::Snapshot::open(&directory, &store().pieces()).unwrap();
@@ -176,7 +177,7 @@ fn a_machine_that_is_restored_and_saved_again_is_the_same() {
         let (agent, _host) = std::os::unix::net::UnixStream::pair().unwrap();
         let sink = Box::new(std::io::sink());
         let machine =
-            Machine::restore(&saved, memory, disks.collect(), agent.into(), sink).unwrap();
+            Machine::restore(&host, &saved, memory, disks.collect(), agent.into(), sink).unwrap();
         let mut again = machine.save().unwrap();
         assert!(again.clock.clock_ns >= saved.clock.clock_ns);
         // Time has gone on: these fields, and no others.

@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::process::Command;
 
 /// From the top to the bottom: a crate may depend on those after it.
-const ORDER: [&str; 9] = [
+const ORDER: [&str; 10] = [
     "zygote-cli",
     "zygote-server",
     "zygote-engine",
@@ -15,6 +15,7 @@ const ORDER: [&str; 9] = [
     "zygote-snapshot",
     "zygote-protocol",
     "zygote-debian",
+    "zygote-jail",
 ];
 
 /// Crates beside the order, with all that they may see of ours.

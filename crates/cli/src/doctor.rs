@@ -3,8 +3,10 @@
 use crate::args::Global;
 use crate::host;
 use serde::Serialize;
+use std::error::Error;
 use std::fs;
 use std::path::Path;
+use std::process::{Command, ExitCode};
 use zygote_template::{Store, format_size};
 use zygote_vmm::probe::probe;
 
@@ -54,6 +56,7 @@ pub fn run(global: &Global, json: bool) -> anyhow::Result<u8> {
     checks.push(user_ids());
     checks.push(memory(here));
     checks.push(disk(&store));
+    checks.push(jail());
     checks.push(cgroups());
     checks.push(templates(&store));
     if json {
@@ -178,6 +181,61 @@ fn disk(store: &Store) -> Check {
     } else {
         let remedy = "a template takes up to 2 GiB while it is built; choose another --state-dir";
         check("disk", Grade::Warning, finding, Some(remedy))
+    }
+}
+
+/// Hidden verb by which this program tries the jail, which is for good, in a process of its own.
+pub const JAIL_VERB: &str = "jail-probe";
+
+/// Enters the jail; prints a line for each wall that is missing.
+pub fn show_jail() -> ExitCode {
+    let filtered = || zygote_jail::Filters::runner()?.install();
+    let entered = zygote_jail::enter().map(|report| {
+        for wall in report.missing {
+            println!("{wall}");
+        }
+    });
+    let sentence = match (entered, filtered()) {
+        (Ok(()), Ok(())) => return ExitCode::SUCCESS,
+        (Err(error), _) => error.to_string(),
+        (_, Err(error)) => format!(
+            "{error}: {}",
+            error.source().map_or(String::new(), ToString::to_string)
+        ),
+    };
+    println!("{sentence}");
+    ExitCode::FAILURE
+}
+
+fn jail() -> Check {
+    let probe = std::env::current_exe().and_then(|own| Command::new(own).arg(JAIL_VERB).output());
+    match probe {
+        Ok(output) if output.status.success() && output.stdout.is_empty() => {
+            let finding = "own user, namespaces, empty root, no capabilities, seccomp".into();
+            check("jail", Grade::Good, finding, None)
+        }
+        Ok(output) => {
+            let grade = match output.status.success() {
+                true => Grade::Warning,
+                false => Grade::Bad,
+            };
+            let said = String::from_utf8_lossy(&output.stdout);
+            let walls: Vec<&str> = said.lines().collect();
+            let remedy = "run as root, or allow user namespaces: sudo sysctl \
+                          kernel.unprivileged_userns_clone=1 user.max_user_namespaces=65536";
+            check(
+                "jail",
+                grade,
+                format!("missing: {}", walls.join("; ")),
+                Some(remedy),
+            )
+        }
+        Err(error) => check(
+            "jail",
+            Grade::Bad,
+            format!("cannot be tried: {error}"),
+            None,
+        ),
     }
 }
 

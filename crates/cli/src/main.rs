@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Some(verb) if verb == run::ZYGOTE_VERB => {
             return ExitCode::from(zygote_runner::zygote_main());
         }
+        Some(verb) if verb == doctor::JAIL_VERB => return doctor::show_jail(),
         _ => {}
     }
     let cli = Cli::read(std::env::args_os().collect()).unwrap_or_else(|error| error.exit());

@@ -50,6 +50,7 @@ pub enum ZygoteError {
 /// [`Zygote::shut_down`] waits for that.
 pub struct Zygote {
     requests: mpsc::Sender<ForkRequest>,
+    missing_walls: Vec<String>,
     samples: Mutex<HashSet<[u8; SAMPLE_BYTES]>>,
     owner: JoinHandle<()>,
 }
@@ -62,7 +63,7 @@ struct ForkRequest {
 
 /// A forked runner process.
 pub struct Runner {
-    /// Its process id.
+    /// Its process id among those of its zygote.
     pub pid: u32,
     /// Resolves to its wait status when it has been reaped.
     pub ended: oneshot::Receiver<i32>,
@@ -78,14 +79,15 @@ impl Zygote {
         let child = spawn(config, theirs).map_err(ZygoteError::Start)?;
         let socket = ControlSocket::new(ours).map_err(ZygoteError::Start)?;
         send(&socket, &ToZygote::Load(config.load.clone()), &[]).await?;
-        match receive(&socket).await? {
-            FromZygote::Loaded { .. } => {}
+        let missing_walls = match receive(&socket).await? {
+            FromZygote::Loaded { missing_walls, .. } => missing_walls,
             FromZygote::Refused { message } => return Err(ZygoteError::Refused(message)),
             _ => return Err(ZygoteError::Gone),
-        }
+        };
         let (requests, inbox) = mpsc::channel(REQUESTS_MAX);
         Ok(Self {
             requests,
+            missing_walls,
             samples: Mutex::default(),
             owner: tokio::spawn(own(socket, child, inbox)),
         })
@@ -105,6 +107,11 @@ impl Zygote {
         let sent = self.requests.send(request).await;
         sent.map_err(|_| ZygoteError::Gone)?;
         answer.await.map_err(|_| ZygoteError::Gone)?
+    }
+
+    /// Walls of its jail that this host did not allow, a sentence each.
+    pub fn missing_walls(&self) -> &[String] {
+        &self.missing_walls
     }
 
     /// Whether no fork of this zygote has shown this sample of its generator before.

@@ -37,6 +37,7 @@ fn role() {
     let loaded = FromZygote::Loaded {
         memory_bytes: 1,
         vcpus: 1,
+        missing_walls: vec![],
     };
     tell(&control, &loaded);
     for number in 1.. {

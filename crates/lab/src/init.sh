@@ -20,4 +20,4 @@ $B ip link set lo up 2>/dev/null
 for word in $($B cat /root/proc/cmdline); do
     case $word in lab.program=*) program=$($B printf '%b' "${word#lab.program=}") ;; esac
 done
-exec $B chroot /root "$program" lab-init
+exec $B switch_root /root "$program" lab-init

@@ -38,6 +38,8 @@ pub enum FromZygote {
         memory_bytes: u64,
         /// Number of vCPUs.
         vcpus: u32,
+        /// Walls of the jail that this host did not allow, a sentence each.
+        missing_walls: Vec<String>,
     },
     /// The snapshot is not usable; the process ends.
     Refused {

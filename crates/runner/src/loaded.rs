@@ -5,14 +5,21 @@ use crate::process::chain;
 use std::error::Error;
 use std::fs::File;
 use std::io;
+use zygote_jail::Filters;
 use zygote_snapshot::state::MachineState;
 use zygote_snapshot::{Snapshot, cpu};
-use zygote_vmm::{Disk, GuestMemory};
+use zygote_vmm::{Disk, GuestMemory, Host};
 
 const REBUILD: &str = "Build it again: zygote template build NAME --force";
 
 /// Everything that a runner is made of.
 pub struct Loaded {
+    /// The way to KVM.
+    pub host: Host,
+    /// The folder /proc, to which there is no other way from a jail.
+    pub processes: File,
+    /// What a runner may ask of the kernel.
+    pub filters: Filters,
     /// The guest's memory, mapped copy-on-write.
     pub memory: GuestMemory,
     /// Registers and devices.
@@ -42,9 +49,10 @@ pub fn load(load: &Load) -> Result<Loaded, String> {
         .verify_once(&load.stamps, &mut |_, _| {})
         .map_err(|e| refuse(&e))?;
     let state = snapshot.machine().map_err(|e| refuse(&e))?;
-    let host = zygote_vmm::supported_cpuid().map_err(|e| chain(&e))?;
+    let host = Host::open().map_err(|e| chain(&e))?;
+    let supported = host.supported_cpuid().map_err(|e| chain(&e))?;
     let guest = state.vcpus.first().map(|vcpu| &vcpu.cpuid[..]);
-    if let Some(why) = cpu::refusal(guest.unwrap_or_default(), &host) {
+    if let Some(why) = cpu::refusal(guest.unwrap_or_default(), &supported) {
         return Err(format!(
             "the snapshot cannot run on this host: {why}. {REBUILD}"
         ));
@@ -56,6 +64,9 @@ pub fn load(load: &Load) -> Result<Loaded, String> {
         .map(|(file, digest)| Ok((file.try_clone()?, digest.to_owned())))
         .collect();
     Ok(Loaded {
+        host,
+        processes: File::open("/proc").map_err(|e| chain(&e))?,
+        filters: Filters::runner().map_err(|e| chain(&e))?,
         memory,
         state,
         disks: disks.map_err(|e| chain(&e))?,

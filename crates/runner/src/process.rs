@@ -1,11 +1,12 @@
 //! A runner: one process, one machine, from the fork to the end of the sandbox.
 
-#![expect(unsafe_code, reason = "signal mask, close_range")]
+#![expect(unsafe_code, reason = "signal mask, close_range, close")]
 
 use crate::control::{FromRunner, ToRunner, decode, encode};
 use crate::loaded::Loaded;
+use crate::packet;
 use crate::serial::Console;
-use crate::{packet, usage};
+use crate::usage::Meter;
 use rustix::event::{PollFd, PollFlags, epoll, poll};
 use std::error::Error;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -38,6 +39,7 @@ pub fn runner_main(loaded: &Loaded, agent: OwnedFd, control: OwnedFd) -> i32 {
 /// Gives up what the zygote process had open, but for the snapshot's images, and its signals.
 fn leave_parent(loaded: &Loaded, own: &[RawFd]) {
     let mut keep: Vec<RawFd> = loaded.disks.iter().map(|(f, _)| f.as_raw_fd()).collect();
+    keep.extend(ways_out(loaded));
     keep.extend_from_slice(own);
     keep.sort_unstable();
     let mut first = 3;
@@ -58,6 +60,19 @@ fn leave_parent(loaded: &Loaded, own: &[RawFd]) {
     let _ = rustix::thread::set_name(c"zygote-runner");
 }
 
+/// What is needed to make a machine, and no longer.
+fn ways_out(loaded: &Loaded) -> [RawFd; 2] {
+    [loaded.host.as_raw_fd(), loaded.processes.as_raw_fd()]
+}
+
+fn close_ways_out(loaded: &Loaded) {
+    for fd in ways_out(loaded) {
+        // SAFETY: belongs to the parent's object, which this process never uses again and ends
+        // without dropping.
+        unsafe { libc::close(fd) };
+    }
+}
+
 /// `None`: the engine has let go of the sandbox. Otherwise why the machine stopped.
 fn run(
     loaded: &Loaded,
@@ -67,21 +82,29 @@ fn run(
 ) -> Result<Option<String>, Box<dyn Error>> {
     rustix::io::ioctl_fionbio(&agent, true)?;
     let mut machine = Machine::restore(
+        &loaded.host,
         &loaded.state,
         loaded.memory.clone(),
         loaded.open_disks()?,
         agent.try_clone()?,
         Box::new(console.clone()),
     )?;
-    if !wait_for_activation(&agent, control)? {
+    let meter = Meter::open(loaded.processes.as_fd())?;
+    close_ways_out(loaded);
+    loaded.filters.install()?;
+    if !wait_for_activation(&agent, control, &meter)? {
         return Ok(None);
     }
     machine.start()?;
-    serve(&mut machine, &agent, control)
+    serve(&mut machine, &agent, control, &meter)
 }
 
 /// Parked: until the first byte for the agent. False when the engine has gone.
-fn wait_for_activation(agent: &OwnedFd, control: &OwnedFd) -> rustix::io::Result<bool> {
+fn wait_for_activation(
+    agent: &OwnedFd,
+    control: &OwnedFd,
+    meter: &Meter,
+) -> rustix::io::Result<bool> {
     loop {
         let mut fds = [
             PollFd::new(agent, PollFlags::IN),
@@ -96,7 +119,7 @@ fn wait_for_activation(agent: &OwnedFd, control: &OwnedFd) -> rustix::io::Result
         if hung_up || fds[0].revents().contains(PollFlags::IN) {
             return Ok(!hung_up);
         }
-        if fds[1].revents().contains(PollFlags::IN) && !answer(control) {
+        if fds[1].revents().contains(PollFlags::IN) && !answer(control, meter) {
             return Ok(false);
         }
     }
@@ -106,6 +129,7 @@ fn serve(
     machine: &mut Machine,
     agent: &OwnedFd,
     control: &OwnedFd,
+    meter: &Meter,
 ) -> Result<Option<String>, Box<dyn Error>> {
     let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
@@ -139,7 +163,7 @@ fn serve(
                     watched = false;
                 }
                 STOP => return Ok(Some(describe(machine.stop_reason()))),
-                CONTROL if !answer(control) => return Ok(None),
+                CONTROL if !answer(control, meter) => return Ok(None),
                 _ => {}
             }
         }
@@ -147,12 +171,12 @@ fn serve(
 }
 
 /// Answers the engine; false when it has gone or talks nonsense.
-fn answer(control: &OwnedFd) -> bool {
+fn answer(control: &OwnedFd, meter: &Meter) -> bool {
     let Ok((bytes, _)) = packet::receive(control.as_fd()) else {
         return false;
     };
     match decode::<ToRunner>(&bytes) {
-        Ok(ToRunner::Measure) => encode(&FromRunner::Usage(usage::measure()))
+        Ok(ToRunner::Measure) => encode(&FromRunner::Usage(meter.measure()))
             .is_ok_and(|reply| packet::send(control.as_fd(), &reply, &[]).is_ok()),
         Err(_) => false,
     }

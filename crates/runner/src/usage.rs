@@ -1,16 +1,48 @@
 //! What this process costs the host, from /proc/self (proc_pid_smaps(5), proc_pid_status(5)).
 
 use crate::control::Usage;
-use std::fs;
+use rustix::fs::{Mode, OFlags, openat};
+use std::fs::File;
+use std::io;
+use std::os::fd::BorrowedFd;
 
-/// Measures; what the kernel does not tell counts as zero.
-pub fn measure() -> Usage {
-    let rollup = fs::read_to_string("/proc/self/smaps_rollup").unwrap_or_default();
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    Usage {
-        private_kib: kib(&rollup, "Private_Dirty:") + kib(&rollup, "Private_Hugetlb:"),
-        page_tables_kib: kib(&status, "VmPTE:"),
+/// Both files have less than half of that.
+const FILE_MAX_BYTES: usize = 8192;
+
+/// Files of /proc/self, opened while there still was a way to them.
+pub struct Meter {
+    rollup: File,
+    status: File,
+}
+
+impl Meter {
+    /// For the calling process. `processes`: the folder /proc.
+    pub fn open(processes: BorrowedFd<'_>) -> io::Result<Self> {
+        let open = |name| -> io::Result<File> {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            Ok(openat(processes, name, flags, Mode::empty())?.into())
+        };
+        Ok(Self {
+            rollup: open("self/smaps_rollup")?,
+            status: open("self/status")?,
+        })
     }
+
+    /// Measures; what the kernel does not tell counts as zero.
+    pub fn measure(&self) -> Usage {
+        let rollup = text(&self.rollup);
+        Usage {
+            private_kib: kib(&rollup, "Private_Dirty:") + kib(&rollup, "Private_Hugetlb:"),
+            page_tables_kib: kib(&text(&self.status), "VmPTE:"),
+        }
+    }
+}
+
+/// By pread(2) alone: a jailed process may not ask for more.
+fn text(file: &File) -> String {
+    let mut bytes = vec![0; FILE_MAX_BYTES];
+    let length = rustix::io::pread(file, &mut bytes[..], 0).unwrap_or(0);
+    String::from_utf8_lossy(&bytes[..length]).into_owned()
 }
 
 fn kib(text: &str, key: &str) -> u64 {
@@ -22,6 +54,7 @@ fn kib(text: &str, key: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     #[test]
     fn a_field_is_read_by_its_whole_name() {
@@ -32,9 +65,10 @@ mod tests {
 
     #[test]
     fn pages_that_are_written_count() {
-        let before = measure().private_kib;
+        let meter = Meter::open(File::open("/proc").unwrap().as_fd()).unwrap();
+        let before = meter.measure().private_kib;
         let pages = vec![1_u8; 8 << 20];
-        let after = measure().private_kib;
+        let after = meter.measure().private_kib;
         assert!(after >= before + 8000, "{before} {after} {}", pages[5]);
     }
 }

@@ -22,22 +22,18 @@ pub fn zygote_main() -> u8 {
     }
 }
 
-/// Moves the control socket away from descriptor 0, which forks would inherit.
+/// Moves the control socket away from descriptor 0, which forks would inherit. The user's
+/// terminal is nothing for a process that holds a guest.
 fn take_control() -> io::Result<OwnedFd> {
     let control = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     let null = std::fs::File::open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
     Ok(control)
 }
 
 fn live(control: &OwnedFd) -> io::Result<()> {
-    let mut children = Children::new()?;
-    let served = serve(control, &mut children);
-    children.end_all();
-    served
-}
-
-fn serve(control: &OwnedFd, children: &mut Children) -> io::Result<()> {
     let (bytes, _) = packet::receive(control)?;
     let Ok(ToZygote::Load(load)) = decode(&bytes) else {
         return Err(io::Error::other("the first message must be Load"));
@@ -46,17 +42,33 @@ fn serve(control: &OwnedFd, children: &mut Children) -> io::Result<()> {
         Ok(loaded) => loaded,
         Err(message) => return tell(control, &FromZygote::Refused { message }),
     };
+    // Everything is open that will be needed. Behind this line there is no host.
+    let jail = match zygote_jail::enter() {
+        Ok(report) => report,
+        Err(error) => {
+            let message = process::chain(&error);
+            return tell(control, &FromZygote::Refused { message });
+        }
+    };
+    let mut children = Children::new()?;
     tell(
         control,
         &FromZygote::Loaded {
             memory_bytes: loaded.memory.size_bytes(),
             vcpus: loaded.state.vcpus.len() as u32,
+            missing_walls: jail.missing,
         },
     )?;
+    let served = serve(control, &loaded, &mut children);
+    children.end_all();
+    served
+}
+
+fn serve(control: &OwnedFd, loaded: &Loaded, children: &mut Children) -> io::Result<()> {
     loop {
         let mut fds = [
             PollFd::new(control, PollFlags::IN),
-            PollFd::new(children, PollFlags::IN),
+            PollFd::new(&*children, PollFlags::IN),
         ];
         match poll(&mut fds, None) {
             Ok(_) => {}
@@ -72,7 +84,7 @@ fn serve(control: &OwnedFd, children: &mut Children) -> io::Result<()> {
             if bytes.is_empty() {
                 return Ok(());
             }
-            answer(control, &bytes, descriptors, &loaded, children)?;
+            answer(control, &bytes, descriptors, loaded, children)?;
         }
     }
 }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 use zygote_protocol::*;
-use zygote_vmm::{BootConfig, Disk, GuestMemory, Machine};
+use zygote_vmm::{BootConfig, Disk, GuestMemory, Host, Machine};
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -142,6 +142,7 @@ fn main() -> Fallible<()> {
         agent.set_nonblocking(true)?;
         let memory = GuestMemory::private(&file, 512 << 20)?;
         let machine = Machine::restore(
+            &Host::open()?,
             &state,
             memory,
             vec![disk()?],

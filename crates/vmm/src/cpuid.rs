@@ -1,9 +1,7 @@
 //! The CPU that a guest sees: what KVM supports here, less what cannot be saved or moved, plus the
 //! topology of this machine's vCPUs.
 
-use crate::machine::{MachineError, OPEN_KVM, kvm};
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::Kvm;
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use zygote_snapshot::state::CpuidEntry;
 
 const KVM_SIGNATURE: u32 = 0x4000_0000;
@@ -27,15 +25,9 @@ const EXT1_ECX_PERFORMANCE: u32 = (1 << 23) | (1 << 24) | (1 << 28);
 /// A TSC that never changes its rate: true here, not after a move to another host.
 const EXT7_EDX_INVARIANT_TSC: u32 = 1 << 8;
 
-/// What KVM supports on this host, to be compared with what a snapshot's guest was shown.
-///
-/// # Errors
-/// If there is no usable /dev/kvm.
-pub fn supported() -> Result<Vec<CpuidEntry>, MachineError> {
-    let host = kvm(OPEN_KVM, Kvm::new())?;
-    let list = host.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
-    let list = kvm("list the supported CPUID", list)?;
-    Ok(list.as_slice().iter().map(from_kvm).collect())
+/// KVM's list in the snapshot's words.
+pub fn from_kvm_list(list: &CpuId) -> Vec<CpuidEntry> {
+    list.as_slice().iter().map(from_kvm).collect()
 }
 
 /// CPUID for one vCPU, from what KVM supports.

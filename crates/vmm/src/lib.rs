@@ -13,10 +13,11 @@ mod acpi;
 mod boot;
 mod bus;
 mod cpuid;
+mod host;
 mod ioapic;
 mod vcpu;
 mod vcpu_state;
 
-pub use cpuid::supported as supported_cpuid;
+pub use host::Host;
 pub use machine::{BootConfig, Disk, Machine, MachineError, StopReason, VCPUS_MAX};
 pub use memory::{GuestMemory, MemoryError};

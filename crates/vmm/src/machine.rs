@@ -4,6 +4,7 @@
 
 use crate::bus::{Bus, Pin, SerialPort, lock};
 use crate::devices::virtio::MmioTransport;
+use crate::host::Host;
 use crate::ioapic::Ioapic;
 use crate::layout::*;
 use crate::memory::{GuestMemory, MemoryError};
@@ -12,7 +13,7 @@ use crate::{acpi, boot, cpuid, devices, vcpu, vcpu_state};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, kvm_clock_data, kvm_enable_cap, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, VmFd};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -86,9 +87,6 @@ pub enum MachineError {
     Load(String),
 }
 
-/// The operation that fails when a host has no KVM, or keeps it from us.
-pub(crate) const OPEN_KVM: &str = "open /dev/kvm (is there one, and may you use it?)";
-
 pub(crate) fn kvm<T>(
     operation: &'static str,
     result: Result<T, kvm_ioctls::Error>,
@@ -121,7 +119,6 @@ enum Vcpus {
 
 /// What a machine consists of before it has vCPU state.
 struct Parts {
-    kvm: Kvm,
     vm: Arc<VmFd>,
     vcpus: Vec<Vcpu>,
 }
@@ -151,14 +148,10 @@ impl Machine {
             &mut config.initramfs,
             &config.command_line,
         )?;
-        let parts = Parts::create(&memory, config.vcpus)?;
-        let supported = kvm(
-            "list the supported CPUID",
-            parts
-                .kvm
-                .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES),
-        )?;
-        let deadline = parts.kvm.check_extension(Cap::TscDeadlineTimer);
+        let host = Host::open()?;
+        let parts = Parts::create(&host, &memory, config.vcpus)?;
+        let supported = host.kvm_cpuid()?;
+        let deadline = host.kvm.check_extension(Cap::TscDeadlineTimer);
         let mut cpuid = Vec::new();
         for vcpu in &parts.vcpus {
             let entries = cpuid::for_vcpu(&supported, vcpu.index, config.vcpus, deadline);
@@ -176,7 +169,7 @@ impl Machine {
             ACPI_TABLES,
             &acpi::tables(config.vcpus, slots.len()),
         )?;
-        Self::assemble(parts, memory, ioapic, serial, slots, cpuid)
+        Self::assemble(&host, parts, memory, ioapic, serial, slots, cpuid)
     }
 
     /// Makes a machine from a snapshot, parked before its first instruction.
@@ -184,6 +177,7 @@ impl Machine {
     /// # Errors
     /// If the state does not fit together or KVM refuses it.
     pub fn restore(
+        host: &Host,
         state: &MachineState,
         memory: GuestMemory,
         disks: Vec<Disk>,
@@ -202,7 +196,7 @@ impl Machine {
         if !(1..=VCPUS_MAX).contains(&count) {
             return Err(MachineError::State(format!("{} vCPUs", vcpus.len())));
         }
-        let parts = Parts::create(&memory, count)?;
+        let parts = Parts::create(host, &memory, count)?;
         for (vcpu, state) in parts.vcpus.iter().zip(vcpus) {
             vcpu_state::restore(vcpu, state)?;
         }
@@ -221,12 +215,13 @@ impl Machine {
         let serial = restore_serial(serial_state, &ioapic, serial)?;
         let slots = devices::restore(devices, disks, agent, &ioapic)?;
         let cpuid = vcpus.iter().map(|vcpu| vcpu.cpuid.clone()).collect();
-        let mut machine = Self::assemble(parts, memory, ioapic, serial, slots, cpuid)?;
+        let mut machine = Self::assemble(host, parts, memory, ioapic, serial, slots, cpuid)?;
         machine.new_generation = Some(*generation_id_address);
         Ok(machine)
     }
 
     fn assemble(
+        host: &Host,
         parts: Parts,
         memory: GuestMemory,
         ioapic: Arc<Ioapic>,
@@ -263,13 +258,12 @@ impl Machine {
             on_end: Box::new(on_end),
             bus,
         };
-        let msrs = vcpu_state::msrs_to_save(&parts.kvm)?;
         Ok(Self {
             vm: parts.vm,
             shared: Arc::new(shared),
             vcpus: Vcpus::Stopped(parts.vcpus),
             cpuid,
-            msrs,
+            msrs: host.msrs.clone(),
             stop_event,
             stop_reason,
             vsock_slot,
@@ -399,9 +393,8 @@ impl Drop for Machine {
 }
 
 impl Parts {
-    fn create(memory: &GuestMemory, vcpus: u8) -> Result<Self, MachineError> {
-        let host = kvm(OPEN_KVM, Kvm::new())?;
-        let vm = kvm("make a VM", host.create_vm())?;
+    fn create(host: &Host, memory: &GuestMemory, vcpus: u8) -> Result<Self, MachineError> {
+        let vm = kvm("make a VM", host.kvm.create_vm())?;
         kvm("set the TSS address", vm.set_tss_address(KVM_TSS))?;
         let mut split = kvm_enable_cap {
             cap: KVM_CAP_SPLIT_IRQCHIP,
@@ -425,7 +418,6 @@ impl Parts {
             created.push(Vcpu { index, fd });
         }
         Ok(Self {
-            kvm: host,
             vm: Arc::new(vm),
             vcpus: created,
         })

@@ -4,7 +4,7 @@
 //! Some hosts offer a /dev/kvm that emulates kernel mode in software, slowly and without some
 //! instructions that Linux needs; each of those is tried here.
 
-use crate::machine::OPEN_KVM;
+use crate::host::OPEN_KVM;
 use crate::memory::GuestMemory;
 use crate::{boot, machine};
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};

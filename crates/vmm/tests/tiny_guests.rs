@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
-use zygote_vmm::{BootConfig, GuestMemory, Machine, MachineError, StopReason};
+use zygote_vmm::{BootConfig, GuestMemory, Host, Machine, MachineError, StopReason};
 
 /// Where the guest's program is loaded and begins.
 const START: u64 = 0x100_0000;
@@ -220,7 +220,15 @@ fn forks_of_a_paused_machine_go_on_from_the_same_instruction_and_apart() {
     for _ in 0..3 {
         let memory = GuestMemory::private(&file, 128 << 20).unwrap();
         let sink = Box::new(std::io::sink());
-        let fork = Machine::restore(&state, memory, vec![], agent(), sink).unwrap();
+        let fork = Machine::restore(
+            &Host::open().unwrap(),
+            &state,
+            memory,
+            vec![],
+            agent(),
+            sink,
+        )
+        .unwrap();
         assert_eq!(count(&fork), at);
         forks.push(fork);
     }
