@@ -1,0 +1,176 @@
+//! The processes of sandboxes: what they may see, and what is left when one is killed.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use zygote_engine::*;
+use zygote_runner::control::Load;
+use zygote_template::Store;
+use zygote_tests::*;
+
+/// Until the kernel shows what has been asked for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn zygote() -> Zygote {
+    let store = Store::open(state());
+    let load = Load {
+        snapshot: store.replicas("python").unwrap().remove(0),
+        pieces: store.pieces(),
+        stamps: store.stamps(),
+    };
+    let config = EngineConfig {
+        command: vec![program().into(), "zygote-process".into()],
+        load,
+    };
+    Zygote::load(&config).await.unwrap()
+}
+
+fn sleep() -> RunRequest {
+    RunRequest {
+        program: Program::Command(vec!["sleep".into(), "1000".into()]),
+        env: vec![],
+        cwd: String::new(),
+        stdin: Stdin::Empty,
+        line_buffered: false,
+        timeout: None,
+    }
+}
+
+/// Folders in /proc of the processes with this name.
+fn processes(name: &str) -> Vec<PathBuf> {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let named = all.map(|entry| entry.path()).filter(|path| {
+        fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+    });
+    named.collect()
+}
+
+fn kill(process: &std::path::Path) {
+    let pid = process.file_name().unwrap();
+    assert!(
+        Command::new("kill")
+            .arg("-9")
+            .arg(pid)
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < end, "not seen: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Runs `sleep` in a fork, does something once that runs, and gives the run's result.
+async fn meanwhile(zygote: &Zygote, act: impl FnOnce()) -> RunResult {
+    let (sender, mut events) = mpsc::channel(4);
+    let acting = async {
+        assert!(matches!(events.recv().await, Some(Event::Activated)));
+        act();
+    };
+    let (result, ()) = tokio::join!(run(zygote, sleep(), sender), acting);
+    result
+}
+
+#[tokio::test]
+async fn a_live_runner_has_nothing_of_the_host() {
+    let zygote = zygote().await;
+    assert_eq!(zygote.missing_walls(), [""; 0]);
+    meanwhile(&zygote, || {
+        let runners = processes("zygote-runner");
+        assert_eq!(runners.len(), 1);
+        let runner = &runners[0];
+        let status = fs::read_to_string(runner.join("status")).unwrap();
+        for line in [
+            "Seccomp:\t2",
+            "NoNewPrivs:\t1",
+            "CapPrm:\t0000000000000000",
+            "CapBnd:\t0000000000000000",
+            "Groups:\t \n",
+        ] {
+            assert!(status.contains(line), "no `{line}` in {status}");
+        }
+        assert!(!status.contains("Uid:\t0\t"), "{status}");
+        for kind in ["mnt", "net", "ipc", "uts", "cgroup", "pid"] {
+            let own = fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+            assert_ne!(fs::read_link(runner.join("ns").join(kind)).unwrap(), own);
+        }
+        assert_eq!(fs::read_dir(runner.join("root")).unwrap().count(), 0);
+        for entry in fs::read_dir(runner.join("fd")).unwrap().flatten() {
+            let target = fs::read_link(entry.path()).unwrap();
+            let target = target.to_string_lossy();
+            let needed = ["anon_inode:", "socket:", "/dev/null", "/proc/", "/pieces/"];
+            assert!(needed.iter().any(|part| target.contains(part)), "{target}");
+            assert!(
+                !target.ends_with("/proc") && !target.contains("/dev/kvm"),
+                "{target}"
+            );
+        }
+        kill(runner);
+    })
+    .await;
+    zygote.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_killed_runner_ends_its_sandbox_alone_and_at_once() {
+    let zygote = zygote().await;
+    let result = meanwhile(&zygote, || kill(&processes("zygote-runner")[0])).await;
+    let Outcome::Failed(sentence) = result.outcome else {
+        panic!("{:?}", result.outcome);
+    };
+    assert!(sentence.contains("killed by signal 9"), "{sentence}");
+    let again = meanwhile(&zygote, || kill(&processes("zygote-runner")[0])).await;
+    assert!(again.fork_time.is_some(), "the zygote lives on");
+    zygote.shut_down().await;
+    assert_eq!(processes("zygote-runner"), Vec::<PathBuf>::new());
+}
+
+/// The zygote's process id namespace ends with it, and its runners with that.
+#[tokio::test]
+async fn a_killed_zygote_ends_its_sandboxes_with_a_sentence() {
+    let zygote = zygote().await;
+    let result = meanwhile(&zygote, || {
+        // The keeper has no runner among its children.
+        let runner = processes("zygote-runner").remove(0);
+        let status = fs::read_to_string(runner.join("status")).unwrap();
+        let parent = status.lines().find_map(|line| line.strip_prefix("PPid:\t"));
+        kill(&PathBuf::from("/proc").join(parent.unwrap()));
+    })
+    .await;
+    assert!(
+        matches!(result.outcome, Outcome::Failed(_)),
+        "{:?}",
+        result.outcome
+    );
+    zygote.shut_down().await;
+    wait_until("the end of the runners", || {
+        processes("zygote-runner").is_empty()
+    });
+}
+
+#[test]
+fn nothing_outlives_a_killed_engine() {
+    // The lab's first process is this program too.
+    let before = processes("zygote");
+    let mut engine = Command::new(program())
+        .args(["run", "--", "sleep", "1000"])
+        .env("ZYGOTE_STATE_DIR", state())
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("a runner", || !processes("zygote-runner").is_empty());
+    engine.kill().unwrap();
+    engine.wait().unwrap();
+    wait_until("the end of all", || {
+        processes("zygote-runner").is_empty() && processes("zygote") == before
+    });
+}
