@@ -189,7 +189,7 @@ pub const JAIL_VERB: &str = "jail-probe";
 
 /// Enters the jail; prints a line for each wall that is missing.
 pub fn show_jail() -> ExitCode {
-    let filtered = || zygote_jail::Filters::runner()?.install();
+    let filtered = || zygote_jail::Filter::runner()?.install();
     let entered = zygote_jail::enter().map(|report| {
         for wall in report.missing {
             println!("{wall}");

@@ -9,7 +9,7 @@ mod namespaces;
 mod privileges;
 mod root;
 
-pub use filter::{FilterError, Filters};
+pub use filter::{Filter, FilterError};
 
 use rustix::io::Errno;
 

@@ -14,7 +14,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use zygote_jail::Filters;
+use zygote_jail::Filter;
 
 /// Some ordinary user: these tests make no files.
 const ORDINARY: u32 = 12345;
@@ -332,11 +332,11 @@ fn the_keeper_and_the_kept_die_together(user: &User) {
 fn attack(arguments: &[String]) -> i32 {
     let processes = fs::File::open("/proc").unwrap();
     let report = zygote_jail::enter().unwrap();
-    let filters = Filters::runner().unwrap();
+    let filter = Filter::runner().unwrap();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["report"] => tell(&processes, &report.missing),
-        ["work"] => work(&filters),
+        ["work"] => work(&filter),
         ["wait"] => {
             print!("!");
             std::io::stdout().flush().unwrap();
@@ -353,7 +353,7 @@ fn attack(arguments: &[String]) -> i32 {
             let known = ATTACKS.into_iter().chain(FILTERED_ONLY);
             let (_, attack) = known.into_iter().find(|(known, _)| *known == name).unwrap();
             if kind == "filter" {
-                filters.install().unwrap();
+                filter.install().unwrap();
             }
             if attack(&target) == 0 { ESCAPED } else { HELD }
         }
@@ -380,8 +380,8 @@ fn tell(processes: &fs::File, missing: &[String]) -> i32 {
     0
 }
 
-fn work(filters: &Filters) -> i32 {
-    filters.install().unwrap();
+fn work(filter: &Filter) -> i32 {
+    filter.install().unwrap();
     let thread = std::thread::Builder::new().name("zygote-vcpu".into());
     let sum = thread
         .spawn(|| vec![1_u64; 1 << 20].iter().sum::<u64>())

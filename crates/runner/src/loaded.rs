@@ -5,7 +5,7 @@ use crate::process::chain;
 use std::error::Error;
 use std::fs::File;
 use std::io;
-use zygote_jail::Filters;
+use zygote_jail::Filter;
 use zygote_snapshot::state::MachineState;
 use zygote_snapshot::{Snapshot, cpu};
 use zygote_vmm::{Disk, GuestMemory, Host};
@@ -19,7 +19,7 @@ pub struct Loaded {
     /// The folder /proc, to which there is no other way from a jail.
     pub processes: File,
     /// What a runner may ask of the kernel.
-    pub filters: Filters,
+    pub filter: Filter,
     /// The guest's memory, mapped copy-on-write.
     pub memory: GuestMemory,
     /// Registers and devices.
@@ -66,7 +66,7 @@ pub fn load(load: &Load) -> Result<Loaded, String> {
     Ok(Loaded {
         host,
         processes: File::open("/proc").map_err(|e| chain(&e))?,
-        filters: Filters::runner().map_err(|e| chain(&e))?,
+        filter: Filter::runner().map_err(|e| chain(&e))?,
         memory,
         state,
         disks: disks.map_err(|e| chain(&e))?,

@@ -91,7 +91,7 @@ fn run(
     )?;
     let meter = Meter::open(loaded.processes.as_fd())?;
     close_ways_out(loaded);
-    loaded.filters.install()?;
+    loaded.filter.install()?;
     if !wait_for_activation(&agent, control, &meter)? {
         return Ok(None);
     }
