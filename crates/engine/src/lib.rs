@@ -12,5 +12,5 @@ mod zygote;
 
 pub use capture::{CAPTURE_MAX_BYTES, Captured, capture};
 pub use sandbox::{Event, Outcome, RunRequest, RunResult, Stdin, run};
-pub use zygote::{EngineConfig, Zygote, ZygoteError};
+pub use zygote::{EngineConfig, Runner, Zygote, ZygoteError};
 pub use zygote_protocol::{ExitStatus, Program, PythonSource, StartFailure};
