@@ -325,6 +325,7 @@ impl Machine {
         for (vcpu, cpuid) in vcpus.iter().zip(&self.cpuid) {
             saved.push(vcpu_state::save(vcpu, cpuid.clone(), &self.msrs)?);
         }
+        vcpu_state::settle_clocks(&mut saved);
         let bus = &self.shared.bus;
         let mut devices = Vec::with_capacity(bus.virtio.len());
         for slot in &bus.virtio {

@@ -131,7 +131,6 @@ fn save_msrs(vcpu: &Vcpu, wanted: &[u32]) -> Result<Vec<MsrEntry>, MachineError>
         // KVM stops at the first that this vCPU does not have: that one is no state of it.
         rest = &rest[(count + usize::from(count < batch.len())).min(rest.len())..];
     }
-    settle_deadline(&mut saved);
     // The TSC first, the deadline that it is compared with last.
     saved.sort_by_key(|msr| match msr.index {
         MSR_TSC => 0,
@@ -141,20 +140,49 @@ fn save_msrs(vcpu: &Vcpu, wanted: &[u32]) -> Result<Vec<MsrEntry>, MachineError>
     Ok(saved)
 }
 
+/// Makes the clocks of vCPUs that were saved one after the other those of one moment.
+///
+/// On restore KVM takes TSCs written within a second of each other for one clock and lets the
+/// first decide (Documentation/virt/kvm/devices/vcpu.rst, KVM_VCPU_TSC_OFFSET). Saved as read,
+/// those of the later vCPUs would be ahead by what saving the earlier ones took, and go back when
+/// restoring is quicker than that. The guest was stopped before the earliest.
+pub fn settle_clocks(vcpus: &mut [VcpuState]) {
+    let tscs = || vcpus.iter().filter_map(|vcpu| msr(vcpu, MSR_TSC));
+    let (Some(earliest), Some(latest)) = (tscs().min(), tscs().max()) else {
+        return;
+    };
+    let second = vcpus
+        .first()
+        .map_or(0, |vcpu| u64::from(vcpu.tsc_khz) * 1000);
+    let one_clock = latest - earliest < second;
+    for vcpu in vcpus {
+        if one_clock && let Some(tsc) = msr_mut(vcpu, MSR_TSC) {
+            *tsc = earliest;
+        }
+        settle_deadline(vcpu);
+    }
+}
+
 /// A deadline of zero can mean that the timer has just expired and its interrupt is not yet in the
 /// LAPIC; restored as it is, the guest would wait for ever. An expired deadline costs at worst one
 /// interrupt too many.
-fn settle_deadline(msrs: &mut [MsrEntry]) {
-    let tsc = msrs
-        .iter()
-        .find(|msr| msr.index == MSR_TSC)
-        .map(|msr| msr.value);
-    let deadline = msrs.iter_mut().find(|msr| msr.index == MSR_TSC_DEADLINE);
-    if let (Some(tsc), Some(deadline)) = (tsc, deadline)
-        && deadline.value == 0
+fn settle_deadline(vcpu: &mut VcpuState) {
+    if let Some(tsc) = msr(vcpu, MSR_TSC)
+        && let Some(deadline) = msr_mut(vcpu, MSR_TSC_DEADLINE)
+        && *deadline == 0
     {
-        deadline.value = tsc;
+        *deadline = tsc;
     }
+}
+
+fn msr(vcpu: &VcpuState, index: u32) -> Option<u64> {
+    let found = vcpu.msrs.iter().find(|msr| msr.index == index);
+    found.map(|msr| msr.value)
+}
+
+fn msr_mut(vcpu: &mut VcpuState, index: u32) -> Option<&mut u64> {
+    let found = vcpu.msrs.iter_mut().find(|msr| msr.index == index);
+    found.map(|msr| &mut msr.value)
 }
 
 fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, MachineError> {
@@ -306,6 +334,7 @@ mod tests {
         vcpu.fd.set_xcrs(&xcrs).unwrap();
         let msrs = msrs_to_save(kvm).unwrap();
         let mut state = save(&vcpu, entries, &msrs).unwrap();
+        settle_clocks(std::slice::from_mut(&mut state));
         let end = YMM_HIGH + 16 * 16;
         assert!(state.xsave.len() >= end, "{} bytes", state.xsave.len());
         state.xsave[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&XCR0_X87_SSE_AVX.to_le_bytes());
@@ -322,12 +351,9 @@ mod tests {
         let (_vm, other, entries) = vcpu(&kvm);
         restore(&other, &state).unwrap();
         let mut again = save(&other, entries, &msrs_to_save(&kvm).unwrap()).unwrap();
+        settle_clocks(std::slice::from_mut(&mut again));
         // Time goes on: the TSC, and the deadline that is saved as just expired while none is set.
-        let take = |state: &mut VcpuState, index| {
-            let mut entries = state.msrs.iter_mut();
-            let entry = entries.find(|entry| entry.index == index);
-            entry.map(|entry| std::mem::take(&mut entry.value))
-        };
+        let take = |state: &mut VcpuState, index| msr_mut(state, index).map(std::mem::take);
         let (new, old) = (take(&mut again, MSR_TSC), take(&mut state, MSR_TSC));
         assert!(new >= old, "{new:?} {old:?}");
         let deadline = take(&mut again, MSR_TSC_DEADLINE);
@@ -339,6 +365,35 @@ mod tests {
         assert_eq!((&again.regs, &again.sregs), (&state.regs, &state.sregs));
         assert_eq!((&again.lapic, &again.events), (&state.lapic, &state.events));
         assert!(again == state);
+    }
+
+    #[test]
+    fn vcpus_saved_one_after_the_other_have_one_clock() {
+        let kvm = Kvm::new().unwrap();
+        let one = patterned(&kvm);
+        let at = |tsc: u64, deadline: u64| {
+            let mut state = one.clone();
+            *msr_mut(&mut state, MSR_TSC).unwrap() = tsc;
+            *msr_mut(&mut state, MSR_TSC_DEADLINE).unwrap() = deadline;
+            state
+        };
+        let clocks = |vcpus: &[VcpuState]| -> Vec<(u64, u64)> {
+            let read = |vcpu, index| msr(vcpu, index).unwrap();
+            let both = |vcpu| (read(vcpu, MSR_TSC), read(vcpu, MSR_TSC_DEADLINE));
+            vcpus.iter().map(both).collect()
+        };
+        let mut close = [at(5_000, 0), at(9_000, 7_000), at(6_000, 0)];
+        settle_clocks(&mut close);
+        assert_eq!(
+            clocks(&close),
+            [(5_000, 5_000), (5_000, 7_000), (5_000, 5_000)]
+        );
+        // Farther apart than what KVM takes for one clock: the guest wants them so.
+        let second = u64::from(one.tsc_khz) * 1000;
+        let mut apart = [at(1, 0), at(1 + second, 0)];
+        settle_clocks(&mut apart);
+        assert_eq!(clocks(&apart), [(1, 1), (1 + second, 1 + second)]);
+        settle_clocks(&mut []);
     }
 
     #[test]
