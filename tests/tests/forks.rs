@@ -170,10 +170,9 @@ fn a_machine_that_is_restored_and_saved_again_is_the_same() {
         let mut saved = snapshot.machine().unwrap();
         let bytes = snapshot.manifest().memory.bytes;
         let memory = GuestMemory::private(snapshot.memory_file(), bytes).unwrap();
-        let disks = snapshot.disks().map(|(file, digest)| Disk {
-            file: file.try_clone().unwrap(),
-            digest: digest.to_owned(),
-        });
+        let disks = snapshot
+            .disks()
+            .map(|(file, digest)| Disk::new(file.try_clone().unwrap(), digest.to_owned()).unwrap());
         let (agent, _host) = std::os::unix::net::UnixStream::pair().unwrap();
         let sink = Box::new(std::io::sink());
         let machine =

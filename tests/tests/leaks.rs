@@ -78,6 +78,8 @@ async fn three_hundred_forks_leave_nothing_behind() {
     let config = EngineConfig {
         command: vec![program().into(), "zygote-process".into()],
         load: load("python"),
+        allow_missing_walls: false,
+        patience: PATIENCE_EMULATED,
     };
     let zygote = Zygote::load(&config).await.unwrap();
     let mut memory = Vec::new();
@@ -89,6 +91,7 @@ async fn three_hundred_forks_leave_nothing_behind() {
             stdin: Stdin::Empty,
             line_buffered: false,
             timeout: None,
+            measure: false,
         };
         let (sender, events) = mpsc::channel(4);
         let (result, _) = tokio::join!(run(&zygote, request, sender), capture(events, 100));

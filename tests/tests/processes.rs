@@ -25,6 +25,8 @@ async fn zygote() -> Zygote {
     let config = EngineConfig {
         command: vec![program().into(), "zygote-process".into()],
         load,
+        allow_missing_walls: false,
+        patience: PATIENCE_EMULATED,
     };
     Zygote::load(&config).await.unwrap()
 }
@@ -37,6 +39,7 @@ fn sleep() -> RunRequest {
         stdin: Stdin::Empty,
         line_buffered: false,
         timeout: None,
+        measure: false,
     }
 }
 
@@ -83,7 +86,7 @@ async fn meanwhile(zygote: &Zygote, act: impl FnOnce()) -> RunResult {
 #[tokio::test]
 async fn a_live_runner_has_nothing_of_the_host() {
     let zygote = zygote().await;
-    assert_eq!(zygote.missing_walls(), [""; 0]);
+    assert_eq!(zygote.missing_walls(), []);
     meanwhile(&zygote, || {
         let runners = processes("zygote-runner");
         assert_eq!(runners.len(), 1);

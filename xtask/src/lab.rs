@@ -29,6 +29,8 @@ pub fn run(icount: bool, command: Vec<OsString>) -> anyhow::Result<()> {
         environment: std::env::vars_os().collect(),
         directory: std::env::current_dir().context("cannot find the current directory")?,
         stdin: true,
+        // Whoever types it sees it, and ends it.
+        timeout: None,
     };
     let status = match zygote_lab::run(&config, &command, Streams::inherited()) {
         Ok(status) => status,

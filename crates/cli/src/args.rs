@@ -119,6 +119,9 @@ pub struct RunArgs {
         hide_default_value = true
     )]
     pub cwd: String,
+    /// Run although this host does not allow all walls between it and untrusted code; says so
+    #[arg(long, env = "ZYGOTE_ALLOW_MISSING_WALLS", value_parser = clap::builder::FalseyValueParser::new())]
+    pub allow_missing_walls: bool,
     /// Fork this many at once
     #[arg(long, default_value_t = 1, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(COUNT_MAX)))]
@@ -229,6 +232,11 @@ pub struct LabArgs {
     /// Throw changes to the state directory away as well
     #[arg(long)]
     pub throw_away: bool,
+    /// How long the command may run, such as 30s or 5m; then the lab ends, with exit code 124
+    /// [default: no limit]
+    #[arg(long, default_value = "0", value_parser = parse_duration, value_name = "TIME",
+          hide_default_value = true)]
+    pub timeout: Timeout,
     /// The command
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,

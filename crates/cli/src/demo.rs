@@ -6,8 +6,11 @@ use crate::template;
 use anyhow::{Context, bail};
 use serde_json::Value;
 use std::process::Command;
+use std::time::Duration;
 
 const TEMPLATE: &str = "python";
+/// How long it may take in a lab, a first build included.
+const LAB_MAX: Duration = Duration::from_secs(3600);
 const CODE: &str = "\
 import os, numpy, socket
 print('numpy.random.rand(3)  ', numpy.random.rand(3))
@@ -23,7 +26,7 @@ pub fn run(global: &Global) -> anyhow::Result<u8> {
         } else {
             None
         };
-        return host::again_in_lab(&store, false);
+        return host::again_in_lab(&store, false, Some(LAB_MAX));
     }
     if template::is_missing(&store, TEMPLATE)? {
         template::build_missing(&store, TEMPLATE)?;

@@ -7,6 +7,8 @@ use std::error::Error;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use zygote_engine::walls_remedy;
+use zygote_jail::{MissingWall, Role};
 use zygote_template::{Store, format_size};
 use zygote_vmm::probe::probe;
 
@@ -56,7 +58,7 @@ pub fn run(global: &Global, json: bool) -> anyhow::Result<u8> {
     checks.push(user_ids());
     checks.push(memory(here));
     checks.push(disk(&store));
-    checks.push(jail());
+    checks.push(jail(here));
     checks.push(cgroups());
     checks.push(templates(&store));
     if json {
@@ -187,56 +189,59 @@ fn disk(store: &Store) -> Check {
 /// Hidden verb by which this program tries the jail, which is for good, in a process of its own.
 pub const JAIL_VERB: &str = "jail-probe";
 
-/// Enters the jail; prints a line for each wall that is missing.
+/// Enters the jail; prints the walls that are missing as one JSON array.
 pub fn show_jail() -> ExitCode {
-    let filtered = || zygote_jail::Filter::runner()?.install();
-    let entered = zygote_jail::enter().map(|report| {
-        for wall in report.missing {
-            println!("{wall}");
+    let mut missing = match zygote_jail::enter() {
+        Ok(report) => report.missing,
+        Err(error) => {
+            println!("{error}");
+            return ExitCode::FAILURE;
         }
-    });
-    let sentence = match (entered, filtered()) {
-        (Ok(()), Ok(())) => return ExitCode::SUCCESS,
-        (Err(error), _) => error.to_string(),
-        (_, Err(error)) => format!(
-            "{error}: {}",
-            error.source().map_or(String::new(), ToString::to_string)
-        ),
     };
-    println!("{sentence}");
-    ExitCode::FAILURE
+    let filter = |role| zygote_jail::Filter::new(role).install();
+    if let Err(error) = filter(Role::Zygote).and_then(|()| filter(Role::Runner)) {
+        let why = error.source().map_or(String::new(), ToString::to_string);
+        missing.push(MissingWall::new(zygote_jail::FILTER, &why));
+    }
+    let told = missing.iter().map(|MissingWall { wall, why, is_main }| {
+        serde_json::json!({"wall": wall, "why": why, "is_main": is_main})
+    });
+    println!("{}", serde_json::Value::from_iter(told));
+    ExitCode::SUCCESS
 }
 
-fn jail() -> Check {
-    let probe = std::env::current_exe().and_then(|own| Command::new(own).arg(JAIL_VERB).output());
-    match probe {
-        Ok(output) if output.status.success() && output.stdout.is_empty() => {
-            let finding = "own user, namespaces, empty root, no capabilities, seccomp".into();
-            check("jail", Grade::Good, finding, None)
+/// What this program, started again, could not put between itself and the host.
+fn missing_walls() -> Result<Vec<zygote_engine::MissingWall>, String> {
+    let own = std::env::current_exe().map_err(|error| error.to_string())?;
+    let output = Command::new(own).arg(JAIL_VERB).output();
+    let output = output.map_err(|error| error.to_string())?;
+    serde_json::from_slice(&output.stdout)
+        .map_err(|_| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// `here`: whether it is this host that machines run on.
+fn jail(here: bool) -> Check {
+    let bad = if here { Grade::Bad } else { Grade::Warning };
+    let walls = match missing_walls() {
+        Ok(walls) => walls,
+        Err(error) => {
+            let finding = format!("cannot be entered: {error}");
+            return check("jail", bad, finding, Some("run as root"));
         }
-        Ok(output) => {
-            let grade = match output.status.success() {
-                true => Grade::Warning,
-                false => Grade::Bad,
-            };
-            let said = String::from_utf8_lossy(&output.stdout);
-            let walls: Vec<&str> = said.lines().collect();
-            let remedy = "run as root, or allow user namespaces: sudo sysctl \
-                          kernel.unprivileged_userns_clone=1 user.max_user_namespaces=65536";
-            check(
-                "jail",
-                grade,
-                format!("missing: {}", walls.join("; ")),
-                Some(remedy),
-            )
-        }
-        Err(error) => check(
-            "jail",
-            Grade::Bad,
-            format!("cannot be tried: {error}"),
-            None,
-        ),
+    };
+    if walls.is_empty() {
+        let finding = "own user, namespaces, empty root, no capabilities, seccomp".into();
+        return check("jail", Grade::Good, finding, None);
     }
+    let names: Vec<String> = walls
+        .iter()
+        .map(|wall| format!("{} ({})", wall.wall, wall.why))
+        .collect();
+    let is_refused = walls.iter().any(|wall| wall.is_main);
+    let grade = if is_refused { bad } else { Grade::Warning };
+    let remedy = is_refused.then(|| walls_remedy(&walls));
+    let finding = format!("missing: {}", names.join("; "));
+    check("jail", grade, finding, remedy)
 }
 
 /// KVM_CREATE_VM waits for the cgroup's read-copy-update unless the hierarchy favours changes.

@@ -3,10 +3,12 @@
 
 use crate::args::{Global, HostChoice};
 use crate::progress::Reporter;
+use crate::report;
 use anyhow::{Context, bail};
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
+use std::time::Duration;
 use zygote_lab::{LabCommand, LabConfig, LabError, Streams};
 use zygote_template::Store;
 use zygote_vmm::probe::{Probe, probe};
@@ -77,23 +79,48 @@ pub fn store(global: &Global) -> anyhow::Result<Store> {
     Ok(Store::open(state))
 }
 
-/// Runs this program again in a lab, with the same arguments; gives back its exit status.
-pub fn again_in_lab(store: &Store, stdin: bool) -> anyhow::Result<u8> {
+/// Runs this program again in a lab, with the same arguments; gives back its exit status. It keeps
+/// its own limits; `timeout` is for a lab in which it does not.
+pub fn again_in_lab(store: &Store, stdin: bool, timeout: Option<Duration>) -> anyhow::Result<u8> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut arguments = vec![OsString::from(program)];
     arguments.extend(std::env::args_os().skip(1));
-    let shares = vec![store.state_dir().to_owned()];
-    run_in_lab(store, arguments, shares, false, stdin)
+    let job = LabJob {
+        arguments,
+        shares: vec![store.state_dir().to_owned()],
+        icount: false,
+        stdin,
+        timeout,
+    };
+    run_in_lab(store, job)
 }
 
-/// Runs a command in a lab that shares these folders for writing; gives back its exit status.
-pub fn run_in_lab(
-    store: &Store,
-    arguments: Vec<OsString>,
-    shares: Vec<PathBuf>,
-    icount: bool,
-    stdin: bool,
-) -> anyhow::Result<u8> {
+/// What runs in a lab.
+pub struct LabJob {
+    /// Program and arguments.
+    pub arguments: Vec<OsString>,
+    /// Folders that are shared for writing.
+    pub shares: Vec<PathBuf>,
+    /// Whether the lab's clock counts instructions.
+    pub icount: bool,
+    /// Whether standard input is passed on.
+    pub stdin: bool,
+    /// How long it may run.
+    pub timeout: Option<Duration>,
+}
+
+/// Runs a command in a lab; gives back its exit status. Dies of the signal that ends the lab.
+///
+/// # Errors
+/// `LabError::TimedOut` among them.
+pub fn run_in_lab(store: &Store, job: LabJob) -> anyhow::Result<u8> {
+    let LabJob {
+        arguments,
+        shares,
+        icount,
+        stdin,
+        timeout,
+    } = job;
     let state = store.state_dir();
     std::fs::create_dir_all(state)
         .with_context(|| format!("cannot make the state directory {}", state.display()))?;
@@ -121,6 +148,7 @@ pub fn run_in_lab(
         environment,
         directory: std::env::current_dir().unwrap_or_else(|_| "/".into()),
         stdin,
+        timeout,
     };
     match zygote_lab::run(&config, &command, Streams::inherited()) {
         Ok(status) => Ok(status),
@@ -130,6 +158,12 @@ pub fn run_in_lab(
         }
         // Whoever read our output has gone, as in `zygote … | head -1`.
         Err(LabError::Output(_)) => Ok(141),
-        Err(error) => Err(error).context("the lab failed"),
+        Err(LabError::Interrupted { signal }) => Ok(report::die_of(signal)),
+        Err(error) => Err(error.into()),
     }
+}
+
+/// Whether a lab was ended because its command did not end in time.
+pub fn is_lab_timeout(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(LabError::TimedOut { .. }))
 }

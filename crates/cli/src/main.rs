@@ -44,6 +44,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
             icount,
             share,
             throw_away,
+            timeout,
             command,
         }) => {
             let mut shares: Vec<_> = share
@@ -54,7 +55,20 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
             if !throw_away {
                 shares.insert(0, store.state_dir().to_owned());
             }
-            host::run_in_lab(&store, command.clone(), shares, *icount, true)
+            let job = host::LabJob {
+                arguments: command.clone(),
+                shares,
+                icount: *icount,
+                stdin: true,
+                timeout: timeout.0,
+            };
+            match host::run_in_lab(&store, job) {
+                Err(error) if host::is_lab_timeout(&error) => {
+                    eprintln!("zygote: {error}");
+                    Ok(report::TIMED_OUT)
+                }
+                other => other,
+            }
         }
         Verb::Completions { shell } => {
             clap_complete::generate(

@@ -7,9 +7,17 @@ use std::time::Duration;
 use zygote_engine::{Captured, ExitStatus, Outcome, RunResult, StartFailure};
 
 /// timeout(1)'s code.
-const TIMED_OUT: u8 = 124;
+pub const TIMED_OUT: u8 = 124;
 /// Zygote itself failed.
 pub const FAILED: u8 = 125;
+
+/// Ends this process by a signal that it was sent, so that a shell sees what happened (and stops its
+/// loop at Ctrl-C). Gives back a shell's code for it, should the process survive that.
+pub fn die_of(signal: i32) -> u8 {
+    // Fails for numbers that are no signals.
+    let _ = signal_hook::low_level::emulate_default_handler(signal);
+    128_u8.saturating_add(u8::try_from(signal).unwrap_or(0))
+}
 
 /// The exit code that tells a shell how a run ended.
 pub fn exit_code(outcome: &Outcome) -> u8 {
@@ -126,6 +134,7 @@ mod tests {
             id: uuid::Uuid::nil(),
             outcome,
             fork_time: Some(Duration::from_micros(1500)),
+            first_output_time: None,
             exec_time: None,
             total_time: Duration::from_millis(2),
             usage: None,

@@ -10,6 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use zygote_engine::{run as run_request, *};
@@ -21,6 +22,10 @@ pub const ZYGOTE_VERB: &str = "zygote-process";
 /// Output that waits for a slow reader, in messages of up to 64 KiB.
 const EVENTS_MAX: usize = 16;
 const INPUT_CHUNK_BYTES: usize = 32 * 1024;
+/// What a lab may take beside a program's own time: loading and checking the template,
+const LAB_OVERHEAD_MAX: Duration = Duration::from_secs(300);
+/// and making each fork. Ten times what has been seen.
+const LAB_FORK_MAX: Duration = Duration::from_secs(10);
 /// python3's own code for a program that it cannot open.
 const CANNOT_OPEN: u8 = 2;
 
@@ -47,7 +52,7 @@ pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<u8> {
         } else {
             None
         };
-        return host::again_in_lab(&store, wants_stdin(args));
+        return host::again_in_lab(&store, wants_stdin(args), lab_timeout(args));
     }
     if missing {
         template::build_missing(&store, &args.template)?;
@@ -60,6 +65,12 @@ pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<u8> {
     // A thread may still wait for standard input that nobody wants any more.
     runtime.shutdown_background();
     code
+}
+
+/// How long a lab may take for runs that keep their own time limits inside.
+fn lab_timeout(args: &RunArgs) -> Option<Duration> {
+    let limit = args.timeout.0?;
+    Some(limit + LAB_OVERHEAD_MAX + LAB_FORK_MAX * args.count)
 }
 
 /// Standard input is the program's, unless several share it or a machine reads the results.
@@ -171,19 +182,30 @@ async fn load(store: &Store, args: &RunArgs) -> anyhow::Result<Vec<Zygote>> {
             pieces: store.pieces(),
             stamps: store.stamps(),
         };
-        let zygote = Zygote::load(&config(load)?).await;
-        zygotes
-            .push(zygote.with_context(|| format!("cannot fork the template {}", args.template))?);
+        let zygote = Zygote::load(&config(args, load)?).await;
+        let zygote =
+            zygote.with_context(|| format!("cannot fork the template {}", args.template))?;
+        let walls = list_walls(zygote.missing_walls());
+        if !walls.is_empty() && zygotes.is_empty() {
+            eprintln!("zygote: warning: untrusted code could reach this host: no {walls}");
+        }
+        zygotes.push(zygote);
     }
     Ok(zygotes)
 }
 
 /// This program is also the zygote process.
-fn config(load: Load) -> anyhow::Result<EngineConfig> {
+fn config(args: &RunArgs, load: Load) -> anyhow::Result<EngineConfig> {
     let program: PathBuf = std::env::current_exe().context("cannot find this program")?;
     Ok(EngineConfig {
         command: vec![program.into(), ZYGOTE_VERB.into()],
         load,
+        allow_missing_walls: args.allow_missing_walls,
+        patience: if host::in_lab() {
+            PATIENCE_EMULATED
+        } else {
+            PATIENCE
+        },
     })
 }
 
@@ -195,6 +217,7 @@ fn request(args: &RunArgs, program: &Program, stdin: Stdin) -> RunRequest {
         stdin,
         line_buffered: !args.json && host::stdout_is_terminal(),
         timeout: args.timeout.0,
+        measure: args.json,
     }
 }
 

@@ -6,7 +6,12 @@ use crate::progress::Reporter;
 use anyhow::{Context, anyhow};
 use serde_json::json;
 use std::fs::File;
+use std::time::Duration;
 use zygote_template::*;
+
+/// How long one replica may take in a lab: longer than the sum of what its guest may take for each
+/// of its steps.
+const LAB_REPLICA_MAX: Duration = Duration::from_secs(3600);
 
 /// Runs a verb; gives back the exit code.
 pub fn run(global: &Global, verb: &TemplateVerb) -> anyhow::Result<u8> {
@@ -100,7 +105,10 @@ fn build_verb(global: &Global, store: &Store, args: &BuildArgs) -> anyhow::Resul
         let options = options(&recipe, args);
         return match up_to_date(store, &recipe, &options, &ingredients) {
             Some(template) => Ok(show_built(args, &Built::UpToDate(template))),
-            None => host::again_in_lab(store, false),
+            None => {
+                let limit = LAB_REPLICA_MAX * args.replicas;
+                host::again_in_lab(store, false, Some(limit))
+            }
         };
     }
     Ok(show_built(args, &build_here(store, args)?))

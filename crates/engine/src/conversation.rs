@@ -8,7 +8,8 @@ use zygote_protocol::{
     AgentMessage, FrameDecoder, HostMessage, ProcessId, STREAM_CHUNK_MAX_BYTES, encode,
 };
 
-const READ_BYTES: usize = 128 * 1024;
+/// Below what the C library takes from the kernel anew each time.
+const READ_BYTES: usize = 64 * 1024;
 
 /// What the agent says.
 pub struct Listener {
@@ -32,7 +33,7 @@ impl Listener {
         Self {
             stream,
             decoder: FrameDecoder::default(),
-            scratch: vec![0; READ_BYTES],
+            scratch: Vec::with_capacity(READ_BYTES),
         }
     }
 
@@ -44,9 +45,10 @@ impl Listener {
                 Ok(None) => {}
                 Err(error) => return Err(Broken::Nonsense(error.to_string())),
             }
-            match self.stream.read(&mut self.scratch).await {
+            self.scratch.clear();
+            match self.stream.read_buf(&mut self.scratch).await {
                 Ok(0) | Err(_) => return Err(Broken::Ended),
-                Ok(count) => self.decoder.extend(&self.scratch[..count]),
+                Ok(_) => self.decoder.extend(&self.scratch),
             }
         }
     }

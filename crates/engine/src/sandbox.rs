@@ -4,27 +4,24 @@
 //! generator that no other fork has shown, nothing that it says counts.
 
 use crate::conversation::{Broken, Listener, speak};
+use crate::fork::{Fork, ForkError};
 use crate::identity;
 use crate::socket::ControlSocket;
-use crate::zygote::{Runner, Zygote, ZygoteError};
+use crate::usage::{Meter, Usage};
+use crate::zygote::{Runner, Zygote};
 use std::io;
-use std::os::unix::net::UnixStream as StdStream;
 use std::time::{Duration, Instant};
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use uuid::Uuid;
 use zygote_protocol::{
     AgentMessage, ExitStatus, HostMessage, ProcessId, Program, Start, StartFailure, encode,
 };
-use zygote_runner::control::{FromRunner, ToRunner, Usage, decode};
-use zygote_runner::{control, packet};
+use zygote_runner::control::{FromRunner, decode};
 
-/// A fork that has not become somebody by then never will. Emulated hosts are slow.
-const ACTIVATE_MAX: Duration = Duration::from_secs(180);
 /// How long to wait for the last words of a runner whose stream has ended.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
-/// How long a runner may take to measure itself.
+/// How long measuring may take: the kernel walks the page tables.
 const MEASURE_MAX: Duration = Duration::from_secs(10);
 /// The run's only process.
 const PROCESS: ProcessId = 1;
@@ -44,6 +41,8 @@ pub struct RunRequest {
     pub line_buffered: bool,
     /// How long the program may run, from the moment it can; `None`: as long as it likes.
     pub timeout: Option<Duration>,
+    /// Whether to measure at its end what the sandbox has cost.
+    pub measure: bool,
 }
 
 /// A program's standard input.
@@ -93,6 +92,8 @@ pub struct RunResult {
     pub outcome: Outcome,
     /// Request to activation, if it came to that.
     pub fork_time: Option<Duration>,
+    /// Request to the program's first output, if it had any.
+    pub first_output_time: Option<Duration>,
     /// Activation to the program's end.
     pub exec_time: Option<Duration>,
     /// Request to end.
@@ -105,10 +106,21 @@ pub struct RunResult {
 /// keep up slows the program down, one that is dropped is ignored. Dropping the future kills the
 /// fork.
 pub async fn run(zygote: &Zygote, request: RunRequest, events: mpsc::Sender<Event>) -> RunResult {
+    run_in(zygote, Fork::of(zygote), request, events).await
+}
+
+/// Runs a program in a fork of `zygote` that comes from elsewhere.
+pub(crate) async fn run_in(
+    zygote: &Zygote,
+    fork: impl Future<Output = Result<Fork, ForkError>>,
+    request: RunRequest,
+    events: mpsc::Sender<Event>,
+) -> RunResult {
     let requested = Instant::now();
     let mut clock = Clock::default();
     let mut id = Uuid::nil();
-    let (outcome, usage) = match conduct(zygote, request, events, &mut clock, &mut id).await {
+    let conducted = conduct(zygote, fork, request, events, &mut clock, &mut id).await;
+    let (outcome, usage) = match conducted {
         Ok((outcome, usage)) => (outcome, usage),
         Err(error) => (Outcome::Failed(error.to_string()), None),
     };
@@ -117,6 +129,7 @@ pub async fn run(zygote: &Zygote, request: RunRequest, events: mpsc::Sender<Even
         id,
         outcome,
         fork_time: clock.activated.map(|at| at - requested),
+        first_output_time: clock.first_output.map(|at| at - requested),
         exec_time: clock.activated.map(|at| ended - at),
         total_time: ended - requested,
         usage,
@@ -126,22 +139,24 @@ pub async fn run(zygote: &Zygote, request: RunRequest, events: mpsc::Sender<Even
 #[derive(Default)]
 struct Clock {
     activated: Option<Instant>,
+    first_output: Option<Instant>,
     ended: Option<Instant>,
 }
 
 /// Our own failures, before the guest has a say.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("cannot make the sandbox's sockets: {0}")]
-    Sockets(#[from] io::Error),
+    #[error("cannot draw an identity: {0}")]
+    Identity(#[from] io::Error),
     #[error("{0}")]
-    Zygote(#[from] ZygoteError),
+    Fork(#[from] ForkError),
     #[error("the request is too large to send: {0}")]
     TooLarge(String),
 }
 
 async fn conduct(
     zygote: &Zygote,
+    fork: impl Future<Output = Result<Fork, ForkError>>,
     request: RunRequest,
     events: mpsc::Sender<Event>,
     clock: &mut Clock,
@@ -156,6 +171,7 @@ async fn conduct(
         stdin,
         line_buffered,
         timeout: limit,
+        measure,
     } = request;
     let start = Start {
         process: PROCESS,
@@ -167,30 +183,44 @@ async fn conduct(
     };
     let mut opening = message(&HostMessage::Activate(identity))?;
     opening.extend(message(&HostMessage::Start(start))?);
-    let (ours, agent) = StdStream::pair()?;
-    let (control, runner_control) = packet::pair()?;
-    ours.set_nonblocking(true)?;
-    let (read, write) = UnixStream::from_std(ours)?.into_split();
-    let control = ControlSocket::new(control)?;
     let input = match stdin {
         Stdin::Empty => None,
         Stdin::Stream(chunks) => Some((PROCESS, chunks)),
     };
-    let mut runner = zygote.fork(agent.into(), runner_control).await?;
+    let Fork {
+        stream,
+        control,
+        mut runner,
+    } = fork.await?;
+    let (read, write) = stream.into_split();
     let mut listener = Listener::new(read);
     let heard = {
         let listening = listen(zygote, &mut listener, &events, clock, limit);
         converse(listening, speak(write, opening, input)).await
     };
     clock.ended = Some(Instant::now());
-    Ok(match heard {
-        Ok(outcome) => (outcome, measure(&control).await),
-        Err(Broken::Nonsense(what)) => (
-            Outcome::Failed(format!("the guest sent nonsense: {what}")),
-            None,
-        ),
-        Err(Broken::Ended) => (last_words(&control, &mut runner).await, None),
-    })
+    let mut usage = None;
+    if measure && heard.is_ok() {
+        usage = timeout(MEASURE_MAX, Meter::of(&runner))
+            .await
+            .ok()
+            .flatten();
+    }
+    let outcome = match heard {
+        Ok(outcome) => outcome,
+        Err(Broken::Nonsense(what)) => Outcome::Failed(format!("the guest sent nonsense: {what}")),
+        Err(Broken::Ended) => last_words(&control, &mut runner).await,
+    };
+    // A program that has ended leaves nothing that anybody would wait for; what was stopped is gone
+    // before that is said.
+    match outcome {
+        Outcome::Exited(_) => drop(runner),
+        _ => {
+            drop((listener, control));
+            runner.end(zygote.patience()).await;
+        }
+    }
+    Ok((outcome, usage))
 }
 
 fn message(message: &HostMessage) -> Result<Vec<u8>, Failure> {
@@ -222,7 +252,7 @@ async fn listen(
     limit: Option<Duration>,
 ) -> Result<Outcome, Broken> {
     let refused = |why: &str| Ok(Outcome::Failed(format!("the fork is not used: {why}")));
-    match timeout(ACTIVATE_MAX, listener.next()).await {
+    match timeout(zygote.patience(), listener.next()).await {
         Err(_) => return refused("it did not take its identity in time"),
         Ok(Err(broken)) => return Err(broken),
         Ok(Ok(AgentMessage::Activated { random_sample })) => {
@@ -238,7 +268,7 @@ async fn listen(
     clock.activated = Some(Instant::now());
     // Whoever listens may have gone; the program runs on all the same.
     let _ = events.send(Event::Activated).await;
-    let end = follow(listener, events);
+    let end = follow(listener, events, &mut clock.first_output);
     match limit {
         None => end.await,
         Some(limit) => timeout(limit, end).await.unwrap_or(Ok(Outcome::TimedOut)),
@@ -246,9 +276,17 @@ async fn listen(
 }
 
 /// Passes output on until the program ends.
-async fn follow(listener: &mut Listener, events: &mpsc::Sender<Event>) -> Result<Outcome, Broken> {
+async fn follow(
+    listener: &mut Listener,
+    events: &mpsc::Sender<Event>,
+    first_output: &mut Option<Instant>,
+) -> Result<Outcome, Broken> {
     loop {
-        match listener.next().await? {
+        let message = listener.next().await?;
+        if let AgentMessage::Stdout { .. } | AgentMessage::Stderr { .. } = message {
+            first_output.get_or_insert_with(Instant::now);
+        }
+        match message {
             AgentMessage::Stdout { data, .. } => drop(events.send(Event::Stdout(data)).await),
             AgentMessage::Stderr { data, .. } => drop(events.send(Event::Stderr(data)).await),
             AgentMessage::Exited { status, .. } => return Ok(Outcome::Exited(status)),
@@ -263,28 +301,23 @@ async fn follow(listener: &mut Listener, events: &mpsc::Sender<Event>) -> Result
     }
 }
 
-async fn measure(control: &ControlSocket) -> Option<Usage> {
-    let request = control::encode(&ToRunner::Measure).ok()?;
-    let answer = async {
-        control.send(&request, &[]).await.ok()?;
-        match decode(&control.receive().await.ok()??) {
-            Ok(FromRunner::Usage(usage)) => Some(usage),
-            _ => None,
-        }
-    };
-    timeout(MEASURE_MAX, answer).await.ok()?
-}
-
 /// Why a runner's stream has ended.
 async fn last_words(control: &ControlSocket, runner: &mut Runner) -> Outcome {
-    let words = timeout(LAST_WORDS_MAX, control.receive()).await;
-    let sentence = match words {
+    let heard = async {
+        loop {
+            match control.receive().await {
+                Ok(Some(bytes)) if matches!(decode(&bytes), Ok(FromRunner::Parked)) => {}
+                other => return other,
+            }
+        }
+    };
+    let sentence = match timeout(LAST_WORDS_MAX, heard).await {
         Ok(Ok(Some(bytes))) => match decode(&bytes) {
             Ok(FromRunner::Stopped { reason, console }) => told(&reason, &console),
             _ => "its process sent nonsense".to_owned(),
         },
-        Ok(_) => match timeout(LAST_WORDS_MAX, &mut runner.ended).await {
-            Ok(Ok(status)) => format!("its process has ended ({})", describe_status(status)),
+        Ok(_) => match timeout(LAST_WORDS_MAX, runner.ended()).await {
+            Ok(Some(status)) => format!("its process has ended ({})", describe_status(status)),
             _ => "its process has ended".to_owned(),
         },
         Err(_) => "the guest's agent has hung up".to_owned(),

@@ -5,6 +5,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram as StdSocket;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
+use zygote_runner::control::PACKET_MAX_BYTES;
 use zygote_runner::packet;
 
 /// A SOCK_SEQPACKET socket that is waited for by tokio. The datagram type only lends its
@@ -30,9 +31,20 @@ impl ControlSocket {
 
     /// Receives one packet; `None` once the other end is closed.
     pub async fn receive(&self) -> io::Result<Option<Vec<u8>>> {
+        let packet = self.receive_with_descriptor().await?;
+        Ok(packet.map(|(bytes, _)| bytes))
+    }
+
+    /// As `receive`, with the first descriptor that came along.
+    pub async fn receive_with_descriptor(&self) -> io::Result<Option<(Vec<u8>, Option<OwnedFd>)>> {
         let socket = &self.0;
-        let received = socket.async_io(Interest::READABLE, || packet::receive(socket));
-        let (bytes, _) = received.await?;
-        Ok((!bytes.is_empty()).then_some(bytes))
+        let receive = || {
+            let mut bytes = [0; PACKET_MAX_BYTES];
+            let (length, descriptors) = packet::receive(socket, &mut bytes)?;
+            Ok((bytes[..length].to_vec(), descriptors))
+        };
+        let (bytes, descriptors) = socket.async_io(Interest::READABLE, receive).await?;
+        let packet = (bytes, descriptors.into_iter().next());
+        Ok((!packet.0.is_empty()).then_some(packet))
     }
 }

@@ -1,20 +1,31 @@
 //! The engine's side of a zygote process: starting it, asking it for forks, seeing it end.
 
 use crate::socket::ControlSocket;
+use crate::walls::{list, remedy};
+use rustix::process::{Signal, pidfd_send_signal};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use tokio::process::{Child, Command};
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use zygote_runner::control::{FromZygote, Load, ToZygote, decode, encode};
+use tokio::time::timeout;
+use zygote_runner::control::{FromZygote, Load, MissingWall, ToZygote, decode, encode};
 use zygote_runner::packet;
 
 /// Fork requests that wait for the zygote's owner task.
 const REQUESTS_MAX: usize = 64;
+/// Forks that the process has been asked for and has not answered. A socket takes 278 small packets
+/// (`net.core.wmem_default`), so neither side ever finds it full.
+const UNANSWERED_MAX: usize = 32;
+/// A snapshot that is not loaded by then never will be: each of its bytes is compared with a digest
+/// at first, which for 16 GiB takes minutes on a slow disk.
+const LOAD_MAX: Duration = Duration::from_secs(900);
 /// Samples of forks' generators that are remembered, so that a repetition is noticed: 32 MiB.
 const SAMPLES_MAX: usize = 1 << 20;
 /// Bytes in a sample.
@@ -27,7 +38,17 @@ pub struct EngineConfig {
     pub command: Vec<OsString>,
     /// The snapshot, and where its pieces lie.
     pub load: Load,
+    /// Whether to run although main walls of the jail are missing.
+    pub allow_missing_walls: bool,
+    /// How long a step of a sandbox may take that takes milliseconds: a fork, an activation, an
+    /// end. [`PATIENCE`], or [`PATIENCE_EMULATED`].
+    pub patience: Duration,
 }
+
+/// For a host with hardware for virtual machines.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// For an emulated host with hundreds of sandboxes.
+pub const PATIENCE_EMULATED: Duration = Duration::from_secs(180);
 
 /// Why there is no zygote, or no fork of it.
 #[derive(Debug, thiserror::Error)]
@@ -41,17 +62,29 @@ pub enum ZygoteError {
     /// It ended, or was killed.
     #[error("the zygote process has ended")]
     Gone,
+    /// This host does not allow what must stand between it and untrusted code.
+    #[error("this host does not allow {}, so untrusted code could reach it. {}", list(.0), remedy(.0))]
+    MissingWalls(Vec<MissingWall>),
     /// It cannot fork now.
     #[error("{0}")]
     Fork(String),
+    /// It does not answer.
+    #[error("the zygote process did not {operation} within {limit:?}")]
+    Late {
+        /// What it should have done.
+        operation: &'static str,
+        /// How long that may take.
+        limit: Duration,
+    },
 }
 
 /// A loaded snapshot, ready to be forked. Dropping it lets the process end by itself;
 /// [`Zygote::shut_down`] waits for that.
 pub struct Zygote {
     requests: mpsc::Sender<ForkRequest>,
-    missing_walls: Vec<String>,
+    missing_walls: Vec<MissingWall>,
     samples: Mutex<HashSet<[u8; SAMPLE_BYTES]>>,
+    patience: Duration,
     owner: JoinHandle<()>,
 }
 
@@ -61,12 +94,62 @@ struct ForkRequest {
     reply: oneshot::Sender<Result<Runner, ZygoteError>>,
 }
 
-/// A forked runner process.
+/// A forked runner process. Dropping it kills the process, whatever that does.
 pub struct Runner {
     /// Its process id among those of its zygote.
     pub pid: u32,
+    life: Life,
+    /// Its pidfd.
+    pub(crate) process: OwnedFd,
+}
+
+enum Life {
     /// Resolves to its wait status when it has been reaped.
-    pub ended: oneshot::Receiver<i32>,
+    Running(oneshot::Receiver<i32>),
+    /// With its wait status, unless its zygote has ended first.
+    Ended(Option<i32>),
+}
+
+impl Runner {
+    /// Waits for its end; gives back its wait status, unless its zygote has ended first.
+    pub async fn ended(&mut self) -> Option<i32> {
+        if let Life::Running(ended) = &mut self.life {
+            self.life = Life::Ended(ended.await.ok());
+        }
+        match self.life {
+            Life::Ended(status) => status,
+            Life::Running(_) => None,
+        }
+    }
+
+    /// Whether it has not ended yet, as far as has been told.
+    pub fn is_alive(&mut self) -> bool {
+        if let Life::Running(ended) = &mut self.life {
+            match ended.try_recv() {
+                Err(TryRecvError::Empty) => return true,
+                told => self.life = Life::Ended(told.ok()),
+            }
+        }
+        false
+    }
+
+    /// Kills it, and waits until it has been reaped: not longer than `patience`.
+    pub async fn end(mut self, patience: Duration) {
+        self.kill();
+        // A killed process can only be late when the host is out of breath; it ends all the same.
+        let _ = timeout(patience, self.ended()).await;
+    }
+
+    fn kill(&self) {
+        // Fails if it has ended.
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
+    }
+}
+
+impl Drop for Runner {
+    fn drop(&mut self) {
+        self.kill();
+    }
 }
 
 impl Zygote {
@@ -79,24 +162,34 @@ impl Zygote {
         let child = spawn(config, theirs).map_err(ZygoteError::Start)?;
         let socket = ControlSocket::new(ours).map_err(ZygoteError::Start)?;
         send(&socket, &ToZygote::Load(config.load.clone()), &[]).await?;
-        let missing_walls = match receive(&socket).await? {
+        let late = |_| ZygoteError::Late {
+            operation: "load its snapshot",
+            limit: LOAD_MAX,
+        };
+        let answer = timeout(LOAD_MAX, receive(&socket)).await.map_err(late)?;
+        let (answer, _) = answer?;
+        let missing_walls = match answer {
             FromZygote::Loaded { missing_walls, .. } => missing_walls,
             FromZygote::Refused { message } => return Err(ZygoteError::Refused(message)),
             _ => return Err(ZygoteError::Gone),
         };
+        if !config.allow_missing_walls && missing_walls.iter().any(|wall| wall.is_main) {
+            return Err(ZygoteError::MissingWalls(missing_walls));
+        }
         let (requests, inbox) = mpsc::channel(REQUESTS_MAX);
         Ok(Self {
             requests,
             missing_walls,
             samples: Mutex::default(),
-            owner: tokio::spawn(own(socket, child, inbox)),
+            patience: config.patience,
+            owner: tokio::spawn(own(socket, child, inbox, config.patience)),
         })
     }
 
     /// Forks a runner that talks over these two sockets.
     ///
     /// # Errors
-    /// If the process is gone or cannot fork.
+    /// If the process is gone, cannot fork or does not answer.
     pub async fn fork(&self, agent: OwnedFd, control: OwnedFd) -> Result<Runner, ZygoteError> {
         let (reply, answer) = oneshot::channel();
         let request = ForkRequest {
@@ -104,13 +197,25 @@ impl Zygote {
             control,
             reply,
         };
-        let sent = self.requests.send(request).await;
-        sent.map_err(|_| ZygoteError::Gone)?;
-        answer.await.map_err(|_| ZygoteError::Gone)?
+        let forked = async {
+            let sent = self.requests.send(request).await;
+            sent.map_err(|_| ZygoteError::Gone)?;
+            answer.await.map_err(|_| ZygoteError::Gone)?
+        };
+        let late = |_| ZygoteError::Late {
+            operation: "fork",
+            limit: self.patience,
+        };
+        timeout(self.patience, forked).await.map_err(late)?
     }
 
-    /// Walls of its jail that this host did not allow, a sentence each.
-    pub fn missing_walls(&self) -> &[String] {
+    /// How long a step of a sandbox may take.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// Walls of its jail that this host did not allow.
+    pub fn missing_walls(&self) -> &[MissingWall] {
         &self.missing_walls
     }
 
@@ -126,7 +231,8 @@ impl Zygote {
         seen.insert(sample)
     }
 
-    /// Ends the process, and waits until it is gone.
+    /// Ends the process and its runners, and waits until they are gone; kills it if that takes too
+    /// long.
     pub async fn shut_down(self) {
         drop(self.requests);
         // Fails only if the owner task panicked; the process ends with its socket all the same.
@@ -140,35 +246,43 @@ fn spawn(config: &EngineConfig, control: OwnedFd) -> io::Result<Child> {
     };
     Command::new(program)
         .args(arguments)
+        // Tokens and paths of ours are nothing for a process that holds a guest.
+        .env_clear()
+        .current_dir("/")
+        // Ctrl-C is for the engine, which then decides.
+        .process_group(0)
+        .kill_on_drop(true)
+        // Else each fork would look up anew what its zygote has never called.
+        .env("LD_BIND_NOW", "1")
         .stdin(Stdio::from(control))
         .stdout(Stdio::null())
         .spawn()
 }
 
 /// Owns the process until nobody wants forks any more, or it ends.
-async fn own(socket: ControlSocket, mut child: Child, mut inbox: mpsc::Receiver<ForkRequest>) {
+async fn own(
+    socket: ControlSocket,
+    mut child: Child,
+    mut inbox: mpsc::Receiver<ForkRequest>,
+    patience: Duration,
+) {
     let mut waiting = VecDeque::new();
     let mut runners: HashMap<u32, oneshot::Sender<i32>> = HashMap::new();
     loop {
         tokio::select! {
-            request = inbox.recv() => {
-                let Some(ForkRequest { agent, control, reply }) = request else { break };
-                let descriptors = [agent.as_fd(), control.as_fd()];
-                if send(&socket, &ToZygote::Fork, &descriptors).await.is_err() {
-                    break;
-                }
-                waiting.push_back(reply);
-            }
+            // What it says is taken before more is asked of it.
+            biased;
             message = receive(&socket) => match message {
-                Ok(FromZygote::Forked { pid }) => {
+                Ok((FromZygote::Forked { pid }, Some(process))) => {
                     let (sender, ended) = oneshot::channel();
                     runners.insert(pid, sender);
-                    answer(&mut waiting, Ok(Runner { pid, ended }));
+                    let life = Life::Running(ended);
+                    answer(&mut waiting, Ok(Runner { pid, life, process }));
                 }
-                Ok(FromZygote::ForkFailed { message }) => {
+                Ok((FromZygote::ForkFailed { message }, _)) => {
                     answer(&mut waiting, Err(ZygoteError::Fork(message)));
                 }
-                Ok(FromZygote::Ended { pid, status }) => {
+                Ok((FromZygote::Ended { pid, status }, _)) => {
                     if let Some(sender) = runners.remove(&pid) {
                         // The sandbox may have stopped caring.
                         let _ = sender.send(status);
@@ -176,11 +290,22 @@ async fn own(socket: ControlSocket, mut child: Child, mut inbox: mpsc::Receiver<
                 }
                 Ok(_) | Err(_) => break,
             },
+            request = inbox.recv(), if waiting.len() < UNANSWERED_MAX => {
+                let Some(ForkRequest { agent, control, reply }) = request else { break };
+                let descriptors = [agent.as_fd(), control.as_fd()];
+                if send(&socket, &ToZygote::Fork, &descriptors).await.is_err() {
+                    break;
+                }
+                waiting.push_back(reply);
+            }
         }
     }
     drop((socket, waiting));
-    // It ends at the end of its socket; an error means that it has been reaped already.
-    let _ = child.wait().await;
+    // It ends its runners at the end of its socket, and then itself.
+    if timeout(patience, child.wait()).await.is_err() {
+        let _ = child.start_kill();
+        let _ = timeout(patience, child.wait()).await;
+    }
 }
 
 type Waiting = VecDeque<oneshot::Sender<Result<Runner, ZygoteError>>>;
@@ -202,9 +327,12 @@ async fn send(
     sent.map_err(|_| ZygoteError::Gone)
 }
 
-async fn receive(socket: &ControlSocket) -> Result<FromZygote, ZygoteError> {
-    match socket.receive().await {
-        Ok(Some(bytes)) => decode(&bytes).map_err(|_| ZygoteError::Gone),
+async fn receive(socket: &ControlSocket) -> Result<(FromZygote, Option<OwnedFd>), ZygoteError> {
+    match socket.receive_with_descriptor().await {
+        Ok(Some((bytes, descriptor))) => {
+            let message = decode(&bytes).map_err(|_| ZygoteError::Gone)?;
+            Ok((message, descriptor))
+        }
         Ok(None) | Err(_) => Err(ZygoteError::Gone),
     }
 }

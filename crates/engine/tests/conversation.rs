@@ -4,17 +4,19 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use rustix::net::{SendFlags, send};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use zygote_engine::*;
 use zygote_protocol::{AgentMessage, FrameDecoder, HostMessage, encode};
 use zygote_runner::control::{
-    FromRunner, FromZygote, Load, ToZygote, Usage, decode, encode as encode_packet,
+    FromRunner, FromZygote, Load, PACKET_MAX_BYTES, ToZygote, decode, encode as encode_packet,
 };
 use zygote_runner::packet;
 
@@ -27,8 +29,12 @@ fn role() {
         return;
     };
     let control = rustix::io::dup(rustix::stdio::stdin()).unwrap();
-    let (bytes, _) = packet::receive(&control).unwrap();
-    assert!(matches!(decode(&bytes).unwrap(), ToZygote::Load(_)));
+    let mut bytes = [0; PACKET_MAX_BYTES];
+    let (length, _) = packet::receive(&control, &mut bytes).unwrap();
+    assert!(matches!(
+        decode(&bytes[..length]).unwrap(),
+        ToZygote::Load(_)
+    ));
     if mode == "refuse" {
         let message = "flipped bit".to_owned();
         tell(&control, &FromZygote::Refused { message });
@@ -37,18 +43,40 @@ fn role() {
     let loaded = FromZygote::Loaded {
         memory_bytes: 1,
         vcpus: 1,
-        missing_walls: vec![],
+        missing_walls: walls(&mode),
     };
     tell(&control, &loaded);
+    if mode == "deaf" {
+        std::thread::sleep(Duration::from_secs(1000));
+    }
+    // Where there are too many for a process each.
+    let one = exited();
     for number in 1.. {
-        let (bytes, descriptors) = packet::receive(&control).unwrap();
-        if bytes.is_empty() || mode == "vanish" {
+        let (length, descriptors) = packet::receive(&control, &mut bytes).unwrap();
+        if length == 0 || mode == "vanish" {
             std::process::exit(0);
         }
         let Ok([agent, runner]) = <[OwnedFd; 2]>::try_from(descriptors) else {
             panic!("two descriptors");
         };
-        tell(&control, &FromZygote::Forked { pid: number });
+        let forked = encode_packet(&FromZygote::Forked { pid: number }).unwrap();
+        if mode == "burst" {
+            // Blocks while the engine takes nothing, as a zygote does.
+            packet::send(&control, &forked, &[one.as_fd()]).unwrap();
+            drop((agent, runner));
+            tell(
+                &control,
+                &FromZygote::Ended {
+                    pid: number,
+                    status: 0,
+                },
+            );
+            continue;
+        }
+        // A process that the engine can measure, and ends.
+        let mut measured = Command::new("sleep").arg("1000").spawn().unwrap();
+        let process = pidfd_open(Pid::from_child(&measured), PidfdFlags::empty()).unwrap();
+        packet::send(&control, &forked, &[process.as_fd()]).unwrap();
         let mode = mode.clone();
         let control = control.try_clone().unwrap();
         std::thread::spawn(move || {
@@ -57,9 +85,33 @@ fn role() {
                 pid: number,
                 status: 9,
             };
+            // The engine may have ended it.
+            let _ = measured.kill();
+            measured.wait().unwrap();
             tell(&control, &ended);
         });
     }
+}
+
+fn walls(mode: &str) -> Vec<MissingWall> {
+    let wall = |wall: &str, is_main| MissingWall {
+        wall: wall.into(),
+        why: "EPERM".into(),
+        is_main,
+    };
+    match mode {
+        "exposed" => vec![wall("mount namespace", true)],
+        "less" => vec![wall("limit of core files", false)],
+        _ => vec![],
+    }
+}
+
+/// The pidfd of a process that has ended.
+fn exited() -> OwnedFd {
+    let mut child = Command::new("true").spawn().unwrap();
+    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+    child.wait().unwrap();
+    process
 }
 
 fn tell(control: &OwnedFd, message: &FromZygote) {
@@ -114,7 +166,15 @@ fn play(mode: &str, number: u32, stream: UnixStream, control: OwnedFd) {
         stream,
         decoder: FrameDecoder::default(),
     };
-    assert!(matches!(agent.hear(), Some(HostMessage::Activate(_))));
+    agent.stream.set_nonblocking(false).unwrap();
+    if mode != "stuck" {
+        let parked = encode_packet(&FromRunner::Parked).unwrap();
+        // The engine may have let go already.
+        let _ = packet::send(&control, &parked, &[]);
+    }
+    if agent.hear().is_none() {
+        return;
+    }
     assert!(matches!(agent.hear(), Some(HostMessage::Start(_))));
     match mode {
         "repeat" => agent.activate(7),
@@ -147,16 +207,8 @@ fn play(mode: &str, number: u32, stream: UnixStream, control: OwnedFd) {
         _ => agent.print(format!("fork {number}").as_bytes()),
     }
     agent.exit(3);
-    let measured = FromRunner::Usage(Usage {
-        private_kib: 5,
-        page_tables_kib: 1,
-    });
-    while let Ok((bytes, _)) = packet::receive(&control) {
-        if bytes.is_empty() {
-            return;
-        }
-        packet::send(&control, &encode_packet(&measured).unwrap(), &[]).unwrap();
-    }
+    // Until the engine lets go.
+    let _ = packet::receive(&control, &mut [0]);
 }
 
 fn config(mode: &str) -> EngineConfig {
@@ -175,6 +227,8 @@ fn config(mode: &str) -> EngineConfig {
             pieces: "/nowhere".into(),
             stamps: "/nowhere".into(),
         },
+        allow_missing_walls: false,
+        patience: PATIENCE,
     }
 }
 
@@ -186,6 +240,7 @@ fn request(stdin: Stdin, timeout: Option<Duration>) -> RunRequest {
         stdin,
         line_buffered: false,
         timeout,
+        measure: true,
     }
 }
 
@@ -214,7 +269,8 @@ async fn a_run_gives_output_status_times_and_cost() {
     let (result, output) = run_once("well", Stdin::Empty, None).await;
     assert_eq!(result.outcome, Outcome::Exited(ExitStatus::Code(3)));
     assert_eq!(output.stdout, b"fork 1");
-    assert_eq!(result.usage.unwrap().private_kib, 5);
+    assert!(result.usage.unwrap().private_kib > 0);
+    assert!(result.fork_time <= result.first_output_time);
     assert!(result.fork_time.unwrap() + result.exec_time.unwrap() <= result.total_time * 2);
 }
 
@@ -321,4 +377,152 @@ async fn a_killed_run_lets_the_zygote_live() {
     let (again, _) = run_on(&zygote, Stdin::Empty, limit).await;
     assert_eq!(again.outcome, Outcome::TimedOut);
     zygote.shut_down().await;
+}
+
+fn pool_of(zygote: Zygote, idle_min: usize, idle_max: usize) -> Pool {
+    let config = PoolConfig {
+        idle_min,
+        idle_max,
+        drain_after: Duration::from_millis(50),
+        ..PoolConfig::default()
+    };
+    Pool::new(zygote, config)
+}
+
+async fn run_pooled(pool: &Pool) -> Vec<u8> {
+    let (sender, events) = mpsc::channel(4);
+    let running = pool.run(request(Stdin::Empty, None), sender);
+    let (result, output) = tokio::join!(running, capture(events, 1 << 20));
+    assert_eq!(result.outcome, Outcome::Exited(ExitStatus::Code(3)));
+    output.stdout
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let patience = Duration::from_secs(60);
+    let waiting = async {
+        while !condition() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(patience, waiting).await;
+    assert!(waited.is_ok(), "not seen: {what}");
+}
+
+#[tokio::test]
+async fn a_pool_gives_each_request_a_fork_of_its_own_and_refills() {
+    let zygote = Zygote::load(&config("well")).await.unwrap();
+    let pool = pool_of(zygote, 2, 8);
+    pool.filled(2).await;
+    assert_eq!((pool.stats().idle, pool.stats().made), (2, 2));
+    let mut outputs = Vec::new();
+    for _ in 0..6 {
+        pool.filled(1).await;
+        outputs.push(run_pooled(&pool).await);
+    }
+    outputs.sort();
+    outputs.dedup();
+    assert_eq!(outputs.len(), 6);
+    assert_eq!((pool.stats().hits, pool.stats().misses), (6, 0));
+    until("two again", || pool.stats().idle == 2).await;
+    pool.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_burst_beyond_the_pool_is_served_and_the_pool_grows_and_drains() {
+    let zygote = Zygote::load(&config("well")).await.unwrap();
+    let pool = pool_of(zygote, 1, 4);
+    pool.filled(1).await;
+    let mut runs = Vec::new();
+    for _ in 0..20 {
+        runs.push(run_pooled(&pool));
+    }
+    let outputs: std::collections::HashSet<_> = futures_util::future::join_all(runs)
+        .await
+        .into_iter()
+        .collect();
+    assert_eq!(outputs.len(), 20);
+    assert!(pool.stats().misses > 0);
+    until("growth", || pool.stats().idle > 1).await;
+    assert!(pool.stats().idle <= 4);
+    until("the minimum", || pool.stats().idle == 1).await;
+    pool.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_pool_keeps_to_its_memory_and_survives_what_dies_in_it() {
+    let zygote = Zygote::load(&config("well")).await.unwrap();
+    let config_of_one = PoolConfig {
+        idle_min: 50,
+        // Room for a few of what the fake runner costs, and far fewer than 50.
+        memory_max_kib: 1000,
+        ..PoolConfig::default()
+    };
+    let pool = Pool::new(zygote, config_of_one);
+    pool.filled(1).await;
+    run_pooled(&pool).await;
+    assert!(pool.stats().made < 50);
+    pool.shut_down().await;
+
+    let zygote = Zygote::load(&config("die")).await.unwrap();
+    let pool = pool_of(zygote, 1, 1);
+    pool.filled(1).await;
+    let (sender, _events) = mpsc::channel(4);
+    let result = pool.run(request(Stdin::Empty, None), sender).await;
+    assert!(matches!(result.outcome, Outcome::Failed(_)));
+    pool.filled(1).await;
+    pool.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_burst_of_a_thousand_forks_ends() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let most = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    setrlimit(Resource::Nofile, most).unwrap();
+    let zygote = Zygote::load(&config("burst")).await.unwrap();
+    let forks = (0..1000).map(|_| async {
+        let (agent, _) = UnixStream::pair().unwrap();
+        let (control, _) = packet::pair().unwrap();
+        zygote.fork(agent.into(), control).await.unwrap()
+    });
+    let burst = futures_util::future::join_all(forks);
+    let runners = tokio::time::timeout(Duration::from_secs(60), burst).await;
+    let runners = runners.expect("a deadlock");
+    for mut runner in runners {
+        assert_eq!(runner.ended().await, Some(0));
+    }
+    zygote.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_zygote_that_does_not_answer_is_given_up_and_killed() {
+    let mut config = config("deaf");
+    config.patience = Duration::from_millis(200);
+    let zygote = Zygote::load(&config).await.unwrap();
+    let (agent, _) = UnixStream::pair().unwrap();
+    let (control, _) = packet::pair().unwrap();
+    let error = zygote.fork(agent.into(), control).await.err().unwrap();
+    assert!(error.to_string().contains("did not fork"), "{error}");
+    let ended = tokio::time::timeout(Duration::from_secs(20), zygote.shut_down()).await;
+    assert!(ended.is_ok());
+}
+
+#[tokio::test]
+async fn a_host_that_does_not_allow_a_main_wall_is_refused_unless_that_is_allowed() {
+    let mut exposed = config("exposed");
+    let error = Zygote::load(&exposed).await.err().unwrap().to_string();
+    assert!(error.contains("mount namespace (EPERM)"), "{error}");
+    assert!(error.contains("--allow-missing-walls"), "{error}");
+    exposed.allow_missing_walls = true;
+    let zygote = Zygote::load(&exposed).await.unwrap();
+    assert_eq!(zygote.missing_walls().len(), 1);
+    zygote.shut_down().await;
+    Zygote::load(&config("less"))
+        .await
+        .unwrap()
+        .shut_down()
+        .await;
 }

@@ -9,7 +9,7 @@ mod namespaces;
 mod privileges;
 mod root;
 
-pub use filter::{Filter, FilterError};
+pub use filter::{Filter, FilterError, Role};
 
 use rustix::io::Errno;
 
@@ -27,10 +27,51 @@ fn must<T>(operation: &'static str, result: Result<T, Errno>) -> Result<T, JailE
 }
 
 /// What this kernel or user did not allow. Empty: every wall stands.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// A sentence each.
-    pub missing: Vec<String>,
+    /// One for each wall.
+    pub missing: Vec<MissingWall>,
+}
+
+/// A wall that this kernel or user did not allow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingWall {
+    /// Its name.
+    pub wall: String,
+    /// The kernel's word.
+    pub why: String,
+    /// Without it a process that a guest has taken over can reach the host; the others only make
+    /// that harder.
+    pub is_main: bool,
+}
+
+/// Walls without which nobody's untrusted code should run.
+const MAIN: [&str; 6] = [
+    namespaces::USER_NAMESPACE,
+    namespaces::MOUNT_NAMESPACE,
+    namespaces::NETWORK_NAMESPACE,
+    namespaces::PID_NAMESPACE,
+    root::EMPTY_ROOT,
+    FILTER,
+];
+/// The name of the wall that [`Filter`] is.
+pub const FILTER: &str = "filter of system calls";
+
+impl MissingWall {
+    /// A wall by its name.
+    pub fn new(wall: &str, why: &dyn std::fmt::Display) -> Self {
+        Self {
+            wall: wall.to_owned(),
+            why: why.to_string(),
+            is_main: MAIN.contains(&wall),
+        }
+    }
+}
+
+impl std::fmt::Display for MissingWall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.wall, self.why)
+    }
 }
 
 impl Report {
@@ -38,10 +79,14 @@ impl Report {
         match result {
             Ok(value) => Some(value),
             Err(error) => {
-                self.missing.push(format!("{wall}: {error}"));
+                self.miss(wall, &error);
                 None
             }
         }
+    }
+
+    fn miss(&mut self, wall: &str, why: &dyn std::fmt::Display) {
+        self.missing.push(MissingWall::new(wall, why));
     }
 }
 
@@ -57,11 +102,12 @@ impl Report {
 pub fn enter() -> Result<Report, JailError> {
     let mut report = Report::default();
     let user = namespaces::user(&mut report);
-    let pid_namespace = namespaces::others(&mut report);
-    root::empty(&mut report);
+    let shared = namespaces::mount_namespace();
+    let own = namespaces::others(&mut report);
+    root::empty(shared, own, &mut report);
     limits::set(&mut report);
     privileges::become_nobody(user, &mut report)?;
-    if pid_namespace {
+    if own.children {
         namespaces::first_of_its_own()?;
     }
     privileges::drop_the_rest()?;

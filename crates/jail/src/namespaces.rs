@@ -22,6 +22,15 @@ pub enum User {
 /// who gets hold of a file of that namespace.
 const INSIDE: u32 = 65534;
 
+/// Names of walls.
+pub const USER_NAMESPACE: &str = "user namespace";
+/// See above.
+pub const MOUNT_NAMESPACE: &str = "mount namespace";
+/// See above.
+pub const NETWORK_NAMESPACE: &str = "network namespace";
+/// See above.
+pub const PID_NAMESPACE: &str = "pid namespace";
+
 /// Enters a user namespace if this is not root.
 pub fn user(report: &mut Report) -> User {
     if rustix::process::geteuid().is_root() {
@@ -30,8 +39,7 @@ pub fn user(report: &mut Report) -> User {
     match new_user_namespace() {
         Ok(()) => User::Mapped,
         Err(error) => {
-            let why = format!("user namespace (sysctl kernel.unprivileged_userns_clone?): {error}");
-            report.missing.push(why);
+            report.miss(USER_NAMESPACE, &error);
             User::Plain
         }
     }
@@ -50,21 +58,32 @@ fn new_user_namespace() -> Result<(), Errno> {
     write("gid_map", format!("{INSIDE} {gid} 1"))
 }
 
-/// Enters the others; true if children will be in a process id namespace of their own.
-pub fn others(report: &mut Report) -> bool {
-    let kinds = [
-        ("mount namespace", UnshareFlags::NEWNS),
-        ("network namespace", UnshareFlags::NEWNET),
-        ("ipc namespace", UnshareFlags::NEWIPC),
-        ("uts namespace", UnshareFlags::NEWUTS),
-        ("cgroup namespace", UnshareFlags::NEWCGROUP),
-        ("pid namespace", UnshareFlags::NEWPID),
-    ];
-    let mut last = false;
-    for (name, flag) in kinds {
-        last = report.note(name, unshare(flag)).is_some();
-    }
-    last
+/// What this process is alone in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Its mounts are nobody else's.
+    pub mounts: bool,
+    /// Its children will be in a process id namespace of their own.
+    pub children: bool,
+}
+
+/// Enters the others.
+pub fn others(report: &mut Report) -> Own {
+    let mut enter = |name, flag| report.note(name, unshare(flag)).is_some();
+    let mounts = enter(MOUNT_NAMESPACE, UnshareFlags::NEWNS);
+    enter(NETWORK_NAMESPACE, UnshareFlags::NEWNET);
+    enter("ipc namespace", UnshareFlags::NEWIPC);
+    enter("uts namespace", UnshareFlags::NEWUTS);
+    enter("cgroup namespace", UnshareFlags::NEWCGROUP);
+    let children = enter(PID_NAMESPACE, UnshareFlags::NEWPID);
+    Own { mounts, children }
+}
+
+/// Which mount namespace this process is in (namespaces(7): the same device and inode mean the
+/// same namespace).
+pub fn mount_namespace() -> Result<(u64, u64), Errno> {
+    let stat = rustix::fs::stat("/proc/self/ns/mnt")?;
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
@@ -72,9 +91,14 @@ fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
     unsafe { unshare_unsafe(flags) }
 }
 
+/// How a keeper ends that cannot tell how the kept one has ended.
+const LOST: i32 = 125;
+
 /// Returns in a child, the first process of its namespace: when that ends, the kernel ends the
 /// rest. The caller's process becomes its keeper.
 pub fn first_of_its_own() -> Result<(), JailError> {
+    // SAFETY: sets how one signal is met. Inherited as ignored, it would hide the child's end.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     // SAFETY: this process has one thread, so the child finds every lock free.
     match unsafe { libc::fork() } {
         0 => {
@@ -100,7 +124,11 @@ fn keep(child: libc::pid_t) -> ! {
     unsafe {
         libc::close_range(0, u32::MAX, 0);
         let mut status = 0;
-        while libc::waitpid(child, &raw mut status, 0) < 0 {}
+        while libc::waitpid(child, &raw mut status, 0) < 0 {
+            if std::io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
+                libc::_exit(LOST);
+            }
+        }
         let code = if libc::WIFEXITED(status) {
             libc::WEXITSTATUS(status)
         } else {

@@ -9,9 +9,10 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 
-/// User ids of jailed processes begin here, far from those that hosts give to people: the process
-/// id is added, so no two at once have the same.
-const FIRST_ID: u32 = 0x5a00_0000;
+/// User ids of jailed processes begin here, above those that hosts give to people (below 60,000),
+/// to their containers (subuid(5): mostly below 0x1000_0000) and to systemd-nspawn (0x8_0000 to
+/// 0x6fff_ffff), and below 2^31: the process id is added, so no two at once have the same.
+const FIRST_ID: u32 = 0x7100_0000;
 /// For hosts that have no such ids, as in a container: `nobody`.
 const NOBODY: u32 = 65534;
 
@@ -25,9 +26,7 @@ pub fn become_nobody(user: User, report: &mut Report) -> Result<(), JailError> {
     let own = FIRST_ID + rustix::process::getpid().as_raw_nonzero().get() as u32;
     if become_id(own).is_err() {
         must("stop being root", become_id(NOBODY))?;
-        report
-            .missing
-            .push(format!("user of its own: shared uid {NOBODY}"));
+        report.miss("user of its own", &format!("shared uid {NOBODY}"));
     }
     Ok(())
 }
@@ -45,7 +44,7 @@ fn drop_bounding_set(report: &mut Report) {
             // Newer than this kernel.
             Ok(()) | Err(Errno::INVAL) => {}
             Err(error) => {
-                report.missing.push(format!("bounding set: {error}"));
+                report.miss("bounding set", &error);
                 return;
             }
         }

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code, clippy::unwrap_used, reason = "attacks, in a test")]
 
+use libtest_mimic::{Arguments, Trial};
 use std::ffi::CString;
 use std::fs;
 use std::io::{Error, Read, Write};
@@ -13,8 +14,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
-use zygote_jail::Filter;
+use std::process::{Command, ExitCode, Output, Stdio};
+use zygote_jail::{Filter, MissingWall, Role};
 
 /// Some ordinary user: these tests make no files.
 const ORDINARY: u32 = 12345;
@@ -123,8 +124,18 @@ const ATTACKS: [Attack; 16] = [
     }),
 ];
 
-/// What only the filter stops.
-const FILTERED_ONLY: [Attack; 7] = [
+const ROLES: [(&str, Role); 3] = [
+    ("zygote", Role::Zygote),
+    ("runner", Role::Runner),
+    ("vcpu", Role::Vcpu),
+];
+
+/// What only a filter stops.
+const FILTERED_ONLY: [Attack; 8] = [
+    // SAFETY: signals nobody (0).
+    ("signal a sibling", |_| unsafe {
+        call(libc::syscall(libc::SYS_tgkill, 2, 2, 0) as i32)
+    }),
     // SAFETY: the child ends at once.
     ("fork", |_| unsafe {
         match libc::fork() {
@@ -184,21 +195,56 @@ fn connect<A>(family: i32, address: &A) -> i32 {
     }
 }
 
-fn main() {
+fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     if arguments.get(1).is_some_and(|word| word == "--attack") {
         std::process::exit(attack(&arguments[2..]));
     }
-    let users = users();
-    for user in &users {
-        the_walls_stand(user);
-        every_attack_fails(user);
-        the_filter_kills_what_is_not_listed(user);
-        what_a_runner_does_is_allowed(user);
-        the_keeper_and_the_kept_die_together(user);
+    let checks: [(&str, Check); 5] = [
+        ("the_walls_stand", the_walls_stand),
+        ("every_attack_fails", every_attack_fails),
+        (
+            "the_filters_kill_what_is_not_listed",
+            the_filters_kill_what_is_not_listed,
+        ),
+        (
+            "what_a_runner_does_is_allowed",
+            what_a_runner_does_is_allowed,
+        ),
+        (
+            "the_keeper_and_the_kept_die_together",
+            the_keeper_and_the_kept_die_together,
+        ),
+    ];
+    let mut trials = Vec::new();
+    let users: [(&str, Somebody); 2] = [
+        ("this_user", User::this),
+        ("an_ordinary_user", User::ordinary),
+    ];
+    for (kind, user) in users {
+        for (name, check) in checks {
+            trials.push(Trial::test(format!("{kind}::{name}"), move || {
+                check(&user());
+                Ok(())
+            }));
+        }
     }
-    println!("jail: {} users, all attacks failed", users.len());
+    trials.push(Trial::test("a_root_that_is_shared_is_left_alone", || {
+        a_root_that_is_shared_is_left_alone();
+        Ok(())
+    }));
+    trials.push(Trial::test(
+        "a_parent_that_ignores_children_is_no_trap",
+        || {
+            a_parent_that_ignores_children_is_no_trap(&User::this());
+            Ok(())
+        },
+    ));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
+
+type Check = fn(&User);
+type Somebody = fn() -> User;
 
 struct User {
     name: &'static str,
@@ -207,34 +253,37 @@ struct User {
     _place: Option<tempfile::TempDir>,
 }
 
-/// Whoever runs the tests; and an ordinary user, if that can be had.
-fn users() -> Vec<User> {
-    let own = std::env::current_exe().unwrap();
-    let mut users = vec![User {
-        name: "the user",
-        id: None,
-        program: own.clone(),
-        _place: None,
-    }];
-    // SAFETY: asks for an id.
-    if unsafe { libc::geteuid() } == 0 {
+impl User {
+    /// Whoever runs the tests.
+    fn this() -> Self {
+        Self {
+            name: "the user",
+            id: None,
+            program: std::env::current_exe().unwrap(),
+            _place: None,
+        }
+    }
+
+    /// Another, if that can be had: only root can become somebody.
+    fn ordinary() -> Self {
+        // SAFETY: asks for an id.
+        if unsafe { libc::geteuid() } != 0 {
+            return Self::this();
+        }
         // Where that user can read it.
         let place = tempfile::tempdir().unwrap();
         let open = fs::Permissions::from_mode(0o755);
         fs::set_permissions(place.path(), open).unwrap();
         let program = place.path().join("attacks");
-        fs::copy(&own, &program).unwrap();
-        users.push(User {
+        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        Self {
             name: "an ordinary user",
             id: Some(ORDINARY),
             program,
             _place: Some(place),
-        });
+        }
     }
-    users
-}
 
-impl User {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--attack").args(arguments);
@@ -294,11 +343,18 @@ fn every_attack_fails(user: &User) {
     }
 }
 
-fn the_filter_kills_what_is_not_listed(user: &User) {
-    for (name, _) in ATTACKS.into_iter().chain(FILTERED_ONLY) {
-        let output = user.run(&["filter", name, "1", "1", "x"]);
-        let what = format!("{}: {name}: {output:?}", user.name);
-        assert_eq!(output.status.code(), Some(FILTERED), "{what}");
+fn the_filters_kill_what_is_not_listed(user: &User) {
+    for (role, _) in ROLES {
+        for (name, _) in ATTACKS.into_iter().chain(FILTERED_ONLY) {
+            // What a zygote process is there for, within its walls.
+            let own = ["fork", "signal the parent", "signal a sibling"];
+            if role == "zygote" && own.contains(&name) {
+                continue;
+            }
+            let output = user.run(&[role, name, "1", "1", "x"]);
+            let what = format!("{}: {role}: {name}: {output:?}", user.name);
+            assert_eq!(output.status.code(), Some(FILTERED), "{what}");
+        }
     }
 }
 
@@ -328,15 +384,55 @@ fn the_keeper_and_the_kept_die_together(user: &User) {
     assert_eq!(rest, 0, "{}", user.name);
 }
 
+/// A host that gives no mount namespace: played by a user namespace with one that it may not leave.
+fn a_root_that_is_shared_is_left_alone() {
+    let script = "echo 0 > /proc/sys/user/max_mnt_namespaces || exit 1\n\
+        sleep 100 & bystander=$!\n\
+        ls /proc/$bystander/root | wc -l\n\
+        \"$0\" --attack report >/dev/null 2>&1\n\
+        ls /proc/$bystander/root | wc -l\n\
+        kill $bystander";
+    let mut command = Command::new("unshare");
+    command
+        .args([
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+        ])
+        .args(["sh", "-c", script])
+        .arg(std::env::current_exe().unwrap());
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let counts: Vec<&str> = text.lines().collect();
+    assert_eq!(counts.len(), 2, "{output:?}");
+    assert!(counts[0] == counts[1] && counts[0] != "0", "{counts:?}");
+}
+
+/// SIGCHLD ignored is inherited over exec, and makes children vanish unseen.
+fn a_parent_that_ignores_children_is_no_trap(user: &User) {
+    let mut command = user.command(&["report"]);
+    // SAFETY: sets how a signal is met, between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+            Ok(())
+        });
+    }
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(HELD), "{output:?}");
+}
+
 /// Inside.
 fn attack(arguments: &[String]) -> i32 {
     let processes = fs::File::open("/proc").unwrap();
     let report = zygote_jail::enter().unwrap();
-    let filter = Filter::runner().unwrap();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["report"] => tell(&processes, &report.missing),
-        ["work"] => work(&filter),
+        ["work"] => work(),
         ["wait"] => {
             print!("!");
             std::io::stdout().flush().unwrap();
@@ -352,8 +448,10 @@ fn attack(arguments: &[String]) -> i32 {
             };
             let known = ATTACKS.into_iter().chain(FILTERED_ONLY);
             let (_, attack) = known.into_iter().find(|(known, _)| *known == name).unwrap();
-            if kind == "filter" {
-                filter.install().unwrap();
+            if let Some((_, role)) = ROLES.into_iter().find(|(name, _)| *name == kind) {
+                Filter::new(Role::Zygote).install().unwrap();
+                let id = std::process::id();
+                Filter::new(role).for_process(id).install().unwrap();
             }
             if attack(&target) == 0 { ESCAPED } else { HELD }
         }
@@ -362,7 +460,7 @@ fn attack(arguments: &[String]) -> i32 {
 }
 
 /// Prints what the kernel says of the jailed process, and what the jail misses.
-fn tell(processes: &fs::File, missing: &[String]) -> i32 {
+fn tell(processes: &fs::File, missing: &[MissingWall]) -> i32 {
     let open = |path: &CString| {
         let flags = libc::O_RDONLY | libc::O_CLOEXEC;
         // SAFETY: a descriptor of a folder, and a string that ends in zero.
@@ -380,11 +478,24 @@ fn tell(processes: &fs::File, missing: &[String]) -> i32 {
     0
 }
 
-fn work(filter: &Filter) -> i32 {
-    filter.install().unwrap();
+/// As a runner is made: a zygote's child, with a thread, each with its filter on top.
+fn work() -> i32 {
+    Filter::new(Role::Zygote).install().unwrap();
+    // SAFETY: this process has one thread.
+    let child = unsafe { libc::fork() };
+    if child > 0 {
+        let mut status = 0;
+        // SAFETY: writes one integer.
+        unsafe { libc::waitpid(child, &raw mut status, 0) };
+        return i32::from(status != 0);
+    }
     let thread = std::thread::Builder::new().name("zygote-vcpu".into());
-    let sum = thread
-        .spawn(|| vec![1_u64; 1 << 20].iter().sum::<u64>())
-        .unwrap();
-    i32::from(sum.join().unwrap() != 1 << 20)
+    let sum = thread.spawn(|| {
+        let id = std::process::id();
+        Filter::new(Role::Vcpu).for_process(id).install().unwrap();
+        vec![1_u64; 1 << 20].iter().sum::<u64>()
+    });
+    let id = std::process::id();
+    Filter::new(Role::Runner).for_process(id).install().unwrap();
+    i32::from(sum.unwrap().join().unwrap() != 1 << 20)
 }

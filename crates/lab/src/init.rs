@@ -243,6 +243,10 @@ fn obey(mut reader: File, stdin: Option<std::process::ChildStdin>, pid: Pid, por
                 }
             }
             Ok(ToLab::InputEnd) => input = None,
+            Ok(ToLab::Ping) => {
+                // Blocks only while the host reads nothing, and then it asks nothing either.
+                let _ = say(port, &FromLab::Alive);
+            }
             Ok(ToLab::Signal(number)) => {
                 if let Some(signal) = Signal::from_named_raw(number) {
                     // It may have ended already.

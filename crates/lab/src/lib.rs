@@ -5,17 +5,26 @@
 //! in it, its streams and status come back, and the lab is gone. Slow, and never the place for an
 //! absolute time.
 
+mod console;
+mod error;
 mod host;
 mod init;
+mod link;
 mod qemu;
+mod signals;
+mod unpack;
 mod wire;
 
-pub use host::{LabError, Streams, run};
+pub use error::LabError;
+pub use host::run;
 pub use init::init_main;
+pub use link::Streams;
 pub use qemu::{LabFiles, PrepareError, prepare};
 
+use error::own;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Set in the environment of everything that runs inside.
 pub const IN_LAB: &str = "ZYGOTE_IN_LAB";
@@ -48,4 +57,6 @@ pub struct LabCommand {
     pub directory: PathBuf,
     /// Whether standard input is passed on; otherwise it is at its end.
     pub stdin: bool,
+    /// How long it may run once the lab is up; then the lab ends, and the command with it.
+    pub timeout: Option<Duration>,
 }

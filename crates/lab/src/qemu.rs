@@ -1,6 +1,7 @@
 //! QEMU's command line, and the kernel and initramfs that it boots.
 
 use crate::LabConfig;
+use crate::unpack::unpacked;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -74,8 +75,10 @@ pub fn prepare(cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<LabFiles,
         kernel.release,
         checksum()
     );
+    // What cannot be made is told by the first file that is created in it.
+    let _ = fs::create_dir_all(&folder);
     let files = LabFiles {
-        kernel: kernel.image.clone(),
+        kernel: unpacked(&kernel.image, &kernel.release, &folder),
         initramfs: folder.join(&name),
     };
     if files.initramfs.exists() {
@@ -83,8 +86,7 @@ pub fn prepare(cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<LabFiles,
     }
     progress("making the lab's initramfs");
     let fresh = folder.join(format!("new-{}-{name}", std::process::id()));
-    let written = fs::create_dir_all(&folder).and_then(|()| File::create(&fresh));
-    let written = written.map_err(|source| PrepareError::Write {
+    let written = File::create(&fresh).map_err(|source| PrepareError::Write {
         path: fresh.clone(),
         source,
     })?;

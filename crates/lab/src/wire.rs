@@ -21,6 +21,8 @@ pub enum ToLab {
     InputEnd,
     /// A signal for the program.
     Signal(i32),
+    /// Is it alive? Answered by `Alive`.
+    Ping,
 }
 
 /// What to mount and run. Paths and words as bytes: they need not be UTF-8.
@@ -43,6 +45,8 @@ pub struct Job {
 pub enum FromLab {
     /// The lab is up, and waits for its job.
     Up,
+    /// The answer to `Ping`.
+    Alive,
     /// Standard output.
     Output(#[serde(with = "serde_bytes")] Vec<u8>),
     /// Standard error.

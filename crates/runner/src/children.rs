@@ -16,8 +16,11 @@ pub struct Children {
 impl Children {
     /// None so far. Blocks SIGCHLD in this process from here on.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: blocks one signal of this only thread and makes a descriptor that is ours.
+        // SAFETY: sets how one signal is met, blocks it in this only thread and makes a descriptor
+        // that is ours.
         let signals = unsafe {
+            // Inherited as ignored, it would make children vanish unseen (sigaction(2)).
+            libc::signal(libc::SIGCHLD, libc::SIG_DFL);
             let mut set: libc::sigset_t = std::mem::zeroed();
             libc::sigaddset(&raw mut set, libc::SIGCHLD);
             libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
@@ -48,19 +51,32 @@ impl Children {
         Ok(())
     }
 
-    /// Kills and reaps those that still run.
+    /// Kills one; it is reaped with the others.
+    pub fn end(&self, pid: u32) {
+        if self.running.contains(&pid) {
+            // SAFETY: a child that has not been reaped keeps its id.
+            unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
+        }
+    }
+
+    /// Kills and reaps those that still run. SIGKILL is not refused, so the wait ends; should it
+    /// not, the engine kills this process's namespace.
     pub fn end_all(&mut self) {
         for pid in &self.running {
-            // SAFETY: a child that has not been reaped keeps its id.
-            unsafe { libc::kill(*pid as libc::pid_t, libc::SIGKILL) };
+            self.end(*pid);
         }
         while self.wait_for_any(0).is_some() {}
     }
 
     fn wait_for_any(&mut self, flags: i32) -> Option<(u32, i32)> {
         let mut status = 0;
-        // SAFETY: writes one integer.
-        let pid = unsafe { libc::waitpid(-1, &raw mut status, flags) };
+        let pid = loop {
+            // SAFETY: writes one integer.
+            let pid = unsafe { libc::waitpid(-1, &raw mut status, flags) };
+            if pid >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+                break pid;
+            }
+        };
         let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0)?;
         self.running.remove(&pid);
         Some((pid, status))

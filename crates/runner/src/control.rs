@@ -4,8 +4,11 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::path::PathBuf;
 
-/// Largest packet.
-pub const PACKET_MAX_BYTES: usize = 64 * 1024;
+/// Largest packet: three paths, or the end of a console.
+pub const PACKET_MAX_BYTES: usize = 16 * 1024;
+/// Largest packet to a zygote process that has been loaded: what it receives into is memory that
+/// its forks copy.
+pub const REQUEST_MAX_BYTES: usize = 64;
 /// Most of the guest's console that goes into a report of its end.
 pub const CONSOLE_MAX_BYTES: usize = 4096;
 
@@ -29,6 +32,17 @@ pub struct Load {
     pub stamps: PathBuf,
 }
 
+/// A wall of the jail that this host did not allow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingWall {
+    /// Its name.
+    pub wall: String,
+    /// The kernel's word.
+    pub why: String,
+    /// Whether nobody's untrusted code should run without it.
+    pub is_main: bool,
+}
+
 /// From a zygote process to the engine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromZygote {
@@ -38,15 +52,16 @@ pub enum FromZygote {
         memory_bytes: u64,
         /// Number of vCPUs.
         vcpus: u32,
-        /// Walls of the jail that this host did not allow, a sentence each.
-        missing_walls: Vec<String>,
+        /// Walls of the jail that this host did not allow.
+        missing_walls: Vec<MissingWall>,
     },
     /// The snapshot is not usable; the process ends.
     Refused {
         /// Why, and what to do about it.
         message: String,
     },
-    /// A runner has been forked. Answers come in the order of the requests.
+    /// A runner has been forked. Answers come in the order of the requests. Carries the runner's
+    /// pidfd.
     Forked {
         /// Its process id.
         pid: u32,
@@ -65,18 +80,12 @@ pub enum FromZygote {
     },
 }
 
-/// From the engine to a runner. The machine starts with the first byte on the agent's stream.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ToRunner {
-    /// Report what the sandbox costs. Answered by `Usage`.
-    Measure,
-}
-
-/// From a runner to the engine.
+/// From a runner to the engine, which has nothing to say to it but by its end: closing the control
+/// socket ends the runner. The machine starts with the first byte on the agent's stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromRunner {
-    /// What the sandbox costs now.
-    Usage(Usage),
+    /// The machine is made, and waits before its guest's next instruction.
+    Parked,
     /// The machine could not be made, or has stopped by itself; the process ends.
     Stopped {
         /// Why.
@@ -84,16 +93,6 @@ pub enum FromRunner {
         /// The last that the guest's kernel wrote to its console.
         console: String,
     },
-}
-
-/// What a sandbox costs the host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Usage {
-    /// Pages that belong to this process alone, in KiB: guest pages that it changed, its stack and
-    /// heap.
-    pub private_kib: u64,
-    /// Page tables of the process, in KiB.
-    pub page_tables_kib: u64,
 }
 
 /// Why a packet makes no sense.

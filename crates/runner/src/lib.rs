@@ -12,7 +12,6 @@ mod children;
 mod loaded;
 mod process;
 mod serial;
-mod usage;
 mod zygote;
 
 pub use serial::Console;

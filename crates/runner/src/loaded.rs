@@ -2,13 +2,16 @@
 
 use crate::control::Load;
 use crate::process::chain;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
 use std::error::Error;
-use std::fs::File;
 use std::io;
-use zygote_jail::Filter;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use zygote_jail::{Filter, FilterError, Role};
 use zygote_snapshot::state::MachineState;
 use zygote_snapshot::{Snapshot, cpu};
-use zygote_vmm::{Disk, GuestMemory, Host};
+use zygote_vmm::{Disk, GuestMemory, Host, Prepare};
 
 const REBUILD: &str = "Build it again: zygote template build NAME --force";
 
@@ -16,37 +19,51 @@ const REBUILD: &str = "Build it again: zygote template build NAME --force";
 pub struct Loaded {
     /// The way to KVM.
     pub host: Host,
-    /// The folder /proc, to which there is no other way from a jail.
-    pub processes: File,
     /// What a runner may ask of the kernel.
-    pub filter: Filter,
+    filter: Filter,
+    /// What a vCPU's thread may.
+    vcpu_filter: Filter,
+    /// Whether this host has filters.
+    pub is_filtered: bool,
     /// The guest's memory, mapped copy-on-write.
     pub memory: GuestMemory,
     /// Registers and devices.
     pub state: MachineState,
-    /// Disk images with their digests.
-    pub disks: Vec<(File, String)>,
+    /// Disk images.
+    pub disks: Vec<Disk>,
 }
 
 impl Loaded {
+    /// Takes from this process, a runner, what it need not ask of the kernel.
+    pub fn take_away(&self) -> Result<(), FilterError> {
+        if self.is_filtered {
+            self.filter.for_process(std::process::id()).install()?;
+        }
+        Ok(())
+    }
+
+    /// The same for a vCPU's thread, which does it itself.
+    pub fn prepare_vcpu(&self) -> Prepare {
+        if !self.is_filtered {
+            return Arc::new(|| Ok(()));
+        }
+        let filter = self.vcpu_filter.for_process(std::process::id());
+        Arc::new(move || filter.install().map_err(|e| chain(&e)))
+    }
+
     /// The disks, for one machine.
     pub fn open_disks(&self) -> io::Result<Vec<Disk>> {
-        let open = |(file, digest): &(File, String)| {
-            Ok(Disk {
-                file: file.try_clone()?,
-                digest: digest.clone(),
-            })
-        };
-        self.disks.iter().map(open).collect()
+        self.disks.iter().map(Disk::try_clone).collect()
     }
 }
 
 /// Opens a snapshot, checks all of it that has not been checked before, and maps its memory. The
-/// error is the sentence for the user: what is wrong, and the remedy.
-pub fn load(load: &Load) -> Result<Loaded, String> {
+/// error is the sentence for the user: what is wrong, and the remedy. Ends early, with an error,
+/// once the other end of `engine` is closed: then nobody waits for it.
+pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
     let snapshot = Snapshot::open(&load.snapshot, &load.pieces).map_err(|e| refuse(&e))?;
     snapshot
-        .verify_once(&load.stamps, &mut |_, _| {})
+        .verify_once(&load.stamps, &mut |_, _| is_open(engine))
         .map_err(|e| refuse(&e))?;
     let state = snapshot.machine().map_err(|e| refuse(&e))?;
     let host = Host::open().map_err(|e| chain(&e))?;
@@ -61,16 +78,27 @@ pub fn load(load: &Load) -> Result<Loaded, String> {
     let memory = GuestMemory::private(snapshot.memory_file(), bytes).map_err(|e| chain(&e))?;
     let disks: io::Result<Vec<_>> = snapshot
         .disks()
-        .map(|(file, digest)| Ok((file.try_clone()?, digest.to_owned())))
+        .map(|(file, digest)| Disk::new(file.try_clone()?, digest.to_owned()))
         .collect();
     Ok(Loaded {
         host,
-        processes: File::open("/proc").map_err(|e| chain(&e))?,
-        filter: Filter::runner().map_err(|e| chain(&e))?,
+        filter: Filter::new(Role::Runner),
+        vcpu_filter: Filter::new(Role::Vcpu),
+        is_filtered: true,
         memory,
         state,
         disks: disks.map_err(|e| chain(&e))?,
     })
+}
+
+/// Whether the other end of a socket is open.
+fn is_open(socket: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(socket, PollFlags::empty())];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().is_empty()
 }
 
 fn refuse(error: &dyn Error) -> String {

@@ -1,6 +1,5 @@
 //! Packets with descriptors over a SOCK_SEQPACKET socket (unix(7), SCM_RIGHTS).
 
-use crate::control::PACKET_MAX_BYTES;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -40,20 +39,20 @@ pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
     Ok(())
 }
 
-/// Receives one packet; empty at the end of the connection.
+/// Receives one packet into `bytes`, which must have room for it; gives back its length, which is
+/// zero at the end of the connection.
 ///
 /// # Errors
 /// As recvmsg(2); `WouldBlock` on a non-blocking socket with nothing to read.
-pub fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    let mut bytes = vec![0; PACKET_MAX_BYTES];
+pub fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut vectors = [IoSliceMut::new(&mut bytes)];
+    let mut vectors = [IoSliceMut::new(bytes)];
     let flags = RecvFlags::CMSG_CLOEXEC;
     let received = match recvmsg(socket, &mut vectors, &mut control, flags) {
         Ok(received) => received,
         // The other end was closed with packets of ours unread.
-        Err(rustix::io::Errno::CONNRESET) => return Ok((Vec::new(), Vec::new())),
+        Err(rustix::io::Errno::CONNRESET) => return Ok((0, Vec::new())),
         Err(error) => return Err(error.into()),
     };
     let descriptors = control
@@ -64,8 +63,7 @@ pub fn receive(socket: impl AsFd) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
         })
         .flatten()
         .collect();
-    bytes.truncate(received.bytes);
-    Ok((bytes, descriptors))
+    Ok((received.bytes, descriptors))
 }
 
 #[cfg(test)]
@@ -80,10 +78,12 @@ mod tests {
         send(&a, b"one", &[c.as_fd(), c.as_fd()]).unwrap();
         send(&a, b"two", &[]).unwrap();
         drop(a);
-        let (bytes, descriptors) = receive(&b).unwrap();
-        assert_eq!((&bytes[..], descriptors.len()), (&b"one"[..], 2));
+        let mut bytes = [0; 8];
+        let (length, descriptors) = receive(&b, &mut bytes).unwrap();
+        assert_eq!((&bytes[..length], descriptors.len()), (&b"one"[..], 2));
         assert_ne!(descriptors[0].as_raw_fd(), c.as_raw_fd());
-        assert_eq!(receive(&b).unwrap().0, b"two");
-        assert!(receive(&b).unwrap().0.is_empty());
+        let (length, _) = receive(&b, &mut bytes).unwrap();
+        assert_eq!(&bytes[..length], b"two");
+        assert_eq!(receive(&b, &mut bytes).unwrap().0, 0);
     }
 }

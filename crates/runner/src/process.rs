@@ -2,14 +2,14 @@
 
 #![expect(unsafe_code, reason = "signal mask, close_range, close")]
 
-use crate::control::{FromRunner, ToRunner, decode, encode};
+use crate::control::{FromRunner, encode};
 use crate::loaded::Loaded;
 use crate::packet;
 use crate::serial::Console;
-use crate::usage::Meter;
-use rustix::event::{PollFd, PollFlags, epoll, poll};
+use rustix::event::epoll;
 use std::error::Error;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use zygote_vmm::{Machine, StopReason};
 
 const AGENT: u64 = 0;
@@ -38,8 +38,8 @@ pub fn runner_main(loaded: &Loaded, agent: OwnedFd, control: OwnedFd) -> i32 {
 
 /// Gives up what the zygote process had open, but for the snapshot's images, and its signals.
 fn leave_parent(loaded: &Loaded, own: &[RawFd]) {
-    let mut keep: Vec<RawFd> = loaded.disks.iter().map(|(f, _)| f.as_raw_fd()).collect();
-    keep.extend(ways_out(loaded));
+    let mut keep: Vec<RawFd> = loaded.disks.iter().map(AsRawFd::as_raw_fd).collect();
+    keep.push(loaded.host.as_raw_fd());
     keep.extend_from_slice(own);
     keep.sort_unstable();
     let mut first = 3;
@@ -61,87 +61,53 @@ fn leave_parent(loaded: &Loaded, own: &[RawFd]) {
 }
 
 /// What is needed to make a machine, and no longer.
-fn ways_out(loaded: &Loaded) -> [RawFd; 2] {
-    [loaded.host.as_raw_fd(), loaded.processes.as_raw_fd()]
+fn close_way_out(loaded: &Loaded) {
+    // SAFETY: belongs to the parent's object, which this process never uses again and ends without
+    // dropping.
+    unsafe { libc::close(loaded.host.as_raw_fd()) };
 }
 
-fn close_ways_out(loaded: &Loaded) {
-    for fd in ways_out(loaded) {
-        // SAFETY: belongs to the parent's object, which this process never uses again and ends
-        // without dropping.
-        unsafe { libc::close(fd) };
-    }
-}
-
-/// `None`: the engine has let go of the sandbox. Otherwise why the machine stopped.
+/// `None`: the engine has let go of the sandbox. Otherwise why the machine stopped. The machine is
+/// left to the process's end, which nobody waits for.
 fn run(
     loaded: &Loaded,
     agent: OwnedFd,
     control: &OwnedFd,
     console: &Console,
 ) -> Result<Option<String>, Box<dyn Error>> {
-    rustix::io::ioctl_fionbio(&agent, true)?;
-    let mut machine = Machine::restore(
+    let mut machine = ManuallyDrop::new(Machine::restore(
         &loaded.host,
         &loaded.state,
         loaded.memory.clone(),
         loaded.open_disks()?,
         agent.try_clone()?,
         Box::new(console.clone()),
-    )?;
-    let meter = Meter::open(loaded.processes.as_fd())?;
-    close_ways_out(loaded);
-    loaded.filter.install()?;
-    if !wait_for_activation(&agent, control, &meter)? {
-        return Ok(None);
-    }
-    machine.start()?;
-    serve(&mut machine, &agent, control, &meter)
+    )?);
+    close_way_out(loaded);
+    let events = watch(&agent, &machine, control)?;
+    machine.park(agent.try_clone()?, &loaded.prepare_vcpu())?;
+    loaded.take_away()?;
+    packet::send(control, &encode(&FromRunner::Parked)?, &[])?;
+    serve(&mut machine, &events, &agent)
 }
 
-/// Parked: until the first byte for the agent. False when the engine has gone.
-fn wait_for_activation(
-    agent: &OwnedFd,
-    control: &OwnedFd,
-    meter: &Meter,
-) -> rustix::io::Result<bool> {
-    loop {
-        let mut fds = [
-            PollFd::new(agent, PollFlags::IN),
-            PollFd::new(control, PollFlags::IN),
-        ];
-        match poll(&mut fds, None) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => return Err(error),
-        }
-        let hung_up = fds.iter().any(|fd| fd.revents().contains(PollFlags::HUP));
-        if hung_up || fds[0].revents().contains(PollFlags::IN) {
-            return Ok(!hung_up);
-        }
-        if fds[1].revents().contains(PollFlags::IN) && !answer(control, meter) {
-            return Ok(false);
-        }
-    }
-}
-
-fn serve(
-    machine: &mut Machine,
-    agent: &OwnedFd,
-    control: &OwnedFd,
-    meter: &Meter,
-) -> Result<Option<String>, Box<dyn Error>> {
+fn watch(agent: &OwnedFd, machine: &Machine, control: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
     let level = epoll::EventFlags::IN;
-    epoll::add(&set, agent, epoll::EventData::new_u64(AGENT), edges)?;
-    epoll::add(
-        &set,
-        machine.stop_event(),
-        epoll::EventData::new_u64(STOP),
-        level,
-    )?;
-    epoll::add(&set, control, epoll::EventData::new_u64(CONTROL), level)?;
+    let number = epoll::EventData::new_u64;
+    epoll::add(&set, agent, number(AGENT), edges)?;
+    epoll::add(&set, machine.stop_event(), number(STOP), level)?;
+    epoll::add(&set, control, number(CONTROL), level)?;
+    Ok(set)
+}
+
+/// From the parked machine to its end.
+fn serve(
+    machine: &mut Machine,
+    set: &OwnedFd,
+    agent: &OwnedFd,
+) -> Result<Option<String>, Box<dyn Error>> {
     let nothing = epoll::Event {
         flags: epoll::EventFlags::empty(),
         data: epoll::EventData::new_u64(0),
@@ -149,7 +115,7 @@ fn serve(
     let mut watched = true;
     loop {
         let mut events = [nothing; 4];
-        let count = match epoll::wait(&set, &mut events, None) {
+        let count = match epoll::wait(set, &mut events, None) {
             Ok(count) => count,
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
@@ -159,26 +125,15 @@ fn serve(
                 // Either end has closed it: the machine's own end, or the engine's word on the
                 // control socket, decides what follows.
                 AGENT if watched && !machine.agent_ready() => {
-                    epoll::delete(&set, agent)?;
+                    epoll::delete(set, agent)?;
                     watched = false;
                 }
                 STOP => return Ok(Some(describe(machine.stop_reason()))),
-                CONTROL if !answer(control, meter) => return Ok(None),
+                // The engine has nothing to say there but that it has gone.
+                CONTROL => return Ok(None),
                 _ => {}
             }
         }
-    }
-}
-
-/// Answers the engine; false when it has gone or talks nonsense.
-fn answer(control: &OwnedFd, meter: &Meter) -> bool {
-    let Ok((bytes, _)) = packet::receive(control.as_fd()) else {
-        return false;
-    };
-    match decode::<ToRunner>(&bytes) {
-        Ok(ToRunner::Measure) => encode(&FromRunner::Usage(meter.measure()))
-            .is_ok_and(|reply| packet::send(control.as_fd(), &reply, &[]).is_ok()),
-        Err(_) => false,
     }
 }
 

@@ -1,20 +1,27 @@
 //! The zygote process: holds a snapshot mapped copy-on-write, and forks runners. Runs no guest,
 //! has one thread, and never allocates between fork and the runner's own start.
 
-#![expect(unsafe_code, reason = "fork")]
+#![expect(unsafe_code, reason = "fork, mallopt, malloc_trim")]
 
 use crate::children::Children;
-use crate::control::{FromZygote, ToZygote, decode, encode};
+use crate::control::{
+    FromZygote, MissingWall, PACKET_MAX_BYTES, REQUEST_MAX_BYTES, ToZygote, decode, encode,
+};
 use crate::loaded::{self, Loaded};
 use crate::{packet, process};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use zygote_jail::{Filter, Role};
 
 /// Serves the engine over standard input, a SOCK_SEQPACKET socket, until that closes; then ends
 /// the runners that are left, and gives back the process's exit status. Call it first thing in a
 /// process that was started for it.
 pub fn zygote_main() -> u8 {
+    // An arena for each thread would cost each vCPU of a fork two calls and 128 MiB of addresses.
+    // SAFETY: sets a number, before there is a second thread.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
     match take_control().and_then(|control| live(&control)) {
         Ok(()) => 0,
         // The engine is gone, or talks nonsense: there is nobody to tell.
@@ -34,11 +41,12 @@ fn take_control() -> io::Result<OwnedFd> {
 }
 
 fn live(control: &OwnedFd) -> io::Result<()> {
-    let (bytes, _) = packet::receive(control)?;
-    let Ok(ToZygote::Load(load)) = decode(&bytes) else {
+    let mut bytes = vec![0; PACKET_MAX_BYTES];
+    let (length, _) = packet::receive(control, &mut bytes)?;
+    let Ok(ToZygote::Load(load)) = decode(&bytes[..length]) else {
         return Err(io::Error::other("the first message must be Load"));
     };
-    let loaded = match loaded::load(&load) {
+    let mut loaded = match loaded::load(&load, control) {
         Ok(loaded) => loaded,
         Err(message) => return tell(control, &FromZygote::Refused { message }),
     };
@@ -51,17 +59,44 @@ fn live(control: &OwnedFd) -> io::Result<()> {
         }
     };
     let mut children = Children::new()?;
+    warm_up()?;
+    let mut missing_walls: Vec<_> = jail.missing.into_iter().map(told).collect();
+    if let Err(error) = Filter::new(Role::Zygote).install() {
+        loaded.is_filtered = false;
+        let why = process::chain(&error);
+        missing_walls.push(told(zygote_jail::MissingWall::new(
+            zygote_jail::FILTER,
+            &why,
+        )));
+    }
     tell(
         control,
         &FromZygote::Loaded {
             memory_bytes: loaded.memory.size_bytes(),
             vcpus: loaded.state.vcpus.len() as u32,
-            missing_walls: jail.missing,
+            missing_walls,
         },
     )?;
     let served = serve(control, &loaded, &mut children);
     children.end_all();
     served
+}
+
+fn told(wall: zygote_jail::MissingWall) -> MissingWall {
+    let zygote_jail::MissingWall { wall, why, is_main } = wall;
+    MissingWall { wall, why, is_main }
+}
+
+/// Makes forks cheaper. A thread is made and ended: its stack stays for the first vCPU of each.
+fn warm_up() -> io::Result<()> {
+    let thread = std::thread::Builder::new().spawn(|| ())?;
+    thread
+        .join()
+        .map_err(|_| io::Error::other("a thread that does nothing has failed"))?;
+    // What loading has left in the heap, each fork would get the page tables of.
+    // SAFETY: gives free memory back to the kernel.
+    unsafe { libc::malloc_trim(0) };
+    Ok(())
 }
 
 fn serve(control: &OwnedFd, loaded: &Loaded, children: &mut Children) -> io::Result<()> {
@@ -77,14 +112,16 @@ fn serve(control: &OwnedFd, loaded: &Loaded, children: &mut Children) -> io::Res
         }
         let asked = !fds[0].revents().is_empty();
         if !fds[1].revents().is_empty() {
-            children.reap(|pid, status| tell(control, &FromZygote::Ended { pid, status }))?;
+            let ended = |pid, status| tell(control, &FromZygote::Ended { pid, status });
+            children.reap(ended)?;
         }
         if asked {
-            let (bytes, descriptors) = packet::receive(control)?;
-            if bytes.is_empty() {
+            let mut bytes = [0; REQUEST_MAX_BYTES];
+            let (length, descriptors) = packet::receive(control, &mut bytes)?;
+            if length == 0 {
                 return Ok(());
             }
-            answer(control, &bytes, descriptors, loaded, children)?;
+            answer(control, &bytes[..length], descriptors, loaded, children)?;
         }
     }
 }
@@ -114,9 +151,18 @@ fn answer(
             unsafe { libc::_exit(status) }
         }
         pid if pid > 0 => {
-            let pid = pid as u32;
-            children.add(pid);
-            tell(control, &FromZygote::Forked { pid })
+            children.add(pid as u32);
+            match Pid::from_raw(pid).map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
+                Some(Ok(process)) => {
+                    let forked = FromZygote::Forked { pid: pid as u32 };
+                    send(control, &forked, &[process.as_fd()])
+                }
+                // What could not be ended must not begin.
+                _ => {
+                    children.end(pid as u32);
+                    refuse("cannot open a pidfd for a runner (too many open files?)")
+                }
+            }
         }
         _ => refuse(&format!(
             "cannot fork a runner: {} (too many processes, or too little memory?)",
@@ -126,6 +172,10 @@ fn answer(
 }
 
 fn tell(control: &OwnedFd, message: &FromZygote) -> io::Result<()> {
+    send(control, message, &[])
+}
+
+fn send(control: &OwnedFd, message: &FromZygote, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let bytes = encode(message).map_err(io::Error::other)?;
-    packet::send(control.as_fd(), &bytes, &[])
+    packet::send(control, &bytes, descriptors)
 }

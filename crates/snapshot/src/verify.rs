@@ -34,6 +34,9 @@ pub enum VerifyError {
         /// Byte after it.
         end: u64,
     },
+    /// Whoever wanted it has gone.
+    #[error("the comparison with its digests was stopped")]
+    Stopped,
     /// A disk image is not what was written.
     #[error("{} does not match its digest: it has been damaged", path.display())]
     Disk {
@@ -52,11 +55,15 @@ pub struct Report {
 }
 
 impl Snapshot {
-    /// Compares everything with its digests. `progress` gets bytes done and bytes in all.
+    /// Compares everything with its digests. `progress` gets bytes done and bytes in all, and tells
+    /// whether to go on.
     ///
     /// # Errors
-    /// The first damage found.
-    pub fn verify(&self, progress: &mut dyn FnMut(u64, u64)) -> Result<Report, VerifyError> {
+    /// The first damage found; `Stopped` if `progress` said so.
+    pub fn verify(
+        &self,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Report, VerifyError> {
         self.machine()?;
         let disks: u64 = self.manifest.disks.iter().map(|disk| disk.bytes).sum();
         let total = self.manifest.machine.bytes + self.manifest.memory.bytes + disks;
@@ -69,7 +76,9 @@ impl Snapshot {
             read += verify_chunk(path, file, start, length, digest)?;
             start += length;
             done += length;
-            progress(done, total);
+            if !progress(done, total) {
+                return Err(VerifyError::Stopped);
+            }
         }
         for ((path, file), disk) in self.disks.iter().zip(&self.manifest.disks) {
             let (bytes, digest) = digest_from_start(file).map_err(|source| VerifyError::Read {
@@ -81,7 +90,9 @@ impl Snapshot {
             }
             read += bytes;
             done += bytes;
-            progress(done, total);
+            if !progress(done, total) {
+                return Err(VerifyError::Stopped);
+            }
         }
         Ok(Report {
             read_bytes: read,
@@ -97,7 +108,7 @@ impl Snapshot {
     pub fn verify_once(
         &self,
         stamps: &Path,
-        progress: &mut dyn FnMut(u64, u64),
+        progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<(), VerifyError> {
         if stamps::holds(self, stamps) {
             return Ok(());

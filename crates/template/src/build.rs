@@ -222,7 +222,7 @@ fn make_replica(
     drop(guest);
     tell("verifying the snapshot");
     let snapshot = Snapshot::open(&directory, &store.pieces()).map_err(VerifyError::from)?;
-    snapshot.verify_once(&store.stamps(), &mut |_, _| {})?;
+    snapshot.verify_once(&store.stamps(), &mut |_, _| true)?;
     Ok(())
 }
 
@@ -237,10 +237,9 @@ fn boot(
         vcpus: options.vcpus,
         kernel: File::open(&ingredients.kernel.image).map_err(BuildError::Open)?,
         initramfs: ingredients.initramfs_file().map_err(BuildError::Open)?,
-        root: Disk {
-            file: File::open(root).map_err(BuildError::Open)?,
-            digest: ingredients.root.digest.clone(),
-        },
+        root: File::open(root)
+            .and_then(|file| Disk::new(file, ingredients.root.digest.clone()))
+            .map_err(BuildError::Open)?,
     })?)
 }
 

@@ -224,7 +224,10 @@ impl Store {
         for directory in self.replicas(name)? {
             let snapshot = self.open_snapshot(name, &directory)?;
             let report = snapshot
-                .verify(progress)
+                .verify(&mut |done, total| {
+                    progress(done, total);
+                    true
+                })
                 .map_err(|source| StoreError::Damaged {
                     name: name.to_owned(),
                     source,

@@ -16,10 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .unwrap_or_else(|| default.to_owned())
     };
     let disks = match arguments.get(5) {
-        Some(path) => vec![Disk {
-            file: File::open(path)?,
-            digest: String::new(),
-        }],
+        Some(path) => vec![Disk::new(File::open(path)?, String::new())?],
         None => Vec::new(),
     };
     let config = BootConfig {

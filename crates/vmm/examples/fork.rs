@@ -92,12 +92,7 @@ fn main() -> Fallible<()> {
     let [kernel, initramfs, image, codes @ ..] = &arguments[..] else {
         return Err("usage: fork KERNEL INITRAMFS ROOT_IMAGE CODE...".into());
     };
-    let disk = || {
-        Ok::<_, std::io::Error>(Disk {
-            file: File::open(image)?,
-            digest: "image".into(),
-        })
-    };
+    let disk = || Disk::new(File::open(image)?, "image".into());
     let (agent, host) = UnixStream::pair()?;
     agent.set_nonblocking(true)?;
     let config = BootConfig {

@@ -62,6 +62,8 @@ pub struct Bus {
     pub serial: Mutex<SerialPort>,
     /// By slot.
     pub virtio: Vec<Mutex<MmioTransport>>,
+    /// Which of them is the socket device.
+    pub vsock_slot: usize,
 }
 
 /// A device's lock; a thread that panicked while holding it has ended the process.
@@ -124,6 +126,12 @@ impl Bus {
         } else if (IOAPIC..IOAPIC + IOAPIC_BYTES).contains(&address) {
             self.ioapic.write(address - IOAPIC, data);
         }
+    }
+
+    /// Moves the agent's bytes both ways as far as they go; false once an end of its stream is
+    /// closed.
+    pub fn stream_ready(&self) -> bool {
+        lock(&self.virtio[self.vsock_slot]).stream_ready(self.memory.map_ref())
     }
 
     fn virtio_slot(&self, address: u64) -> Option<(&Mutex<MmioTransport>, u64)> {

@@ -13,11 +13,15 @@ mod acpi;
 mod boot;
 mod bus;
 mod cpuid;
+mod disk;
+mod gate;
 mod host;
 mod ioapic;
 mod vcpu;
 mod vcpu_state;
 
+pub use disk::Disk;
 pub use host::Host;
-pub use machine::{BootConfig, Disk, Machine, MachineError, StopReason, VCPUS_MAX};
+pub use machine::{BootConfig, Machine, MachineError, StopReason, VCPUS_MAX};
 pub use memory::{GuestMemory, MemoryError};
+pub use vcpu::Prepare;

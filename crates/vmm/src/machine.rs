@@ -4,12 +4,13 @@
 
 use crate::bus::{Bus, Pin, SerialPort, lock};
 use crate::devices::virtio::MmioTransport;
+use crate::gate::{Entrance, Gate};
 use crate::host::Host;
 use crate::ioapic::Ioapic;
 use crate::layout::*;
 use crate::memory::{GuestMemory, MemoryError};
-use crate::vcpu::{RunningVcpu, Shared, Vcpu};
-use crate::{acpi, boot, cpuid, devices, vcpu, vcpu_state};
+use crate::vcpu::{Prepare, RunningVcpu, Shared, Vcpu};
+use crate::{Disk, acpi, boot, cpuid, devices, vcpu_state};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, kvm_clock_data, kvm_enable_cap, kvm_userspace_memory_region,
 };
@@ -42,15 +43,6 @@ pub struct BootConfig {
     pub command_line: String,
     /// Block devices: the first is /dev/vda.
     pub disks: Vec<Disk>,
-}
-
-/// A read-only disk image.
-#[derive(Debug)]
-pub struct Disk {
-    /// The image.
-    pub file: File,
-    /// Its digest, as recorded in the snapshot.
-    pub digest: String,
 }
 
 /// Why the machine stopped by itself.
@@ -107,7 +99,6 @@ pub struct Machine {
     msrs: Vec<u32>,
     stop_event: Arc<EventFd>,
     stop_reason: Arc<Mutex<Option<StopReason>>>,
-    vsock_slot: usize,
     /// Restored and not started yet: where the guest must find a new generation id.
     new_generation: Option<u64>,
 }
@@ -198,7 +189,7 @@ impl Machine {
         }
         let parts = Parts::create(host, &memory, count)?;
         for (vcpu, state) in parts.vcpus.iter().zip(vcpus) {
-            vcpu_state::restore(vcpu, state)?;
+            vcpu_state::restore(vcpu, state, &host.fresh)?;
         }
         let data = kvm_clock_data {
             clock: clock.clock_ns,
@@ -229,7 +220,6 @@ impl Machine {
         slots: Vec<MmioTransport>,
         cpuid: Vec<Vec<CpuidEntry>>,
     ) -> Result<Self, MachineError> {
-        vcpu::install_kick()?;
         let event =
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| MachineError::Kvm {
                 operation: "make an eventfd",
@@ -252,10 +242,12 @@ impl Machine {
             ioapic,
             serial: Mutex::new(serial),
             virtio: slots.into_iter().map(Mutex::new).collect(),
+            vsock_slot,
         };
         let shared = Shared {
             stop: AtomicBool::new(true),
             on_end: Box::new(on_end),
+            gate: Gate::default(),
             bus,
         };
         Ok(Self {
@@ -266,7 +258,6 @@ impl Machine {
             msrs: host.msrs.clone(),
             stop_event,
             stop_reason,
-            vsock_slot,
             new_generation: None,
         })
     }
@@ -277,6 +268,21 @@ impl Machine {
     /// # Errors
     /// If a thread cannot be made; the machine is then of no more use.
     pub fn start(&mut self) -> Result<(), MachineError> {
+        self.shared.gate.open();
+        self.spawn(None, &(Arc::new(|| Ok(())) as Prepare))
+    }
+
+    /// Makes the vCPUs wait on threads of their own, each of which does `prepare` first, until
+    /// there are bytes to read on `agent`, a descriptor of the agent's stream: then they run. Does
+    /// nothing if they run already.
+    ///
+    /// # Errors
+    /// If a thread cannot be made; the machine is then of no more use.
+    pub fn park(&mut self, agent: OwnedFd, prepare: &Prepare) -> Result<(), MachineError> {
+        self.spawn(Some(agent), prepare)
+    }
+
+    fn spawn(&mut self, agent: Option<OwnedFd>, prepare: &Prepare) -> Result<(), MachineError> {
         if let Some(address) = self.new_generation.take() {
             write_guest(self.memory(), address, &fresh_generation_id()?)?;
             self.shared.bus.ioapic.pulse(EVENT_GSI);
@@ -286,9 +292,16 @@ impl Machine {
         };
         let stopped = std::mem::take(stopped);
         self.shared.stop.store(false, Ordering::Release);
+        let (parked, mut agent) = (agent.is_some(), agent);
         let mut running = Vec::with_capacity(stopped.len());
         for vcpu in stopped {
-            running.push(vcpu.start(Arc::clone(&self.shared))?);
+            let entrance = match agent.take() {
+                Some(agent) => Entrance::Doorkeeper(agent),
+                None if parked => Entrance::Closed,
+                None => Entrance::Open,
+            };
+            let (shared, prepare) = (Arc::clone(&self.shared), Arc::clone(prepare));
+            running.push(vcpu.start(shared, entrance, prepare)?);
         }
         self.vcpus = Vcpus::Running(running);
         Ok(())
@@ -305,7 +318,12 @@ impl Machine {
         };
         let running = std::mem::take(running);
         self.shared.stop.store(true, Ordering::Release);
-        running.iter().for_each(RunningVcpu::kick);
+        if self.shared.gate.is_open() {
+            running.iter().for_each(RunningVcpu::kick);
+        } else {
+            self.shared.gate.decide();
+            running.iter().for_each(RunningVcpu::call_away);
+        }
         let stopped: Result<Vec<Vcpu>, MachineError> =
             running.into_iter().map(RunningVcpu::join).collect();
         self.vcpus = Vcpus::Stopped(stopped?);
@@ -367,10 +385,10 @@ impl Machine {
 
     /// Call at each edge of the agent's stream (epoll with EPOLLIN, EPOLLOUT and EPOLLET: vCPU
     /// threads move bytes as well, so readiness that they have used up must not wake anyone):
-    /// moves bytes both ways as far as they go. False once an end of the stream is closed.
+    /// moves bytes both ways as far as they go. False once an end of the stream is closed. While
+    /// the machine is parked it leaves them to the vCPU that lets the others in.
     pub fn agent_ready(&mut self) -> bool {
-        let bus = &self.shared.bus;
-        lock(&bus.virtio[self.vsock_slot]).stream_ready(bus.memory.map_ref())
+        !self.shared.gate.is_open() || self.shared.bus.stream_ready()
     }
 
     /// Readable once the machine has stopped by itself.
@@ -397,15 +415,7 @@ impl Parts {
     fn create(host: &Host, memory: &GuestMemory, vcpus: u8) -> Result<Self, MachineError> {
         let vm = kvm("make a VM", host.kvm.create_vm())?;
         kvm("set the TSS address", vm.set_tss_address(KVM_TSS))?;
-        let mut split = kvm_enable_cap {
-            cap: KVM_CAP_SPLIT_IRQCHIP,
-            ..Default::default()
-        };
-        split.args[0] = IOAPIC_PINS as u64;
-        kvm(
-            "keep the IOAPIC in user space (KVM_CAP_SPLIT_IRQCHIP)",
-            vm.enable_cap(&split),
-        )?;
+        split_irqchip(&vm)?;
         for (slot, region) in memory.kvm_regions().into_iter().enumerate() {
             let region = kvm_userspace_memory_region {
                 slot: slot as u32,
@@ -423,6 +433,18 @@ impl Parts {
             vcpus: created,
         })
     }
+}
+
+pub(crate) fn split_irqchip(vm: &VmFd) -> Result<(), MachineError> {
+    let mut split = kvm_enable_cap {
+        cap: KVM_CAP_SPLIT_IRQCHIP,
+        ..Default::default()
+    };
+    split.args[0] = IOAPIC_PINS as u64;
+    kvm(
+        "keep the IOAPIC in user space (KVM_CAP_SPLIT_IRQCHIP)",
+        vm.enable_cap(&split),
+    )
 }
 
 /// Gives a VM a range of [`GuestMemory`]. The caller keeps that memory for as long as the VM's

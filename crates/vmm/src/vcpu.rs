@@ -10,6 +10,7 @@
 )]
 
 use crate::bus::Bus;
+use crate::gate::{Entrance, Gate};
 use crate::machine::{MachineError, StopReason};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use std::cell::Cell;
@@ -54,10 +55,13 @@ pub struct Vcpu {
     pub fd: VcpuFd,
 }
 
-/// A running vCPU.
+/// A running or parked vCPU.
 pub struct RunningVcpu {
     thread: JoinHandle<Vcpu>,
 }
+
+/// What every vCPU thread does first; the error is a sentence.
+pub type Prepare = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// What vCPU threads share with their machine.
 pub struct Shared {
@@ -65,6 +69,8 @@ pub struct Shared {
     pub stop: AtomicBool,
     /// Called once by the first vCPU that cannot go on.
     pub on_end: Box<dyn Fn(StopReason) + Send + Sync>,
+    /// Whether the guest may be entered.
+    pub gate: Gate,
     /// Devices.
     pub bus: Bus,
 }
@@ -76,14 +82,25 @@ enum Step {
 }
 
 impl Vcpu {
-    /// Starts the vCPU on a thread of its own.
+    /// Starts the vCPU on a thread of its own, which first does `prepare`.
     ///
     /// # Errors
     /// If no thread can be made.
-    pub fn start(self, shared: Arc<Shared>) -> Result<RunningVcpu, MachineError> {
+    pub fn start(
+        self,
+        shared: Arc<Shared>,
+        entrance: Entrance,
+        prepare: Prepare,
+    ) -> Result<RunningVcpu, MachineError> {
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{}", self.index))
-            .spawn(move || self.run_until_stopped(&shared))
+            .spawn(move || match prepare() {
+                Ok(()) => self.run_until_stopped(&shared, entrance),
+                Err(why) => {
+                    (shared.on_end)(StopReason::HostError(why));
+                    self
+                }
+            })
             .map_err(|source| MachineError::Kvm {
                 operation: "start a vCPU thread",
                 source,
@@ -91,9 +108,12 @@ impl Vcpu {
         Ok(RunningVcpu { thread })
     }
 
-    fn run_until_stopped(mut self, shared: &Shared) -> Self {
+    fn run_until_stopped(mut self, shared: &Shared, entrance: Entrance) -> Self {
         let flag = AtomicPtr::new(&raw mut self.fd.get_kvm_run().immediate_exit);
         IMMEDIATE_EXIT.with(|slot| slot.set(&raw const flag));
+        // What the kernel does at a vCPU's first run, it does now.
+        self.complete_io();
+        shared.pass(entrance);
         while !shared.stop.load(Ordering::Acquire) {
             match self.step(&shared.bus) {
                 Step::Continue | Step::Interrupted => {}
@@ -158,6 +178,14 @@ impl RunningVcpu {
     pub fn kick(&self) {
         // Fails only if the thread has ended already, and then there is nothing to kick.
         let _ = self.thread.kill(SIGRTMIN());
+    }
+
+    /// As `kick`, for one that may be at the gate, where a kick can come too early.
+    pub fn call_away(&self) {
+        while !self.thread.is_finished() {
+            self.kick();
+            std::thread::yield_now();
+        }
     }
 
     /// Waits for the thread to give the vCPU back.

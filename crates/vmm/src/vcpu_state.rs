@@ -12,7 +12,7 @@ use kvm_bindings::{
     Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
     kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VcpuFd};
 use zerocopy::{FromBytes, IntoBytes};
 use zygote_snapshot::state::{MsrEntry, VcpuState};
 
@@ -190,11 +190,40 @@ fn msr_list(entries: &[kvm_msr_entry]) -> Result<Msrs, MachineError> {
         .map_err(|_| MachineError::State(format!("{} MSRs are too many", entries.len())))
 }
 
+/// What a vCPU has that has just been made: groups that are saved so need no call.
+pub struct FreshVcpu {
+    xcrs: Vec<u8>,
+    debug_regs: Vec<u8>,
+    events: Vec<u8>,
+    /// Of vCPU 0; the others wait for it to start them.
+    mp_state: u32,
+    tsc_khz: u32,
+}
+
+impl FreshVcpu {
+    /// Reads it from vCPU 0 of a VM.
+    ///
+    /// # Errors
+    /// If KVM refuses.
+    pub fn read(fd: &VcpuFd) -> Result<Self, MachineError> {
+        let xcrs = kvm("read XCRs", fd.get_xcrs())?;
+        let debug_regs = kvm("read debug registers", fd.get_debug_regs())?;
+        let events = kvm("read pending events", fd.get_vcpu_events())?;
+        Ok(Self {
+            xcrs: xcrs.as_bytes().to_vec(),
+            debug_regs: debug_regs.as_bytes().to_vec(),
+            events: events.as_bytes().to_vec(),
+            mp_state: kvm("read a vCPU's run state", fd.get_mp_state())?.mp_state,
+            tsc_khz: kvm("read the TSC's frequency", fd.get_tsc_khz())?,
+        })
+    }
+}
+
 /// Restores a vCPU that has never run.
 ///
 /// # Errors
 /// If a group has the wrong length, or KVM refuses one.
-pub fn restore(vcpu: &Vcpu, state: &VcpuState) -> Result<(), MachineError> {
+pub fn restore(vcpu: &Vcpu, state: &VcpuState, fresh: &FreshVcpu) -> Result<(), MachineError> {
     let VcpuState {
         cpuid,
         msrs,
@@ -211,11 +240,13 @@ pub fn restore(vcpu: &Vcpu, state: &VcpuState) -> Result<(), MachineError> {
     let fd = &vcpu.fd;
     let cpuid = cpuid::to_kvm(cpuid).map_err(MachineError::State)?;
     kvm("set CPUID", fd.set_cpuid2(&cpuid))?;
-    restore_tsc_khz(vcpu, *tsc_khz)?;
-    let run_state = kvm_mp_state {
-        mp_state: *mp_state,
-    };
-    kvm("set a vCPU's run state", fd.set_mp_state(run_state))?;
+    restore_tsc_khz(vcpu, *tsc_khz, fresh)?;
+    if vcpu.index != 0 || *mp_state != fresh.mp_state {
+        let run_state = kvm_mp_state {
+            mp_state: *mp_state,
+        };
+        kvm("set a vCPU's run state", fd.set_mp_state(run_state))?;
+    }
     kvm(
         "set registers",
         fd.set_regs(&read::<kvm_regs>("registers", regs)?),
@@ -224,28 +255,30 @@ pub fn restore(vcpu: &Vcpu, state: &VcpuState) -> Result<(), MachineError> {
         "set special registers",
         fd.set_sregs(&read::<kvm_sregs>("special registers", sregs)?),
     )?;
-    kvm("set XCRs", fd.set_xcrs(&read::<kvm_xcrs>("XCRs", xcrs)?))?;
+    if *xcrs != fresh.xcrs {
+        kvm("set XCRs", fd.set_xcrs(&read::<kvm_xcrs>("XCRs", xcrs)?))?;
+    }
     restore_xsave(vcpu, &read::<kvm_xsave>("XSAVE area", xsave)?)?;
-    kvm(
-        "set debug registers",
-        fd.set_debug_regs(&read::<kvm_debugregs>("debug registers", debug_regs)?),
-    )?;
+    if *debug_regs != fresh.debug_regs {
+        let debug_regs = read::<kvm_debugregs>("debug registers", debug_regs)?;
+        kvm("set debug registers", fd.set_debug_regs(&debug_regs))?;
+    }
     kvm(
         "set the LAPIC",
         fd.set_lapic(&read::<kvm_lapic_state>("LAPIC", lapic)?),
     )?;
     restore_msrs(vcpu, msrs)?;
-    kvm(
-        "set pending events",
-        fd.set_vcpu_events(&read::<kvm_vcpu_events>("pending events", events)?),
-    )
+    if *events == fresh.events {
+        return Ok(());
+    }
+    let events = read::<kvm_vcpu_events>("pending events", events)?;
+    kvm("set pending events", fd.set_vcpu_events(&events))
 }
 
 /// The guest keeps the frequency that it has measured; equal frequencies need no call.
-fn restore_tsc_khz(vcpu: &Vcpu, tsc_khz: u32) -> Result<(), MachineError> {
-    let host = kvm("read the TSC's frequency", vcpu.fd.get_tsc_khz())?;
+fn restore_tsc_khz(vcpu: &Vcpu, tsc_khz: u32, fresh: &FreshVcpu) -> Result<(), MachineError> {
     // Hosts of one model differ by parts per million from boot to boot; KVM itself tolerates 250.
-    if host.abs_diff(tsc_khz) <= tsc_khz / 4000 {
+    if fresh.tsc_khz.abs_diff(tsc_khz) <= tsc_khz / 4000 {
         return Ok(());
     }
     kvm(
@@ -292,7 +325,7 @@ mod tests {
     use super::*;
     use crate::cpuid;
     use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_regs};
-    use kvm_ioctls::{Kvm, VmFd};
+    use kvm_ioctls::VmFd;
     use zygote_snapshot::state::CpuidEntry;
 
     /// Offset of XSTATE_BV in the XSAVE area, and of the upper halves of the YMM registers in its
@@ -349,7 +382,7 @@ mod tests {
         let kvm = Kvm::new().unwrap();
         let mut state = patterned(&kvm);
         let (_vm, other, entries) = vcpu(&kvm);
-        restore(&other, &state).unwrap();
+        restore(&other, &state, &FreshVcpu::read(&other.fd).unwrap()).unwrap();
         let mut again = save(&other, entries, &msrs_to_save(&kvm).unwrap()).unwrap();
         settle_clocks(std::slice::from_mut(&mut again));
         // Time goes on: the TSC, and the deadline that is saved as just expired while none is set.
@@ -401,10 +434,11 @@ mod tests {
         let kvm = Kvm::new().unwrap();
         let state = patterned(&kvm);
         let (_vm, other, _) = vcpu(&kvm);
+        let fresh = FreshVcpu::read(&other.fd).unwrap();
         let cut = |change: fn(&mut VcpuState)| {
             let mut state = state.clone();
             change(&mut state);
-            restore(&other, &state).is_err()
+            restore(&other, &state, &fresh).is_err()
         };
         assert!(cut(|state| state.regs.truncate(3)));
         assert!(cut(|state| state.sregs.push(0)));

@@ -3,10 +3,11 @@
 pub mod host_clock;
 pub mod virtio;
 
+use crate::Disk;
 use crate::bus::Pin;
 use crate::ioapic::Ioapic;
 use crate::layout::{VIRTIO_GSI, VIRTIO_SLOTS_MAX};
-use crate::machine::{Disk, MachineError};
+use crate::machine::MachineError;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use virtio::block::Block;
@@ -39,13 +40,11 @@ pub fn create(
         )));
     }
     let mut devices = Vec::new();
-    for disk in disks {
-        let block = Block::new(disk).map_err(|source| MachineError::Kvm {
-            operation: "read a disk image",
-            source,
-        })?;
-        devices.push(Device::Block(block));
-    }
+    devices.extend(
+        disks
+            .into_iter()
+            .map(|disk| Device::Block(Block::new(disk))),
+    );
     devices.push(Device::Entropy(Entropy));
     devices.push(Device::Vsock(Vsock::new(agent)));
     let slots = devices.into_iter().enumerate();

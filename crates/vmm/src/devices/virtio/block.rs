@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "pread into guest memory")]
 
 use super::{Buffer, scatter};
-use crate::machine::Disk;
+use crate::Disk;
 use std::os::fd::AsRawFd;
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryMmap};
 use zygote_snapshot::state::DeviceState;
@@ -36,12 +36,9 @@ pub struct Block {
 
 impl Block {
     /// A device of the image's size, rounded down to sectors.
-    ///
-    /// # Errors
-    /// If the file's size cannot be read.
-    pub fn new(disk: Disk) -> std::io::Result<Self> {
-        let sectors = disk.file.metadata()?.len() / SECTOR_BYTES;
-        Ok(Self { disk, sectors })
+    pub fn new(disk: Disk) -> Self {
+        let sectors = disk.bytes / SECTOR_BYTES;
+        Self { disk, sectors }
     }
 
     /// The saved device over the same image.
@@ -49,7 +46,7 @@ impl Block {
     /// # Errors
     /// A sentence, if it is another image.
     pub fn restore(disk: Disk, sectors: u64, image_digest: &str) -> Result<Self, String> {
-        let device = Self::new(disk).map_err(|e| format!("the disk image is not readable: {e}"))?;
+        let device = Self::new(disk);
         if device.sectors != sectors || device.disk.digest != image_digest {
             return Err(format!(
                 "the disk image is not the one of the snapshot ({} sectors with digest {}, not {sectors} with {image_digest})",

@@ -4,7 +4,7 @@ use super::block::Block;
 use super::entropy::Entropy;
 use super::vsock::Vsock;
 use super::{Device, InterruptLine, MmioTransport};
-use crate::machine::Disk;
+use crate::Disk;
 use proptest::prelude::*;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -131,14 +131,11 @@ fn disk(sectors: usize) -> Disk {
     for sector in 0..sectors {
         file.write_all(&[sector as u8 + 1; 512]).unwrap();
     }
-    Disk {
-        file,
-        digest: "image".into(),
-    }
+    Disk::new(file, "image".into()).unwrap()
 }
 
 fn block(sectors: usize) -> Driver {
-    Driver::new(Device::Block(Block::new(disk(sectors)).unwrap()), 1)
+    Driver::new(Device::Block(Block::new(disk(sectors))), 1)
 }
 
 /// A block request; the status byte that comes back, if one does.
@@ -217,7 +214,7 @@ fn a_saved_device_goes_on_where_it_was() {
     let mut driver = block(4);
     assert_eq!(request(&mut driver, 0, 1, 512), Some(0));
     let saved = driver.transport.save().unwrap();
-    let device = Device::Block(Block::new(disk(4)).unwrap());
+    let device = Device::Block(Block::new(disk(4)));
     let line = Box::new(driver.pulses.clone());
     driver.transport = MmioTransport::restore(device, line, &saved.transport).unwrap();
     assert_eq!(request(&mut driver, 0, 2, 512), Some(0));
@@ -371,10 +368,8 @@ proptest! {
 #[test]
 fn a_file_that_cannot_be_read_is_no_disk() {
     let gone = File::open("/proc/self/mem").unwrap();
-    let disk = Disk {
-        file: gone,
-        digest: String::new(),
-    };
-    let mut driver = Driver::new(Device::Block(Block::new(disk).unwrap()), 1);
+    let mut disk = Disk::new(gone, String::new()).unwrap();
+    disk.bytes = 512;
+    let mut driver = Driver::new(Device::Block(Block::new(disk)), 1);
     assert_eq!(request(&mut driver, 0, 0, 512), Some(1));
 }

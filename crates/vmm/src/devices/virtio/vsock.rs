@@ -213,8 +213,10 @@ impl Vsock {
         if limit == 0 || !self.stream_open {
             return None;
         }
-        let mut payload = vec![0; limit];
-        let count = match rustix::io::read(&self.stream, &mut payload[..]) {
+        // Room that is not touched costs no pages.
+        let mut payload = Vec::with_capacity(limit);
+        let room = rustix::buffer::spare_capacity(&mut payload);
+        let count = match rustix::io::read(&self.stream, room) {
             Ok(0) => {
                 self.stream_open = false;
                 return None;
@@ -236,7 +238,7 @@ impl Vsock {
             ..Header::default()
         };
         let mut packet = self.stamped(header).encode();
-        packet.extend_from_slice(&payload[..count]);
+        packet.extend_from_slice(&payload);
         Some(packet)
     }
 

@@ -1,0 +1,237 @@
+//! Forks made ahead of demand. A pooled fork is used once; who comes when none is left gets one
+//! that is forked at once.
+
+use crate::fork::{Fork, ForkError};
+use crate::sandbox::{self, Event, RunRequest, RunResult};
+use crate::usage::Meter;
+use crate::zygote::Zygote;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long after a request the pool leaves the processors to it, unless it is nearly empty.
+const QUIET: Duration = Duration::from_millis(2);
+/// How long to wait after a fork that could not be made.
+const RETRY: Duration = Duration::from_millis(500);
+/// A machine that is not made by then never will be. Emulated hosts are slow.
+const PARK_MAX: Duration = Duration::from_secs(60);
+
+/// How many forks wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Always.
+    pub idle_min: usize,
+    /// At most, under load.
+    pub idle_max: usize,
+    /// What those that wait may cost the host together, in KiB.
+    pub memory_max_kib: u64,
+    /// After so long without a request the pool goes back to `idle_min`.
+    pub drain_after: Duration,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self {
+            idle_min: 2,
+            idle_max: 32,
+            memory_max_kib: 1 << 20,
+            drain_after: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What a pool has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolStats {
+    /// Forks that wait now.
+    pub idle: u64,
+    /// Requests that found one.
+    pub hits: u64,
+    /// Requests that found none.
+    pub misses: u64,
+    /// Forks made ahead.
+    pub made: u64,
+    /// Those of them that could not be made, or died waiting.
+    pub lost: u64,
+}
+
+/// A zygote with forks made ahead.
+pub struct Pool {
+    zygote: Arc<Zygote>,
+    shared: Arc<Shared>,
+    owner: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    idle: Mutex<VecDeque<Fork>>,
+    taken: Notify,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    made: AtomicU64,
+    lost: AtomicU64,
+}
+
+impl Shared {
+    fn idle(&self) -> MutexGuard<'_, VecDeque<Fork>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pool {
+    /// Begins to fill. Needs a runtime.
+    pub fn new(zygote: Zygote, config: PoolConfig) -> Self {
+        let zygote = Arc::new(zygote);
+        let shared = Arc::new(Shared::default());
+        let filler = Filler {
+            zygote: Arc::clone(&zygote),
+            shared: Arc::clone(&shared),
+            config,
+            wanted: config.idle_min,
+            affordable: usize::MAX,
+        };
+        Self {
+            zygote,
+            shared,
+            owner: tokio::spawn(filler.fill()),
+        }
+    }
+
+    /// As [`crate::run`], from a fork made ahead if there is one.
+    pub async fn run(&self, request: RunRequest, events: mpsc::Sender<Event>) -> RunResult {
+        sandbox::run_in(&self.zygote, self.take(), request, events).await
+    }
+
+    async fn take(&self) -> Result<Fork, ForkError> {
+        while let Some(mut fork) = self.pop() {
+            if fork.is_alive() {
+                self.shared.hits.fetch_add(1, Ordering::Relaxed);
+                self.shared.taken.notify_one();
+                return Ok(fork);
+            }
+            self.shared.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        self.shared.misses.fetch_add(1, Ordering::Relaxed);
+        self.shared.taken.notify_one();
+        Fork::of(&self.zygote).await
+    }
+
+    fn pop(&self) -> Option<Fork> {
+        self.shared.idle().pop_front()
+    }
+
+    /// The zygote that it forks from.
+    pub fn zygote(&self) -> &Zygote {
+        &self.zygote
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> PoolStats {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        PoolStats {
+            idle: self.shared.idle().len() as u64,
+            hits: count(&self.shared.hits),
+            misses: count(&self.shared.misses),
+            made: count(&self.shared.made),
+            lost: count(&self.shared.lost),
+        }
+    }
+
+    /// Waits until so many forks wait, or as many as there can be.
+    pub async fn filled(&self, forks: usize) {
+        while self.shared.idle().len() < forks && !self.owner.is_finished() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Ends the forks that wait and the zygote, and waits until they are gone.
+    pub async fn shut_down(self) {
+        self.owner.abort();
+        // Cancelled, as asked for; its share of the zygote is dropped with it.
+        let _ = self.owner.await;
+        self.shared.idle().clear();
+        if let Some(zygote) = Arc::into_inner(self.zygote) {
+            zygote.shut_down().await;
+        }
+    }
+}
+
+/// The pool's owner task.
+struct Filler {
+    zygote: Arc<Zygote>,
+    shared: Arc<Shared>,
+    config: PoolConfig,
+    /// How many should wait: grows when requests find none, and shrinks when none come.
+    wanted: usize,
+    /// How many the budget allows, once it is known what one costs.
+    affordable: usize,
+}
+
+impl Filler {
+    async fn fill(mut self) {
+        let mut misses = 0;
+        loop {
+            let missed = self.shared.misses.load(Ordering::Relaxed);
+            if missed > misses {
+                let grown = (self.wanted * 2).max(1);
+                self.wanted = grown.min(self.config.idle_max.max(self.config.idle_min));
+                misses = missed;
+            }
+            let (idle, goal) = (self.sweep(), self.wanted.min(self.affordable));
+            if idle >= goal {
+                self.rest(idle).await;
+            } else if idle * 2 < goal || timeout(QUIET, self.shared.taken.notified()).await.is_err()
+            {
+                self.add_one().await;
+            }
+        }
+    }
+
+    /// Drops those that have died; gives back how many there are.
+    fn sweep(&self) -> usize {
+        let mut idle = self.shared.idle();
+        let before = idle.len();
+        idle.retain_mut(Fork::is_alive);
+        let lost = (before - idle.len()) as u64;
+        self.shared.lost.fetch_add(lost, Ordering::Relaxed);
+        idle.len()
+    }
+
+    /// Until a request comes; without any, goes back to the minimum.
+    async fn rest(&mut self, idle: usize) {
+        let patience = self.config.drain_after;
+        let resting = timeout(patience, self.shared.taken.notified()).await;
+        if resting.is_err() && idle > self.config.idle_min {
+            self.wanted = self.config.idle_min;
+            self.shared.idle().truncate(self.config.idle_min);
+        }
+    }
+
+    async fn add_one(&mut self) {
+        let started = Instant::now();
+        let fork = match Fork::of(&self.zygote).await {
+            Ok(fork) if timeout(PARK_MAX, fork.parked()).await == Ok(true) => fork,
+            // Who comes now learns why by trying.
+            Ok(_) | Err(_) => {
+                self.shared.lost.fetch_add(1, Ordering::Relaxed);
+                sleep(RETRY.saturating_sub(started.elapsed())).await;
+                return;
+            }
+        };
+        if self.affordable == usize::MAX {
+            self.affordable = self.afford(&fork).await;
+        }
+        self.shared.made.fetch_add(1, Ordering::Relaxed);
+        self.shared.idle().push_back(fork);
+    }
+
+    async fn afford(&self, fork: &Fork) -> usize {
+        let usage = Meter::of(&fork.runner).await;
+        let each_kib = usage.map_or(1, |usage| usage.private_kib + usage.page_tables_kib);
+        (self.config.memory_max_kib / each_kib.max(1)) as usize
+    }
+}

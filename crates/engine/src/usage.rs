@@ -1,0 +1,99 @@
+//! What a runner costs the host, from /proc (proc_pid_smaps(5), proc_pid_status(5)).
+
+use crate::zygote::Runner;
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+
+/// What a sandbox costs the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Pages that belong to its process alone, in KiB: guest pages that it changed, the process's
+    /// own stacks and heap.
+    pub private_kib: u64,
+    /// Page tables of the process, in KiB.
+    pub page_tables_kib: u64,
+}
+
+/// Files of a process, opened while it surely was that one.
+pub(crate) struct Meter {
+    rollup: fs::File,
+    status: fs::File,
+}
+
+impl Meter {
+    /// Measures a runner, off the runtime's threads: the kernel walks all of its page tables.
+    /// `None` if it has ended, or may not be looked at.
+    pub async fn of(runner: &Runner) -> Option<Usage> {
+        let meter = Self::open(&runner.process).ok()?;
+        let measuring = tokio::task::spawn_blocking(|| meter.measure());
+        measuring.await.ok()?
+    }
+
+    /// For the process behind a pidfd.
+    pub fn open(process: &OwnedFd) -> io::Result<Self> {
+        let folder = PathBuf::from("/proc").join(pid(process)?.to_string());
+        let meter = Self {
+            rollup: fs::File::open(folder.join("smaps_rollup"))?,
+            status: fs::File::open(folder.join("status"))?,
+        };
+        // An id is given to another process only after this one has been reaped, and then its
+        // pidfd has none any more.
+        pid(process)?;
+        Ok(meter)
+    }
+
+    /// Measures; `None` once the process has ended.
+    pub fn measure(mut self) -> Option<Usage> {
+        let (mut rollup, mut status) = (String::new(), String::new());
+        self.rollup.read_to_string(&mut rollup).ok()?;
+        self.status.read_to_string(&mut status).ok()?;
+        Some(Usage {
+            private_kib: kib(&rollup, "Private_Dirty:")? + kib(&rollup, "Private_Hugetlb:")?,
+            page_tables_kib: kib(&status, "VmPTE:")?,
+        })
+    }
+}
+
+/// The id that a process has here (pidfd_open(2): the field Pid of fdinfo).
+fn pid(process: &OwnedFd) -> io::Result<u32> {
+    let number = process.as_fd().as_raw_fd();
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
+    let line = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+    let pid = line.and_then(|pid| pid.trim().parse().ok());
+    pid.filter(|pid| *pid > 0)
+        .ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+fn kib(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    line?.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn a_field_is_read_by_its_whole_name() {
+        let text = "Private_Clean:   4 kB\nPrivate_Dirty:     12 kB\n";
+        assert_eq!(kib(text, "Private_Dirty:"), Some(12));
+        assert_eq!(kib(text, "VmPTE:"), None);
+    }
+
+    #[test]
+    fn a_process_is_measured_while_it_lives_and_not_after() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
+        let meter = Meter::open(&process).unwrap();
+        assert!(meter.measure().unwrap().page_tables_kib > 0);
+        let meter = Meter::open(&process).unwrap();
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(meter.measure(), None);
+        assert!(Meter::open(&process).is_err());
+    }
+}

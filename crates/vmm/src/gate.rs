@@ -1,0 +1,92 @@
+//! What keeps the vCPUs of a parked machine out of its guest: they have threads and wait at the
+//! gate, so that letting them in costs one wake-up and no making of threads.
+
+use crate::bus::lock;
+use crate::vcpu::Shared;
+use rustix::event::{PollFd, PollFlags, poll};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+
+/// What a vCPU does on its thread before it enters the guest for the first time.
+pub enum Entrance {
+    /// Nothing.
+    Open,
+    /// Waits until the agent has something to hear, then lets the others in.
+    Doorkeeper(OwnedFd),
+    /// Waits for the doorkeeper.
+    Closed,
+}
+
+/// Whether the guest has been entered, or will never be.
+#[derive(Default)]
+pub struct Gate {
+    entered: AtomicBool,
+    decided: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// Whether the guest has been entered.
+    pub fn is_open(&self) -> bool {
+        self.entered.load(Ordering::Acquire)
+    }
+
+    /// Lets the vCPUs in.
+    pub fn open(&self) {
+        self.entered.store(true, Ordering::Release);
+        self.decide();
+    }
+
+    /// Ends the waiting; whoever waited looks for himself what has become of the machine.
+    pub fn decide(&self) {
+        *lock(&self.decided) = true;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self) {
+        let decided = lock(&self.decided);
+        let undecided = |decided: &mut bool| !*decided;
+        drop(
+            self.changed
+                .wait_while(decided, undecided)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+}
+
+impl Shared {
+    /// Returns when the vCPU may look whether to run.
+    pub fn pass(&self, entrance: Entrance) {
+        match entrance {
+            Entrance::Open => {}
+            Entrance::Closed => self.gate.wait(),
+            Entrance::Doorkeeper(agent) => self.keep_door(&agent),
+        }
+    }
+
+    /// Gives the agent its first bytes on the way in: the guest's first interrupt is then already
+    /// the one that it waits for.
+    fn keep_door(&self, agent: &OwnedFd) {
+        loop {
+            if self.stop.load(Ordering::Acquire) {
+                return;
+            }
+            let mut fds = [PollFd::new(agent, PollFlags::IN)];
+            // A kick interrupts it.
+            let _ = poll(&mut fds, None);
+            let seen = fds[0].revents();
+            if seen.contains(PollFlags::IN) {
+                break;
+            }
+            if !seen.is_empty() {
+                // The other end is gone without a word; the machine's owner will notice.
+                self.stop.store(true, Ordering::Release);
+                self.gate.decide();
+                return;
+            }
+        }
+        self.gate.open();
+        self.bus.stream_ready();
+    }
+}
