@@ -1,5 +1,6 @@
 //! Automation: everything that the Makefile and CI do, one verb each.
 
+mod command;
 mod lab;
 mod layers;
 mod setup;
@@ -27,9 +28,16 @@ enum Verb {
     /// Check the licences of all dependencies.
     Licences,
     /// Everything that CI checks: format, lints, layers, licences, tests, end-to-end ones included.
-    Test,
+    Test {
+        /// Only what is quick: format, lints, layers, unit tests and tiny guests, nothing that boots.
+        #[arg(long)]
+        quick: bool,
+    },
     /// The system tests alone; everything must be built.
-    System,
+    System {
+        /// Only tests whose names contain one of these, in one lab.
+        names: Vec<String>,
+    },
     /// Install what is missing, build, and show two forks of the `python` template.
     Demo,
     /// Run a command on an emulated host with working KVM.
@@ -52,12 +60,13 @@ fn main() -> anyhow::Result<()> {
     }
     match Arguments::parse().verb {
         Verb::Setup => setup::install(),
-        Verb::System => system::test(),
+        Verb::System { names } => system::test(&names),
         Verb::Demo => steps::demo(),
         Verb::Lab { icount, command } => lab::run(icount, command),
         Verb::Build => steps::build(),
         Verb::Layers => layers::check(),
         Verb::Licences => layers::check_licences(),
-        Verb::Test => steps::test(),
+        Verb::Test { quick: true } => steps::quick(),
+        Verb::Test { quick: false } => steps::test(),
     }
 }

@@ -1,30 +1,51 @@
 //! The system tests: built here, run where machines can run: on this host, else in labs, one for each
-//! group of tests, all at once.
+//! group of tests, all at once; those that are named share one.
+//!
+//! nextest runs them where it is installed, in the lab too: one that hangs is ended and named. And
+//! each group has a deadline of its own.
 
-use crate::steps::{run, step};
+use crate::command::{ask, finish, run, start};
+use crate::steps::{has_nextest, step};
 use anyhow::{Context, bail};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 const STATE: &str = "target/system/state";
 const PROGRAM: &str = "target/release/zygote";
 /// Recipes whose templates the tests fork.
 const RECIPES: [&str; 2] = ["python", "tests/recipes/threads.toml"];
+/// A group takes two to ten minutes; then its lab says what its console says, and ends.
+const GROUP_MAX: Duration = Duration::from_secs(25 * 60);
+/// A lab that does not even do that.
+const LAB_MAX: Duration = Duration::from_secs(28 * 60);
 
-/// Builds the templates and the tests, and runs them.
-pub fn test() -> anyhow::Result<()> {
+/// Builds the templates and the tests, and runs them: all, or those whose names contain a word.
+pub fn test(names: &[String]) -> anyhow::Result<()> {
     fs::create_dir_all(STATE).context("cannot make the state directory of the tests")?;
     for recipe in RECIPES {
         step(&format!("template {recipe}"), || {
             run(zygote()?.args(["template", "build", recipe]))
         })?;
     }
-    let groups = build()?;
+    let built = Built::new()?;
     let place = place()?;
     step(&format!("system tests ({place})"), || {
-        run_groups(&groups, &place)
+        let mut running = Vec::new();
+        if !names.is_empty() {
+            running.push(built.start_named(names, &place)?);
+            return wait_for(running);
+        }
+        for group in &built.groups {
+            running.push(built.start_group(group, &place)?);
+            if place == "kvm" {
+                // On a real host the groups change the clock and count processes: one at a time.
+                wait_for(std::mem::take(&mut running))?;
+            }
+        }
+        wait_for(running)
     })
 }
 
@@ -39,10 +60,7 @@ fn zygote() -> anyhow::Result<Command> {
 
 /// Where machines run on this host, as `zygote doctor` judges: `kvm` or `lab`.
 fn place() -> anyhow::Result<String> {
-    let output = zygote()?
-        .args(["doctor", "--json"])
-        .output()
-        .context("cannot start zygote")?;
+    let output = ask(zygote()?.args(["doctor", "--json"]))?;
     let verdict: Value =
         serde_json::from_slice(&output.stdout).context("doctor printed no JSON")?;
     match verdict["host"].as_str() {
@@ -51,65 +69,135 @@ fn place() -> anyhow::Result<String> {
     }
 }
 
-/// `(name, program)` of each group of tests.
-fn build() -> anyhow::Result<Vec<(String, PathBuf)>> {
-    let output = Command::new("cargo")
-        .args([
-            "test",
-            "-p",
-            "zygote-tests",
-            "--no-run",
-            "--message-format=json",
-        ])
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot start cargo")?;
-    if !output.status.success() {
-        bail!("the system tests cannot be built");
-    }
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let messages = text
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let mut groups = Vec::new();
-    for message in messages {
-        let target = &message["target"];
-        let is_test = target["kind"]
-            .as_array()
-            .is_some_and(|kinds| kinds.contains(&"test".into()));
-        if let (true, Some(name), Some(path)) = (
-            is_test,
-            target["name"].as_str(),
-            message["executable"].as_str(),
-        ) {
-            groups.push((name.to_owned(), PathBuf::from(path)));
+/// A file with one test program's tests.
+struct Group {
+    name: String,
+    program: PathBuf,
+}
+
+struct Built {
+    groups: Vec<Group>,
+    /// What nextest wants to know where there is no cargo.
+    nextest: Option<Described>,
+}
+
+struct Described {
+    binaries: PathBuf,
+    workspace: PathBuf,
+}
+
+impl Built {
+    fn new() -> anyhow::Result<Self> {
+        let mut build = Command::new("cargo");
+        build.args(["test", "-p", "zygote-tests", "--no-run"]);
+        let output = ask(build.arg("--message-format=json"))?;
+        if !output.status.success() {
+            bail!("the system tests cannot be built");
         }
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let groups: Vec<Group> = text.lines().filter_map(group).collect();
+        if groups.is_empty() {
+            bail!("there are no system tests");
+        }
+        let nextest = has_nextest().then(describe).transpose()?;
+        Ok(Self { groups, nextest })
     }
-    if groups.is_empty() {
-        bail!("there are no system tests");
+
+    fn start_group(&self, group: &Group, place: &str) -> anyhow::Result<Running> {
+        let filter = format!("binary({})", group.name);
+        let command = match &self.nextest {
+            Some(described) => described.command(&filter),
+            None => libtest(&group.program, &[]),
+        };
+        begin(&group.name, command, place)
     }
-    Ok(groups)
+
+    fn start_named(&self, names: &[String], place: &str) -> anyhow::Result<Running> {
+        let Some(described) = &self.nextest else {
+            bail!(
+                "tests are picked by name with cargo-nextest; install it: cargo install cargo-nextest"
+            );
+        };
+        let filters: Vec<String> = names.iter().map(|name| format!("test({name})")).collect();
+        begin("named", described.command(&filters.join(" + ")), place)
+    }
+}
+
+/// A line of cargo's that tells of a test program.
+fn group(line: &str) -> Option<Group> {
+    let message: Value = serde_json::from_str(line).ok()?;
+    let target = &message["target"];
+    let kinds = target["kind"].as_array()?;
+    if !kinds.contains(&"test".into()) {
+        return None;
+    }
+    Some(Group {
+        name: target["name"].as_str()?.to_owned(),
+        program: message["executable"].as_str()?.into(),
+    })
+}
+
+fn describe() -> anyhow::Result<Described> {
+    let folder = Path::new("target/system");
+    let written = |name: &str, command: &mut Command| -> anyhow::Result<PathBuf> {
+        let output = ask(command)?;
+        if !output.status.success() {
+            bail!("{command:?}: {}", output.status);
+        }
+        let path = folder.join(name);
+        fs::write(&path, output.stdout)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        path.canonicalize().context("cannot find what was written")
+    };
+    let mut list = Command::new("cargo");
+    list.args(["nextest", "list", "-p", "zygote-tests"]).args([
+        "--list-type",
+        "binaries-only",
+        "--message-format",
+        "json",
+    ]);
+    let mut metadata = Command::new("cargo");
+    metadata.args(["metadata", "--format-version", "1"]);
+    Ok(Described {
+        binaries: written("binaries.json", &mut list)?,
+        workspace: written("workspace.json", &mut metadata)?,
+    })
+}
+
+impl Described {
+    fn command(&self, filter: &str) -> Vec<String> {
+        let path = |path: &Path| path.display().to_string();
+        let words = [
+            "cargo-nextest",
+            "nextest",
+            "run",
+            "--profile",
+            "system",
+            "--binaries-metadata",
+            &path(&self.binaries),
+            "--cargo-metadata",
+            &path(&self.workspace),
+            "-E",
+            filter,
+        ];
+        words.map(str::to_owned).to_vec()
+    }
+}
+
+fn libtest(program: &Path, names: &[String]) -> Vec<String> {
+    let mut words = vec![program.display().to_string(), "--test-threads=1".into()];
+    words.extend_from_slice(names);
+    words
 }
 
 struct Running {
     name: String,
     log: PathBuf,
+    command: Command,
     child: Child,
 }
 
-fn run_groups(groups: &[(String, PathBuf)], place: &str) -> anyhow::Result<()> {
-    let mut running = Vec::new();
-    for (name, program) in groups {
-        running.push(start(name, program, place)?);
-        if place == "kvm" {
-            // On a real host the groups change the clock and count processes: one at a time.
-            finish(&mut running)?;
-        }
-    }
-    finish(&mut running)
-}
-
-fn start(name: &str, program: &Path, place: &str) -> anyhow::Result<Running> {
+fn begin(name: &str, words: Vec<String>, place: &str) -> anyhow::Result<Running> {
     let log = PathBuf::from(format!("target/system/{name}.log"));
     let output = File::create(&log).context("cannot create a log")?;
     let again = output.try_clone().context("cannot create a log")?;
@@ -120,48 +208,65 @@ fn start(name: &str, program: &Path, place: &str) -> anyhow::Result<Running> {
         .canonicalize()
         .context("cannot find zygote")?;
     let mut command = if place == "kvm" {
-        Command::new(program)
+        Command::new(&words[0])
     } else {
         // The templates are there to read; what the tests change is thrown away.
         let mut command = Command::new(&zygote);
-        command.args(["lab", "--throw-away", "--", "env"]);
-        command.arg(format!("ZYGOTE_PROGRAM={}", zygote.display()));
-        command.arg(program);
+        command
+            .args(["lab", "--throw-away", "--timeout"])
+            .arg(format!("{}s", GROUP_MAX.as_secs()))
+            .args(["--", "env"])
+            .arg(format!("ZYGOTE_PROGRAM={}", zygote.display()))
+            .arg(&words[0]);
         command
     };
     command
-        .arg("--test-threads=1")
+        .args(&words[1..])
         .env("ZYGOTE_STATE_DIR", &state)
         .env("ZYGOTE_PROGRAM", &zygote)
         .stdin(Stdio::null())
         .stdout(output)
         .stderr(again);
-    let child = command.spawn().context("cannot start the system tests")?;
+    let child = start(&mut command)?;
     Ok(Running {
         name: name.to_owned(),
         log,
+        command,
         child,
     })
 }
 
 /// Waits for all, prints what each has said, and fails if one has.
-fn finish(running: &mut Vec<Running>) -> anyhow::Result<()> {
+fn wait_for(running: Vec<Running>) -> anyhow::Result<()> {
     let mut failed = Vec::new();
-    for Running {
-        name,
-        log,
-        mut child,
-    } in running.drain(..)
-    {
-        let status = child.wait().context("cannot wait for the system tests")?;
-        println!("{name}:");
-        print!("{}", fs::read_to_string(&log).unwrap_or_default());
-        if !status.success() {
-            failed.push(name);
+    for group in running {
+        let ended = finish(group.child, &group.command, LAB_MAX);
+        println!("{}:", group.name);
+        print!("{}", fs::read_to_string(&group.log).unwrap_or_default());
+        match ended {
+            Ok(status) if status.success() => {}
+            Ok(_) => failed.push(group.name),
+            Err(error) => {
+                println!("{error:#}");
+                failed.push(group.name);
+            }
         }
     }
     if !failed.is_empty() {
         bail!("system tests failed: {}", failed.join(", "));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_test_programs_are_groups() {
+        let test = r#"{"target":{"kind":["test"],"name":"forks"},"executable":"/t/forks"}"#;
+        assert_eq!(group(test).unwrap().name, "forks");
+        let library = r#"{"target":{"kind":["lib"],"name":"x"},"executable":null}"#;
+        assert!(group(library).is_none() && group("no json").is_none());
+    }
 }
