@@ -6,17 +6,25 @@
 
 use crate::host::OPEN_KVM;
 use crate::memory::GuestMemory;
+use crate::vcpu::install_kick;
 use crate::{boot, machine};
 use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd};
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::signal::{Killable, SIGRTMIN};
 
 /// Slowest kernel mode that is of use: Linux needs half a billion instructions to boot. Emulated
 /// hosts (the lab) reach 30 and more, software emulation inside KVM about 4.
 pub const SPEED_MIN_MIPS: f64 = 10.0;
 /// The speed is measured for no longer than this.
 const MEASURE_MAX: Duration = Duration::from_millis(100);
+
+/// A guest that has not been through all of it by then never will be.
+const PROBE_MAX: Duration = Duration::from_secs(2);
+/// What such a KVM cannot do.
+const LATE: &str = "come back from a guest in kernel mode within 2 s";
 
 /// What Zygote asks of KVM, by the names of the kernel's document virt/kvm/api.
 const EXTENSIONS: [(Cap, &str); 14] = [
@@ -224,7 +232,32 @@ fn run_guest(kvm: &Kvm) -> Result<f64, String> {
     }
     let mut vcpu = vm.create_vcpu(0).map_err(|e| failed("make a vCPU", &e))?;
     set_registers(kvm, &vcpu).map_err(|e| failed("set registers", &e))?;
-    follow(&mut vcpu)
+    in_time(move || {
+        let _memory = &memory;
+        follow(&mut vcpu)
+    })
+}
+
+/// What the work gives, on a thread of its own that is kicked out of the guest when it is late.
+fn in_time(work: impl FnOnce() -> Result<f64, String> + Send + 'static) -> Result<f64, String> {
+    install_kick().map_err(|error| error.to_string())?;
+    let (done, result) = channel();
+    let thread = std::thread::Builder::new().name("probe".into());
+    let thread = thread.spawn(move || drop(done.send(work())));
+    let thread = thread.map_err(|error| format!("start a thread: {error}"))?;
+    let begun = Instant::now();
+    let mut wait = PROBE_MAX;
+    while begun.elapsed() < PROBE_MAX * 2 {
+        match result.recv_timeout(wait) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Disconnected) => return Err("run a guest at all".into()),
+            // A kick can come too early: until it is heard.
+            Err(RecvTimeoutError::Timeout) => drop(thread.kill(SIGRTMIN())),
+        }
+        wait = PROBE_MAX / 20;
+    }
+    // The thread is stuck in the kernel, and ends with this process.
+    Err(LATE.into())
 }
 
 fn write_guest(memory: &GuestMemory) -> Result<(), vm_memory::GuestMemoryError> {
@@ -264,7 +297,8 @@ fn follow(vcpu: &mut VcpuFd) -> Result<f64, String> {
     let mut done = 0;
     let mut started: Option<Instant> = None;
     let mut rounds = 0_u32;
-    loop {
+    let begun = Instant::now();
+    while begun.elapsed() < PROBE_MAX {
         match vcpu.run() {
             Ok(VcpuExit::IoOut(STEP_PORT, _)) => done += 1,
             Ok(VcpuExit::IoOut(SPEED_PORT, _)) => {
@@ -283,6 +317,7 @@ fn follow(vcpu: &mut VcpuFd) -> Result<f64, String> {
             }
         }
     }
+    Err(LATE.into())
 }
 
 #[cfg(test)]
@@ -300,6 +335,17 @@ mod tests {
         let probe = probe();
         assert_eq!(probe.usable, probe.problems.is_empty());
         assert!(!probe.usable || probe.mips.is_some_and(|mips| mips >= SPEED_MIN_MIPS));
+    }
+
+    #[test]
+    fn a_guest_that_never_exits_is_given_up() {
+        let begun = Instant::now();
+        let result = in_time(|| {
+            std::thread::sleep(PROBE_MAX * 10);
+            Ok(1.0)
+        });
+        assert_eq!(result.unwrap_err(), LATE);
+        assert!(begun.elapsed() < PROBE_MAX * 3);
     }
 
     #[test]

@@ -116,7 +116,10 @@ impl Vcpu {
         shared.pass(entrance);
         while !shared.stop.load(Ordering::Acquire) {
             match self.step(&shared.bus) {
-                Step::Continue | Step::Interrupted => {}
+                Step::Continue => {}
+                // A kick is for once: without a reason to stop, the guest goes on. Who has a reason
+                // has set it before he kicked.
+                Step::Interrupted => self.fd.set_kvm_immediate_exit(0),
                 Step::End(reason) => {
                     (shared.on_end)(reason);
                     break;

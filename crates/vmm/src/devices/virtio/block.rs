@@ -14,6 +14,9 @@ use zygote_snapshot::state::DeviceState;
 const SECTOR_BYTES: u64 = 512;
 const HEADER_BYTES: usize = 16;
 const ID_BYTES: usize = 20;
+/// Most data in a request: more than a Linux driver asks for (1.25 MiB), and little enough that a
+/// full queue of them is read within a second.
+const REQUEST_MAX_BYTES: u64 = 8 << 20;
 /// Most data buffers in a request that the driver is told it may use.
 const SEGMENTS_MAX: u32 = 126;
 
@@ -119,7 +122,7 @@ impl Block {
 
     fn read(&self, sector: u64, data: &[Buffer], memory: &GuestMemoryMmap) -> Option<u32> {
         let mut offset = sector.checked_mul(SECTOR_BYTES)?;
-        let end = self.sectors * SECTOR_BYTES;
+        let end = (self.sectors * SECTOR_BYTES).min(offset.saturating_add(REQUEST_MAX_BYTES));
         let mut written = 0u32;
         for buffer in data {
             let length = buffer.length as u64;

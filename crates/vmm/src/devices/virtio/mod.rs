@@ -114,15 +114,20 @@ pub struct Buffer {
 /// A descriptor chain, copied out of the guest's memory; never longer than its queue.
 pub type Chain = Vec<Buffer>;
 
-/// Takes every available chain, lets `request` answer it with the number of bytes written, and
-/// tells whether the driver wants an interrupt.
+/// Takes the available chains, lets `request` answer each with the number of bytes written, and
+/// tells whether the driver wants an interrupt. A queue's size is the most that a driver can have
+/// outstanding; what it adds meanwhile comes with a doorbell of its own. So one that keeps its ring
+/// full is not served without end.
 fn serve(
     queue: &mut Queue,
     memory: &GuestMemoryMmap,
     mut request: impl FnMut(&[Buffer]) -> u32,
 ) -> bool {
     let mut served = false;
-    while let Some((head, chain)) = pop(queue, memory) {
+    for _ in 0..queue.size() {
+        let Some((head, chain)) = pop(queue, memory) else {
+            break;
+        };
         let written = request(&chain);
         if queue.add_used(memory, head, written).is_err() {
             break;
@@ -135,7 +140,9 @@ fn serve(
 fn pop(queue: &mut Queue, memory: &GuestMemoryMmap) -> Option<(u16, Chain)> {
     let chain = queue.pop_descriptor_chain(memory)?;
     let head = chain.head_index();
+    // Indirect tables, which are not offered, could be longer.
     let chain = chain
+        .take(queue.size().into())
         .map(|descriptor| Buffer {
             address: descriptor.addr(),
             length: descriptor.len() as usize,

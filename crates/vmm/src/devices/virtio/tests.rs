@@ -373,3 +373,50 @@ fn a_file_that_cannot_be_read_is_no_disk() {
     let mut driver = Driver::new(Device::Block(Block::new(disk)), 1);
     assert_eq!(request(&mut driver, 0, 0, 512), Some(1));
 }
+
+#[test]
+fn a_ring_that_is_kept_full_is_not_served_without_end() {
+    let mut driver = Driver::new(Device::Entropy(Entropy), 1);
+    driver.offer(0, &[(BUFFERS, 64, true)]);
+    let memory = driver.memory.clone();
+    let over = Arc::new(AtomicUsize::new(0));
+    let told = Arc::clone(&over);
+    let other_vcpu = std::thread::spawn(move || {
+        while told.load(Ordering::Relaxed) == 0 {
+            let used: u16 = memory.read_obj(GuestAddress(RINGS + 0x2002)).unwrap();
+            let available = used.wrapping_add(16);
+            memory
+                .write_obj(available, GuestAddress(RINGS + 0x1002))
+                .unwrap();
+        }
+    });
+    for _ in 0..100 {
+        driver.set(0x50, 0);
+    }
+    over.store(1, Ordering::Relaxed);
+    other_vcpu.join().unwrap();
+}
+
+#[test]
+fn an_indirect_table_is_no_way_to_a_chain_longer_than_the_queue() {
+    const INDIRECT: u16 = 4;
+    let mut driver = Driver::new(Device::Entropy(Entropy), 1);
+    let table: Vec<u8> = (0..200_u16)
+        .flat_map(|number| {
+            let mut descriptor = (BUFFERS + u64::from(number)).to_le_bytes().to_vec();
+            descriptor.extend_from_slice(&1_u32.to_le_bytes());
+            let flags = DESCRIPTOR_WRITE | DESCRIPTOR_NEXT;
+            descriptor.extend_from_slice(&flags.to_le_bytes());
+            descriptor.extend_from_slice(&(number + 1).to_le_bytes());
+            descriptor
+        })
+        .collect();
+    driver.put(BUFFERS + 0x1000, &table);
+    let mut head = (BUFFERS + 0x1000).to_le_bytes().to_vec();
+    head.extend_from_slice(&(table.len() as u32).to_le_bytes());
+    head.extend_from_slice(&[INDIRECT as u8, 0, 0, 0]);
+    driver.put(RINGS, &head);
+    driver.put(RINGS + 0x1002, &1_u16.to_le_bytes());
+    driver.set(0x50, 0);
+    assert!(driver.used(0, 0).is_some_and(|written| written <= 16));
+}

@@ -173,7 +173,10 @@ impl Vsock {
             return false;
         }
         let mut served = false;
-        while let Some((head, chain)) = self.wants_buffer().then(|| pop(queue, memory)).flatten() {
+        // As `serve`: buffers that are offered meanwhile come with a doorbell.
+        for _ in 0..queue.size() {
+            let offered = self.wants_buffer().then(|| pop(queue, memory)).flatten();
+            let Some((head, chain)) = offered else { break };
             let Some(packet) = self.next_packet(writable_bytes(&chain)) else {
                 queue.go_to_previous_position();
                 break;
