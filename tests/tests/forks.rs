@@ -156,6 +156,44 @@ fn numpy_computes_the_same_after_the_fork_and_clocks_went_forward() {
     assert_eq!(threads(code).good().text(), "True True True\n");
 }
 
+/// Generators that the template's warm-up has made, and what modules have drawn once.
+const OWN_GENERATORS: &str = "\
+import json, multiprocessing, numpy, tempfile
+r, g, s, p = OWN
+print(json.dumps({'random': r.random(), 'generator': g.random(),
+    'state': s.random_sample(), 'normal': s.standard_normal(), 'pcg': p.standard_normal(),
+    'tempfile': tempfile.mktemp(),
+    'authkey': bytes(multiprocessing.current_process().authkey).hex()}))";
+
+#[test]
+fn generators_that_the_warm_up_made_are_each_forks_own() {
+    let arguments = [
+        "run",
+        "-t",
+        "threads",
+        "--count",
+        "3",
+        "--json",
+        "-c",
+        OWN_GENERATORS,
+    ];
+    let records = zygote(&arguments).good().json();
+    let mut indices: Vec<u64> = records
+        .iter()
+        .map(|r| r["index"].as_u64().unwrap())
+        .collect();
+    indices.sort_unstable();
+    assert_eq!(indices, [0, 1, 2]);
+    let values: Vec<Value> = records
+        .iter()
+        .map(|record| serde_json::from_str(record["stdout"].as_str().unwrap()).unwrap())
+        .collect();
+    for name in values[0].as_object().unwrap().keys() {
+        let different: HashSet<String> = values.iter().map(|v| v[name].to_string()).collect();
+        assert_eq!(different.len(), 3, "{name}: {different:?}");
+    }
+}
+
 fn store() -> Store {
     Store::open(state())
 }

@@ -83,18 +83,22 @@ async fn three_hundred_forks_leave_nothing_behind() {
     };
     let zygote = Zygote::load(&config).await.unwrap();
     let mut memory = Vec::new();
+    let budget = Budget::new(usize::MAX);
     for number in 0..300 {
         let request = RunRequest {
-            program: Program::Command(vec!["true".into()]),
+            program: Program::Command(vec![b"true".to_vec()]),
             env: vec![],
             cwd: String::new(),
             stdin: Stdin::Empty,
             line_buffered: false,
+            puts: None,
+            signals: None,
             timeout: None,
             measure: false,
         };
         let (sender, events) = mpsc::channel(4);
-        let (result, _) = tokio::join!(run(&zygote, request, sender), capture(events, 100));
+        let (result, _) =
+            tokio::join!(run(&zygote, request, sender), capture(events, 100, &budget));
         let good = Outcome::Exited(ExitStatus::Code(0));
         assert_eq!(result.outcome, good, "fork {number}");
         if number % 100 == 99 {

@@ -33,11 +33,13 @@ async fn zygote() -> Zygote {
 
 fn sleep() -> RunRequest {
     RunRequest {
-        program: Program::Command(vec!["sleep".into(), "1000".into()]),
+        program: Program::Command(vec![b"sleep".to_vec(), b"1000".to_vec()]),
         env: vec![],
         cwd: String::new(),
         stdin: Stdin::Empty,
         line_buffered: false,
+        puts: None,
+        signals: None,
         timeout: None,
         measure: false,
     }

@@ -210,27 +210,6 @@ fn output_without_end_is_ended_with_its_reader() {
 }
 
 #[test]
-fn an_interrupt_kills_the_fork() {
-    let mut command = Command::new(program());
-    command.args([
-        "run",
-        "-c",
-        "print('up', flush=True)\nimport time; time.sleep(1000)",
-    ]);
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut up = [0; 3];
-    let mut stdout = child.stdout.take().unwrap();
-    std::io::Read::read_exact(&mut stdout, &mut up).unwrap();
-    let pid = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-}
-
-#[test]
 fn json_tells_bytes_that_are_not_text_in_base64() {
     let code = "import sys; sys.stdout.buffer.write(b'\\xff\\x00')";
     let record = &zygote(&["run", "--json", "-c", code]).good().json()[0];

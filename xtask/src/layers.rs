@@ -1,5 +1,6 @@
 //! The arrows between crates go downwards only, and the licences of what we build on are known.
 
+use crate::command::ask;
 use anyhow::{Context, bail};
 use serde_json::Value;
 use std::process::Command;
@@ -80,16 +81,11 @@ pub fn check() -> anyhow::Result<()> {
 }
 
 fn metadata(extra: &[&str]) -> anyhow::Result<Value> {
-    let output = Command::new("cargo")
-        .args(["metadata", "--format-version", "1"])
-        .args(extra)
-        .output()
-        .context("cannot start cargo metadata")?;
+    let mut command = Command::new("cargo");
+    command.args(["metadata", "--format-version", "1"]);
+    let output = ask(command.args(extra))?;
     if !output.status.success() {
-        bail!(
-            "cargo metadata: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        bail!("cargo metadata: {}", output.status);
     }
     serde_json::from_slice(&output.stdout).context("cargo metadata printed no JSON")
 }

@@ -1,6 +1,7 @@
 //! Installing what is missing: Debian packages only, and only those that are not there.
 
-use anyhow::{Context, bail};
+use crate::command::run;
+use anyhow::bail;
 use std::path::Path;
 use std::process::Command;
 
@@ -49,15 +50,9 @@ fn is_root() -> bool {
 }
 
 fn apt(arguments: &[&str]) -> anyhow::Result<()> {
-    let status = Command::new("apt-get")
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .status()
-        .context("cannot start apt-get")?;
-    if !status.success() {
-        bail!("apt-get {}: {status}", arguments.join(" "));
-    }
-    Ok(())
+    let mut command = Command::new("apt-get");
+    command.args(arguments);
+    run(command.env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
 #[cfg(test)]

@@ -18,6 +18,9 @@ const ROOT_DEVICE: &str = "/dev/vda";
 const ROOT_DEVICE_WAIT_MAX: Duration = Duration::from_secs(60);
 /// Part of the guest's memory that files changed in the guest may take.
 const OVERLAY_SHARE: &str = "size=50%,mode=755";
+/// Open descriptors of a program: at its start, and as far as it may raise that.
+const DESCRIPTORS_SOFT: u64 = 1024;
+const DESCRIPTORS_HARD: u64 = 1 << 20;
 const CONSOLE_LEVEL_EMERGENCIES: libc::c_int = 1;
 const SYSLOG_ACTION_CONSOLE_LEVEL: libc::c_int = 8;
 
@@ -54,6 +57,7 @@ pub fn bring_up() -> io::Result<()> {
     switch_root()?;
     mount_system()?;
     loopback_up()?;
+    raise_limits()?;
     cgroup::create(memory_bytes()?)?;
     hide_boot_id()?;
     // SAFETY: sets a number in the kernel.
@@ -110,7 +114,10 @@ fn switch_root() -> io::Result<()> {
     )?;
     fs::create_dir_all("/changes/upper")?;
     fs::create_dir_all("/changes/work")?;
-    let layers = "lowerdir=/lower,upperdir=/changes/upper,workdir=/changes/work";
+    // redirect_dir: a folder of the image can be renamed. xino: the inode numbers of a folder's
+    // entries are those that stat(2) gives (Documentation/filesystems/overlayfs.rst).
+    let layers = "lowerdir=/lower,upperdir=/changes/upper,workdir=/changes/work,redirect_dir=on,\
+        xino=on";
     mount_at("overlay", "/root", "overlay", MountFlags::empty(), layers)?;
     for tree in ["/dev", "/proc", "/sys"] {
         let target = format!("/root{tree}");
@@ -202,6 +209,19 @@ fn loopback_up() -> io::Result<()> {
             Ok(())
         }
     }
+}
+
+/// As a container has them; programs inherit them.
+fn raise_limits() -> io::Result<()> {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let descriptors = Rlimit {
+        current: Some(DESCRIPTORS_SOFT),
+        maximum: Some(DESCRIPTORS_HARD),
+    };
+    context(
+        "raise the limit of descriptors",
+        setrlimit(Resource::Nofile, descriptors).map_err(io::Error::from),
+    )
 }
 
 fn memory_bytes() -> io::Result<u64> {

@@ -30,7 +30,7 @@ impl Interpreter {
         fs::write(DRIVER, DRIVER_SOURCE)?;
         let (mut control, theirs) = UnixStream::pair()?;
         let number = theirs.as_raw_fd().to_string();
-        let arguments = ["python3".to_owned(), DRIVER.to_owned(), number];
+        let arguments = ["python3", DRIVER, &number].map(|word| word.as_bytes().to_vec());
         let process = spawn(&arguments, &[], "/root", true, Some(theirs))?;
         send(&mut control, &[b"warm", code.as_bytes()])?;
         let mut length = [0; 4];
@@ -55,6 +55,16 @@ impl Interpreter {
         self.seed = seed.unwrap_or_default().to_vec();
     }
 
+    /// Gives it its seed now: nobody knows yet whether it will ever become a program, but what the
+    /// warm-up has started in it goes on.
+    pub fn reseed(&mut self) -> io::Result<()> {
+        let seed = std::mem::take(&mut self.seed);
+        if seed.is_empty() {
+            return Ok(());
+        }
+        send(&mut self.control, &[b"reseed", &seed])
+    }
+
     /// Whether it can become this program: Python's own environment variables are read only at its
     /// start, so a program that sets one gets an interpreter of its own.
     pub fn can_become(&self, start: &Start) -> bool {
@@ -66,13 +76,13 @@ impl Interpreter {
         mut self,
         start: &Start,
         source: &PythonSource,
-        arguments: &[String],
+        arguments: &[Vec<u8>],
         environment: &[(String, String)],
     ) -> io::Result<Spawned> {
-        let (kind, name, content): (&[u8], &str, &[u8]) = match source {
-            PythonSource::Code(code) => (b"code", "", code),
-            PythonSource::File { argv0, path, .. } => (b"file", argv0, path.as_bytes()),
-            PythonSource::Stdin => (b"stdin", "", b""),
+        let (kind, name, content): (&[u8], &[u8], &[u8]) = match source {
+            PythonSource::Code(code) => (b"code", b"", code),
+            PythonSource::File { argv0, path } => (b"file", argv0, path),
+            PythonSource::Stdin => (b"stdin", b"", b""),
         };
         let lines: &[u8] = if start.line_buffered { b"1" } else { b"0" };
         let count = arguments.len().to_string();
@@ -81,13 +91,13 @@ impl Interpreter {
             b"run",
             &self.seed,
             kind,
-            name.as_bytes(),
+            name,
             content,
             cwd,
             lines,
             count.as_bytes(),
         ];
-        items.extend(arguments.iter().map(String::as_bytes));
+        items.extend(arguments.iter().map(Vec::as_slice));
         for (key, value) in environment {
             items.push(key.as_bytes());
             items.push(value.as_bytes());

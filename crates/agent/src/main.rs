@@ -6,6 +6,7 @@
 
 mod cgroup;
 mod channel;
+mod files;
 mod guest;
 mod identity;
 mod interpreter;

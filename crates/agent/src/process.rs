@@ -5,13 +5,17 @@
 use crate::cgroup;
 use rustix::io::Errno;
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use zygote_protocol::{ProcessId, STREAM_CHUNK_MAX_BYTES};
 
+/// Linux's last signal.
+const SIGNAL_MAX: libc::c_int = 64;
 /// What every program has in its environment unless the host says otherwise.
 const ENVIRONMENT: [(&str, &str); 4] = [
     (
@@ -59,11 +63,12 @@ pub fn environment(additions: &[(String, String)]) -> Vec<(String, String)> {
     all
 }
 
-/// Starts a program in the user's cgroup, in a session of its own, with pipes for its streams.
+/// Starts a program in the user's cgroup, in a session of its own, with pipes for its streams and
+/// with signals as after a login: none blocked, none ignored.
 /// `inherited` stays open in it under the same number. An error tells why the program does not run
 /// (not found, not executable, no such directory).
 pub fn spawn(
-    arguments: &[String],
+    arguments: &[Vec<u8>],
     additions: &[(String, String)],
     cwd: &str,
     stdin: bool,
@@ -78,9 +83,9 @@ pub fn spawn(
     let entrance = cgroup::entrance()?;
     let entrance_fd = entrance.as_raw_fd();
     let inherited_fd = inherited.as_ref().map(AsRawFd::as_raw_fd);
-    let mut command = Command::new(program);
+    let mut command = Command::new(OsStr::from_bytes(program));
     command
-        .args(rest)
+        .args(rest.iter().map(|word| OsStr::from_bytes(word)))
         .env_clear()
         .envs(environment(additions))
         .current_dir(cwd)
@@ -94,6 +99,7 @@ pub fn spawn(
             if libc::write(entrance_fd, c"0".as_ptr().cast(), 1) < 0 || libc::setsid() < 0 {
                 return Err(io::Error::last_os_error());
             }
+            default_signals();
             if let Some(fd) = inherited_fd
                 && libc::fcntl(fd, libc::F_SETFD, 0) < 0
             {
@@ -111,6 +117,19 @@ pub fn spawn(
         stdout: OwnedFd::from(stdout.ok_or_else(missing)?),
         stderr: OwnedFd::from(stderr.ok_or_else(missing)?),
     })
+}
+
+/// Undoes what the agent has done to signals for itself. Safe between fork and exec.
+fn default_signals() {
+    // SAFETY: system calls on a local set; numbers that cannot be changed are refused.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        for signal in 1..=SIGNAL_MAX {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+    }
 }
 
 /// What a read of an output stream gave.

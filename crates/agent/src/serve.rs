@@ -6,12 +6,12 @@
 #![expect(unsafe_code, reason = "signalfd, waitpid")]
 
 use crate::channel::Channel;
+use crate::files::Files;
 use crate::identity::HostClock;
 use crate::interpreter::Interpreter;
 use crate::process::{Output, Process, environment, read_output, spawn};
 use crate::{cgroup, identity};
 use rustix::event::{PollFd, PollFlags, poll};
-use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
@@ -38,6 +38,7 @@ struct Server {
     interpreter: Option<Interpreter>,
     state: State,
     clock: HostClock,
+    files: Files,
 }
 
 /// Serves until the connection breaks.
@@ -49,6 +50,7 @@ pub fn serve(channel: Channel) -> io::Result<()> {
         interpreter: None,
         state: State::Building,
         clock: HostClock::map()?,
+        files: Files::default(),
     };
     let release = rustix::system::uname()
         .release()
@@ -201,6 +203,12 @@ impl Server {
     fn handle(&mut self, message: HostMessage) -> io::Result<()> {
         match message {
             HostMessage::Activate(identity) => self.activate(&identity),
+            HostMessage::Put(put) => {
+                if self.state == State::Active {
+                    self.files.put(put);
+                }
+                Ok(())
+            }
             HostMessage::Start(start) => self.start(start),
             HostMessage::Stdin { process, data } => {
                 if let Some(process) = self.process(process) {
@@ -308,6 +316,7 @@ impl Server {
     }
 
     fn begin(&mut self, start: &Start) -> io::Result<Process> {
+        self.files.finish()?;
         if !Path::new(&start.cwd).is_dir() {
             return Err(io::Error::other(format!(
                 "no directory {} in the guest",
@@ -316,46 +325,37 @@ impl Server {
         }
         let spawned = match &start.program {
             Program::Command(arguments) => {
+                if let Some(interpreter) = &mut self.interpreter {
+                    interpreter.reseed()?;
+                }
                 spawn(arguments, &start.env, &start.cwd, start.stdin, None)?
             }
-            Program::Python { source, arguments } => {
-                if let PythonSource::File { path, content, .. } = source {
-                    write_program(path, content)?;
+            Program::Python { source, arguments } => match self.interpreter.take() {
+                Some(warm) if warm.can_become(start) => {
+                    let environment = environment(&start.env);
+                    warm.become_program(start, source, arguments, &environment)?
                 }
-                match self.interpreter.take() {
-                    Some(warm) if warm.can_become(start) => {
-                        let environment = environment(&start.env);
-                        warm.become_program(start, source, arguments, &environment)?
+                unused => {
+                    self.interpreter = unused;
+                    if let Some(interpreter) = &mut self.interpreter {
+                        interpreter.reseed()?;
                     }
-                    unused => {
-                        self.interpreter = unused;
-                        let command = cold_python(source, arguments);
-                        spawn(&command, &start.env, &start.cwd, start.stdin, None)?
-                    }
+                    let command = cold_python(source, arguments);
+                    spawn(&command, &start.env, &start.cwd, start.stdin, None)?
                 }
-            }
+            },
         };
         Process::new(start.process, spawned, start.stdin)
     }
 }
 
-fn write_program(path: &str, content: &[u8]) -> io::Result<()> {
-    if let Some(folder) = Path::new(path).parent() {
-        fs::create_dir_all(folder)?;
-    }
-    fs::write(path, content)
-        .map_err(|e| io::Error::other(format!("cannot write {path} in the guest: {e}")))
-}
-
 /// The command that a user would type.
-fn cold_python(source: &PythonSource, arguments: &[String]) -> Vec<String> {
-    let mut command = vec!["python3".to_owned()];
+fn cold_python(source: &PythonSource, arguments: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let mut command = vec![b"python3".to_vec()];
     match source {
-        PythonSource::Code(code) => {
-            command.extend(["-c".to_owned(), String::from_utf8_lossy(code).into_owned()]);
-        }
+        PythonSource::Code(code) => command.extend([b"-c".to_vec(), code.clone()]),
         PythonSource::File { path, .. } => command.push(path.clone()),
-        PythonSource::Stdin => command.push("-".to_owned()),
+        PythonSource::Stdin => command.push(b"-".to_vec()),
     }
     command.extend_from_slice(arguments);
     command
@@ -363,8 +363,10 @@ fn cold_python(source: &PythonSource, arguments: &[String]) -> Vec<String> {
 
 fn start_failure(start: &Start, error: &io::Error) -> (StartFailure, String) {
     let name = match &start.program {
-        Program::Command(arguments) => arguments.first().map_or("", String::as_str),
-        Program::Python { .. } => "python3",
+        Program::Command(arguments) => {
+            String::from_utf8_lossy(arguments.first().map_or(b"", |word| word))
+        }
+        Program::Python { .. } => "python3".into(),
     };
     match error.kind() {
         io::ErrorKind::NotFound => (

@@ -1,5 +1,7 @@
 //! The command line, as clap sees it.
 
+use crate::copy::Copy;
+use clap::builder::TypedValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -94,7 +96,7 @@ pub enum Verb {
         zygote run -c 'import sys; print(sys.argv)' a b\n  \
         zygote run --timeout 2s -c 'while True: pass'; echo $?     (124)\n  \
         echo 'print(6*7)' | zygote run -\n  \
-        zygote run --env TOKEN=abc --cwd /tmp job.py input.csv\n  \
+        zygote run --env TOKEN=abc --copy input.csv job.py input.csv\n  \
         zygote run --count 3 --json -c 'import random; print(random.random())'\n  \
         zygote run -- sh -c 'cat /proc/meminfo | head -1'"
 )]
@@ -122,6 +124,11 @@ pub struct RunArgs {
     /// Run although this host does not allow all walls between it and untrusted code; says so
     #[arg(long, env = "ZYGOTE_ALLOW_MISSING_WALLS", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_missing_walls: bool,
+    /// Copy a file or folder into the sandbox, its permissions kept: to its own name in the program's
+    /// directory (where a FILE finds it to import it, too), or to DST; at most 1 GiB (repeatable)
+    #[arg(long, value_name = "SRC[:DST]",
+          value_parser = clap::builder::OsStringValueParser::new().try_map(|text| Copy::parse(&text)))]
+    pub copy: Vec<Copy>,
     /// Fork this many at once
     #[arg(long, default_value_t = 1, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(COUNT_MAX)))]

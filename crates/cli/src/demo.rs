@@ -2,6 +2,7 @@
 
 use crate::args::Global;
 use crate::host::{self, Place};
+use crate::out::say;
 use crate::template;
 use anyhow::{Context, bail};
 use serde_json::Value;
@@ -20,7 +21,7 @@ print('host name             ', socket.gethostname())";
 /// Shows it; gives back the exit code.
 pub fn run(global: &Global) -> anyhow::Result<u8> {
     let store = host::store(global)?;
-    if host::choose(global)? == Place::Lab {
+    if host::choose(global, &store)? == Place::Lab {
         let _lock = if template::is_missing(&store, TEMPLATE)? {
             Some(template::gather_for(&store, TEMPLATE)?)
         } else {
@@ -57,27 +58,27 @@ fn forks(global: &Global) -> anyhow::Result<Vec<Value>> {
 }
 
 fn show(runs: &[Value]) -> anyhow::Result<u8> {
-    println!("One machine was booted and snapshotted, with numpy imported. Two forks of it:\n");
+    say!("One machine was booted and snapshotted, with numpy imported. Two forks of it:\n");
     for (number, run) in runs.iter().enumerate() {
-        println!("fork {}", number + 1);
+        say!("fork {}", number + 1);
         for line in run["stdout"].as_str().unwrap_or_default().lines() {
-            println!("    {line}");
+            say!("    {line}");
         }
-        println!(
+        say!(
             "    {:<22} {:.1} ms",
             "ready after",
             run["fork_time_ms"].as_f64().unwrap_or(0.0)
         );
-        println!(
+        say!(
             "    {:<22} {:.1} ms",
             "program ran for",
             run["exec_time_ms"].as_f64().unwrap_or(0.0)
         );
         let kib = run["memory_private_kib"].as_f64().unwrap_or(0.0);
-        println!("    {:<22} {:.1} MiB\n", "private memory", kib / 1024.0);
+        say!("    {:<22} {:.1} MiB\n", "private memory", kib / 1024.0);
     }
-    println!("{}\n", place());
-    println!("Try: zygote run -c 'import numpy; print(numpy.arange(3).sum())'");
+    say!("{}\n", place());
+    say!("Try: zygote run -c 'import numpy; print(numpy.arange(3).sum())'");
     Ok(0)
 }
 

@@ -2,6 +2,7 @@
 
 use crate::args::Global;
 use crate::host;
+use crate::out::say;
 use serde::Serialize;
 use std::error::Error;
 use std::fs;
@@ -63,7 +64,7 @@ pub fn run(global: &Global, json: bool) -> anyhow::Result<u8> {
     checks.push(templates(&store));
     if json {
         let host = possible.then_some(place);
-        println!("{}", serde_json::json!({"host": host, "checks": checks}));
+        say!("{}", serde_json::json!({"host": host, "checks": checks}));
     } else {
         show(&checks, possible, place);
     }
@@ -77,18 +78,18 @@ fn show(checks: &[Check], possible: bool, place: &str) {
             Grade::Warning => "note",
             Grade::Bad => "no  ",
         };
-        println!("{mark}  {:<18} {}", check.name, check.finding);
+        say!("{mark}  {:<18} {}", check.name, check.finding);
         if let Some(remedy) = &check.remedy {
-            println!("      {:<18} -> {remedy}", "");
+            say!("      {:<18} -> {remedy}", "");
         }
     }
-    println!();
+    say!("");
     match (possible, place) {
-        (true, "kvm") => println!("Machines run on this host's KVM."),
-        (true, _) => println!(
+        (true, "kvm") => say!("Machines run on this host's KVM."),
+        (true, _) => say!(
             "Machines run in the lab, an emulated host: everything works, about a hundred times slower."
         ),
-        (false, _) => println!("Machines cannot run here yet: see the lines marked `no`."),
+        (false, _) => say!("Machines cannot run here yet: see the lines marked `no`."),
     }
 }
 
@@ -194,7 +195,7 @@ pub fn show_jail() -> ExitCode {
     let mut missing = match zygote_jail::enter() {
         Ok(report) => report.missing,
         Err(error) => {
-            println!("{error}");
+            say!("{error}");
             return ExitCode::FAILURE;
         }
     };
@@ -206,7 +207,7 @@ pub fn show_jail() -> ExitCode {
     let told = missing.iter().map(|MissingWall { wall, why, is_main }| {
         serde_json::json!({"wall": wall, "why": why, "is_main": is_main})
     });
-    println!("{}", serde_json::Value::from_iter(told));
+    say!("{}", serde_json::Value::from_iter(told));
     ExitCode::SUCCESS
 }
 

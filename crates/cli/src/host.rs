@@ -2,6 +2,8 @@
 //! with the same arguments.
 
 use crate::args::{Global, HostChoice};
+use crate::out::complain;
+use crate::probed;
 use crate::progress::Reporter;
 use crate::report;
 use anyhow::{Context, bail};
@@ -16,6 +18,8 @@ use zygote_vmm::probe::{Probe, probe};
 /// Memory of the emulated host.
 const LAB_MEMORY_MIB: u32 = 6144;
 const LAB_CPUS: u8 = 1;
+/// Tells the program in the lab who holds the lock of builds.
+const BUILDS_LOCK_HINT: &str = "ZYGOTE_BUILDS_LOCK";
 /// Tells the program in the lab that its output ends on a terminal.
 pub const TERMINAL_HINT: &str = "ZYGOTE_STDOUT_IS_TERMINAL";
 
@@ -29,13 +33,13 @@ pub enum Place {
 }
 
 /// Decides, by measuring unless the user has decided.
-pub fn choose(global: &Global) -> anyhow::Result<Place> {
+pub fn choose(global: &Global, store: &Store) -> anyhow::Result<Place> {
     if in_lab() {
         return Ok(Place::Here);
     }
     match global.host {
         HostChoice::Lab => Ok(Place::Lab),
-        HostChoice::Auto if !probe().usable => Ok(Place::Lab),
+        HostChoice::Auto if !probed::is_usable(store) => Ok(Place::Lab),
         HostChoice::Auto => Ok(Place::Here),
         HostChoice::Kvm => {
             let Probe { problems, .. } = probe();
@@ -88,11 +92,33 @@ pub fn again_in_lab(store: &Store, stdin: bool, timeout: Option<Duration>) -> an
     let job = LabJob {
         arguments,
         shares: vec![store.state_dir().to_owned()],
+        builds_lock: BuildsLock::HeldOutside,
         icount: false,
         stdin,
         timeout,
     };
     run_in_lab(store, job)
+}
+
+/// Who keeps others from building at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BuildsLock {
+    /// This process, by the lock's file.
+    OursToTake,
+    /// In a lab: this program's other half, on the host.
+    HeldOutside,
+    /// In a lab that somebody has started by hand: nobody can.
+    OutOfReach,
+}
+
+/// File locks do not reach through the shared folder of a lab.
+pub fn builds_lock() -> BuildsLock {
+    let told = std::env::var(BUILDS_LOCK_HINT).unwrap_or_default();
+    match (in_lab(), told.as_str()) {
+        (false, _) | (true, "own") => BuildsLock::OursToTake,
+        (true, "held") => BuildsLock::HeldOutside,
+        (true, _) => BuildsLock::OutOfReach,
+    }
 }
 
 /// What runs in a lab.
@@ -101,6 +127,8 @@ pub struct LabJob {
     pub arguments: Vec<OsString>,
     /// Folders that are shared for writing.
     pub shares: Vec<PathBuf>,
+    /// For this program in there: who keeps others from building.
+    pub builds_lock: BuildsLock,
     /// Whether the lab's clock counts instructions.
     pub icount: bool,
     /// Whether standard input is passed on.
@@ -117,6 +145,7 @@ pub fn run_in_lab(store: &Store, job: LabJob) -> anyhow::Result<u8> {
     let LabJob {
         arguments,
         shares,
+        builds_lock,
         icount,
         stdin,
         timeout,
@@ -140,6 +169,12 @@ pub fn run_in_lab(store: &Store, job: LabJob) -> anyhow::Result<u8> {
         .filter(|(key, _)| key != "ZYGOTE_HOST" && key != "ZYGOTE_STATE_DIR")
         .collect();
     environment.push(("ZYGOTE_STATE_DIR".into(), state.into()));
+    let hint = match builds_lock {
+        BuildsLock::OursToTake => "own",
+        BuildsLock::HeldOutside => "held",
+        BuildsLock::OutOfReach => "",
+    };
+    environment.push((BUILDS_LOCK_HINT.into(), hint.into()));
     if std::io::stdout().is_terminal() {
         environment.push((TERMINAL_HINT.into(), "1".into()));
     }
@@ -153,7 +188,7 @@ pub fn run_in_lab(store: &Store, job: LabJob) -> anyhow::Result<u8> {
     match zygote_lab::run(&config, &command, Streams::inherited()) {
         Ok(status) => Ok(status),
         Err(LabError::Program { message, status }) => {
-            eprintln!("zygote: {message}");
+            complain!("zygote: {message}");
             Ok(status)
         }
         // Whoever read our output has gone, as in `zygote … | head -1`.

@@ -1,14 +1,22 @@
 //! `zygote`: one binary, thin; the work is in the crates below.
 
 mod args;
+mod copy;
 mod demo;
 mod doctor;
 mod host;
+mod interrupt;
+mod many;
+mod one;
+mod out;
+mod probed;
+mod program;
 mod progress;
 mod report;
 mod run;
 mod template;
 
+use crate::out::{complain, say};
 use args::{Cli, LabArgs, Verb};
 use clap::CommandFactory;
 use std::process::ExitCode;
@@ -27,7 +35,7 @@ fn main() -> ExitCode {
     match dispatch(&cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("zygote: {error:#}");
+            complain!("zygote: {error:#}");
             ExitCode::from(report::FAILED)
         }
     }
@@ -58,25 +66,27 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
             let job = host::LabJob {
                 arguments: command.clone(),
                 shares,
+                builds_lock: if *throw_away {
+                    host::BuildsLock::OursToTake
+                } else {
+                    host::BuildsLock::OutOfReach
+                },
                 icount: *icount,
                 stdin: true,
                 timeout: timeout.0,
             };
             match host::run_in_lab(&store, job) {
                 Err(error) if host::is_lab_timeout(&error) => {
-                    eprintln!("zygote: {error}");
+                    complain!("zygote: {error}");
                     Ok(report::TIMED_OUT)
                 }
                 other => other,
             }
         }
         Verb::Completions { shell } => {
-            clap_complete::generate(
-                *shell,
-                &mut Cli::command(),
-                "zygote",
-                &mut std::io::stdout(),
-            );
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "zygote", &mut script);
+            say!("{}", String::from_utf8_lossy(&script).trim_end());
             Ok(0)
         }
     }

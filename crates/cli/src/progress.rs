@@ -1,5 +1,6 @@
 //! Telling people how long work goes on: a spinner on a terminal, plain lines elsewhere.
 
+use crate::out::complain;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -35,7 +36,7 @@ impl Reporter {
         message.clone_into(&mut self.last);
         match &self.bar {
             Some(bar) => bar.set_message(message.to_owned()),
-            None => eprintln!("zygote: {message}"),
+            None => complain!("zygote: {message}"),
         }
     }
 

@@ -55,6 +55,8 @@ pub fn sentence(outcome: &Outcome, limit: Option<Duration>) -> Option<String> {
 /// One run as JSON.
 #[derive(Debug, Serialize)]
 pub struct RunRecord<'a> {
+    /// Which of those that were asked for: 0 to count − 1.
+    pub index: usize,
     id: String,
     template: &'a str,
     /// Absent when the bytes are not UTF-8; then they are in `stdout_base64`.
@@ -76,6 +78,9 @@ pub struct RunRecord<'a> {
     host: &'static str,
     /// The sentence that people are told, if there is one.
     error: Option<String>,
+    /// What to do about a failure of the program's own, if we know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 impl<'a> RunRecord<'a> {
@@ -90,6 +95,7 @@ impl<'a> RunRecord<'a> {
         let (stdout, stdout_base64) = text_or_base64(&output.stdout);
         let (stderr, stderr_base64) = text_or_base64(&output.stderr);
         Self {
+            index: 0,
             id: result.id.to_string(),
             template,
             stdout,
@@ -109,6 +115,7 @@ impl<'a> RunRecord<'a> {
             memory_private_kib: result.usage.map(|usage| usage.private_kib),
             host,
             error: sentence(&result.outcome, limit),
+            hint: None,
         }
     }
 }

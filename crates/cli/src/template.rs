@@ -2,8 +2,9 @@
 
 use crate::args::{BuildArgs, Global, TemplateVerb};
 use crate::host::{self, Place};
+use crate::out::{complain, say};
 use crate::progress::Reporter;
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use serde_json::json;
 use std::fs::File;
 use std::time::Duration;
@@ -22,9 +23,7 @@ pub fn run(global: &Global, verb: &TemplateVerb) -> anyhow::Result<u8> {
         TemplateVerb::Inspect { name, json } => inspect(&store, name, *json),
         TemplateVerb::Rm { name, json } => {
             store.remove(name)?;
-            print(*json, json!({"removed": name}), || {
-                println!("removed {name}")
-            });
+            print(*json, json!({"removed": name}), || say!("removed {name}"));
             Ok(0)
         }
         TemplateVerb::Verify { name, json } => verify(&store, name, *json),
@@ -33,7 +32,7 @@ pub fn run(global: &Global, verb: &TemplateVerb) -> anyhow::Result<u8> {
 
 fn print(as_json: bool, value: serde_json::Value, for_people: impl FnOnce()) {
     if as_json {
-        println!("{value}");
+        say!("{value}");
     } else {
         for_people();
     }
@@ -68,13 +67,17 @@ fn tell(reporter: &mut Reporter, progress: &Progress) {
 /// Gathers a template's ingredients on this host, for a build in the lab. The build is over when
 /// the lock is dropped.
 pub fn gather_for(store: &Store, recipe: &str) -> anyhow::Result<File> {
-    gather_ingredients(store, &Recipe::find(recipe)?).map(|(lock, _)| lock)
+    gather_ingredients(store, &Recipe::find(recipe)?, false).map(|(lock, _)| lock)
 }
 
-fn gather_ingredients(store: &Store, recipe: &Recipe) -> anyhow::Result<(File, Ingredients)> {
+fn gather_ingredients(
+    store: &Store,
+    recipe: &Recipe,
+    check: bool,
+) -> anyhow::Result<(File, Ingredients)> {
     let mut reporter = Reporter::new();
     let lock = store.lock_builds(&mut |progress| tell(&mut reporter, &progress))?;
-    let gathered = gather(store, recipe, &mut |progress| {
+    let gathered = gather(store, recipe, check, &mut |progress| {
         tell(&mut reporter, &progress)
     });
     let ingredients =
@@ -85,7 +88,7 @@ fn gather_ingredients(store: &Store, recipe: &Recipe) -> anyhow::Result<(File, I
 /// Builds a template that a run needs, and says so.
 pub fn build_missing(store: &Store, name: &str) -> anyhow::Result<()> {
     if !host::in_lab() {
-        eprintln!("zygote: there is no template {name} yet; building it first");
+        complain!("zygote: there is no template {name} yet; building it first");
     }
     let args = BuildArgs {
         recipe: name.to_owned(),
@@ -99,9 +102,9 @@ pub fn build_missing(store: &Store, name: &str) -> anyhow::Result<()> {
 }
 
 fn build_verb(global: &Global, store: &Store, args: &BuildArgs) -> anyhow::Result<u8> {
-    if host::choose(global)? == Place::Lab {
+    if host::choose(global, store)? == Place::Lab {
         let recipe = Recipe::find(&args.recipe)?;
-        let (_lock, ingredients) = gather_ingredients(store, &recipe)?;
+        let (_lock, ingredients) = gather_ingredients(store, &recipe, args.force)?;
         let options = options(&recipe, args);
         return match up_to_date(store, &recipe, &options, &ingredients) {
             Some(template) => Ok(show_built(args, &Built::UpToDate(template))),
@@ -121,7 +124,7 @@ fn show_built(args: &BuildArgs, built: &Built) -> u8 {
     };
     let value = json!({"result": what, "template": template});
     print(args.json, value, || {
-        println!("{}: {what} ({})", template.name, summary(template));
+        say!("{}: {what} ({})", template.name, summary(template));
     });
     0
 }
@@ -139,11 +142,16 @@ fn build_here(store: &Store, args: &BuildArgs) -> anyhow::Result<Built> {
     let recipe = Recipe::find(&args.recipe)?;
     let options = options(&recipe, args);
     let mut reporter = Reporter::new();
-    // In the lab, the host's side of this program holds it.
-    let _lock = if host::in_lab() {
-        None
-    } else {
-        Some(store.lock_builds(&mut |progress| tell(&mut reporter, &progress))?)
+    let _lock = match host::builds_lock() {
+        host::BuildsLock::OursToTake => {
+            Some(store.lock_builds(&mut |progress| tell(&mut reporter, &progress))?)
+        }
+        host::BuildsLock::HeldOutside => None,
+        host::BuildsLock::OutOfReach => bail!(
+            "two labs that build would not see each other's locks: build from outside of the lab \
+             (zygote template build {}), or with zygote lab --throw-away",
+            args.recipe
+        ),
     };
     build(store, &recipe, &options, &mut |progress| {
         tell(&mut reporter, &progress)
@@ -172,22 +180,26 @@ fn list(store: &Store, as_json: bool) -> anyhow::Result<u8> {
         match template {
             Ok(template) => good.push(template),
             Err(error) => {
-                eprintln!("zygote: {:#}", anyhow::Error::new(error).context(name));
+                complain!("zygote: {:#}", anyhow::Error::new(error).context(name));
                 code = 1;
             }
         }
     }
     print(as_json, json!(good), || {
         if good.is_empty() && code == 0 {
-            println!("no templates yet; make one with: zygote template build python");
+            say!("no templates yet; make one with: zygote template build python");
             return;
         }
-        println!(
+        say!(
             "{:<16} {:>9} {:>5} {:>8} {:>10}  KERNEL",
-            "NAME", "MEMORY", "VCPUS", "REPLICAS", "DISK"
+            "NAME",
+            "MEMORY",
+            "VCPUS",
+            "REPLICAS",
+            "DISK"
         );
         for template in &good {
-            println!(
+            say!(
                 "{:<16} {:>9} {:>5} {:>8} {:>10}  {}",
                 template.name,
                 format_size(template.memory_bytes),
@@ -206,16 +218,16 @@ fn inspect(store: &Store, name: &str, as_json: bool) -> anyhow::Result<u8> {
     let replicas = store.replicas(name)?;
     let value = json!({"template": template, "snapshots": replicas});
     print(as_json, value, || {
-        println!("{name}: {}", summary(&template));
-        println!(
+        say!("{name}: {}", summary(&template));
+        say!(
             "  built:       {} (seconds since 1970)",
             template.created_unix_s
         );
-        println!("  kernel:      {}", template.kernel_release);
-        println!("  interpreter: {}", template.interpreter);
-        println!("  digest:      {}", template.digest);
+        say!("  kernel:      {}", template.kernel_release);
+        say!("  interpreter: {}", template.interpreter);
+        say!("  digest:      {}", template.digest);
         for replica in &replicas {
-            println!("  snapshot:    {}", replica.display());
+            say!("  snapshot:    {}", replica.display());
         }
     });
     Ok(0)
@@ -233,7 +245,7 @@ fn verify(store: &Store, name: &str, as_json: bool) -> anyhow::Result<u8> {
                 as_json,
                 json!({"name": name, "intact": true, "read_bytes": read}),
                 || {
-                    println!(
+                    say!(
                         "{name}: intact ({} compared with their digests)",
                         format_size(read)
                     );
@@ -244,7 +256,7 @@ fn verify(store: &Store, name: &str, as_json: bool) -> anyhow::Result<u8> {
         Err(error) => {
             let sentence = format!("{:#}", anyhow::Error::new(error));
             let value = json!({"name": name, "intact": false, "error": sentence});
-            print(as_json, value, || eprintln!("zygote: {sentence}"));
+            print(as_json, value, || complain!("zygote: {sentence}"));
             Ok(1)
         }
     }

@@ -177,7 +177,7 @@ fn update(progress: &mut dyn FnMut(&str)) -> Result<(), KernelError> {
 fn dependency(metapackage: &str) -> Result<Option<String>, KernelError> {
     let mut command = Command::new("apt-cache");
     command.args(["depends", "--no-recommends", metapackage]);
-    match output(&mut command, "apt") {
+    match output(&command, "apt") {
         Ok(text) => Ok(parse_dependency(&String::from_utf8_lossy(&text))),
         // It has never heard of the package.
         Err(CommandError::Failed { .. }) => Ok(None),
@@ -199,7 +199,7 @@ fn unpack(package: &str, into: &Path, progress: &mut dyn FnMut(&str)) -> Result<
         command
             .args(["download", "-q", "-o", "APT::Sandbox::User=root", package])
             .current_dir(into);
-        output(&mut command, "apt")
+        output(&command, "apt")
     };
     if download().is_err() {
         // The lists may be older than the archive.
@@ -218,12 +218,12 @@ fn unpack(package: &str, into: &Path, progress: &mut dyn FnMut(&str)) -> Result<
     progress(&format!("unpacking {package}"));
     let mut command = Command::new("dpkg-deb");
     command.arg("--extract").arg(&archive).arg(into);
-    output(&mut command, "dpkg")?;
+    output(&command, "dpkg")?;
     fs::remove_file(&archive).map_err(at("remove", &archive))?;
     let release = package.trim_start_matches("linux-image-");
     let mut command = Command::new("/sbin/depmod");
     command.arg("--basedir").arg(into).arg(release);
-    output(&mut command, "kmod")?;
+    output(&command, "kmod")?;
     Ok(())
 }
 

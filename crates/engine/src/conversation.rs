@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use zygote_protocol::{
-    AgentMessage, FrameDecoder, HostMessage, ProcessId, STREAM_CHUNK_MAX_BYTES, encode,
+    AgentMessage, FrameDecoder, HostMessage, ProcessId, Put, STREAM_CHUNK_MAX_BYTES, encode,
 };
 
 /// Below what the C library takes from the kernel anew each time.
@@ -54,34 +54,71 @@ impl Listener {
     }
 }
 
-/// Says the first messages, then passes a program's input on, chunk by chunk, to its end. Returns
-/// early, without an error, when the sandbox is gone: whoever listens to it finds out why.
-pub async fn speak(
-    mut stream: OwnedWriteHalf,
-    opening: Vec<u8>,
-    input: Option<(ProcessId, mpsc::Receiver<Vec<u8>>)>,
-) -> OwnedWriteHalf {
+/// What is said to the agent after the first messages.
+pub struct Speech {
+    /// Which process it is for.
+    pub process: ProcessId,
+    /// Put into the guest before the program starts, in this order.
+    pub puts: Option<mpsc::Receiver<Put>>,
+    /// Starts the program.
+    pub start: Vec<u8>,
+    /// The program's standard input, if it has one.
+    pub input: Option<mpsc::Receiver<Vec<u8>>>,
+    /// Signals for the program.
+    pub signals: Option<mpsc::Receiver<u8>>,
+}
+
+/// Says the first messages, then passes files, a program's input and signals on, to their ends.
+/// Returns early, without an error, when the sandbox is gone: whoever listens to it finds out why.
+pub async fn speak(mut stream: OwnedWriteHalf, opening: Vec<u8>, speech: Speech) -> OwnedWriteHalf {
     // Dropping the write half would end the stream for the agent: it is handed back instead.
-    if stream.write_all(&opening).await.is_ok()
-        && let Some((process, chunks)) = input
-    {
-        let _ = pass_on(&mut stream, process, chunks).await;
-    }
+    let _ = say(&mut stream, opening, speech).await;
     stream
 }
 
-async fn pass_on(
-    stream: &mut OwnedWriteHalf,
-    process: ProcessId,
-    mut chunks: mpsc::Receiver<Vec<u8>>,
-) -> io::Result<()> {
-    while let Some(chunk) = chunks.recv().await {
-        for piece in chunk.chunks(STREAM_CHUNK_MAX_BYTES) {
-            let data = piece.to_vec();
-            let bytes = encode(&HostMessage::Stdin { process, data }).map_err(io::Error::other)?;
-            stream.write_all(&bytes).await?;
+async fn say(stream: &mut OwnedWriteHalf, mut opening: Vec<u8>, speech: Speech) -> io::Result<()> {
+    let Speech {
+        process,
+        puts,
+        start,
+        mut input,
+        mut signals,
+    } = speech;
+    if let Some(mut puts) = puts {
+        stream.write_all(&opening).await?;
+        opening.clear();
+        while let Some(put) = puts.recv().await {
+            write(stream, &HostMessage::Put(put)).await?;
         }
     }
-    let bytes = encode(&HostMessage::StdinClose { process }).map_err(io::Error::other)?;
+    opening.extend(start);
+    stream.write_all(&opening).await?;
+    loop {
+        tokio::select! {
+            signal = next(&mut signals), if signals.is_some() => match signal {
+                Some(signal) => write(stream, &HostMessage::Signal { process, signal }).await?,
+                None => signals = None,
+            },
+            chunk = next(&mut input), if input.is_some() => match chunk {
+                Some(chunk) => for piece in chunk.chunks(STREAM_CHUNK_MAX_BYTES) {
+                    let data = piece.to_vec();
+                    write(stream, &HostMessage::Stdin { process, data }).await?;
+                },
+                None => {
+                    input = None;
+                    write(stream, &HostMessage::StdinClose { process }).await?;
+                }
+            },
+            else => return Ok(()),
+        }
+    }
+}
+
+async fn next<T>(channel: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    channel.as_mut()?.recv().await
+}
+
+async fn write(stream: &mut OwnedWriteHalf, message: &HostMessage) -> io::Result<()> {
+    let bytes = encode(message).map_err(io::Error::other)?;
     stream.write_all(&bytes).await
 }

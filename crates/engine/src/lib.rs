@@ -14,11 +14,13 @@ mod usage;
 mod walls;
 mod zygote;
 
-pub use capture::{CAPTURE_MAX_BYTES, Captured, capture};
+pub use capture::{Budget, CAPTURE_MAX_BYTES, Captured, capture};
 pub use pool::{Pool, PoolConfig, PoolStats};
 pub use sandbox::{Event, Outcome, RunRequest, RunResult, Stdin, run};
 pub use usage::Usage;
 pub use walls::{list as list_walls, remedy as walls_remedy};
 pub use zygote::{EngineConfig, PATIENCE, PATIENCE_EMULATED, Runner, Zygote, ZygoteError};
-pub use zygote_protocol::{ExitStatus, Program, PythonSource, StartFailure};
+pub use zygote_protocol::{
+    ExitStatus, Program, Put, PythonSource, STREAM_CHUNK_MAX_BYTES, StartFailure,
+};
 pub use zygote_runner::control::MissingWall;

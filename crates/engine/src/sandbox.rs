@@ -3,7 +3,7 @@
 //! Fails closed: unless the fork's first word is that it has become somebody, with a sample of its
 //! generator that no other fork has shown, nothing that it says counts.
 
-use crate::conversation::{Broken, Listener, speak};
+use crate::conversation::{Broken, Listener, Speech, speak};
 use crate::fork::{Fork, ForkError};
 use crate::identity;
 use crate::socket::ControlSocket;
@@ -15,12 +15,14 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use uuid::Uuid;
 use zygote_protocol::{
-    AgentMessage, ExitStatus, HostMessage, ProcessId, Program, Start, StartFailure, encode,
+    AgentMessage, ExitStatus, HostMessage, ProcessId, Program, Put, Start, StartFailure, encode,
 };
 use zygote_runner::control::{FromRunner, decode};
 
 /// How long to wait for the last words of a runner whose stream has ended.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
+/// How long putting files may take: hundreds of megabytes into an emulated guest.
+const PUT_MAX: Duration = Duration::from_secs(1200);
 /// How long measuring may take: the kernel walks the page tables.
 const MEASURE_MAX: Duration = Duration::from_secs(10);
 /// The run's only process.
@@ -39,7 +41,11 @@ pub struct RunRequest {
     pub stdin: Stdin,
     /// Whether Python's output comes line by line, as on a terminal.
     pub line_buffered: bool,
-    /// How long the program may run, from the moment it can; `None`: as long as it likes.
+    /// What is put into the guest before it starts, in this order.
+    pub puts: Option<mpsc::Receiver<Put>>,
+    /// Signals for it and for what it has started.
+    pub signals: Option<mpsc::Receiver<u8>>,
+    /// How long the program may run, from its start; `None`: as long as it likes.
     pub timeout: Option<Duration>,
     /// Whether to measure at its end what the sandbox has cost.
     pub measure: bool,
@@ -170,6 +176,8 @@ async fn conduct(
         cwd,
         stdin,
         line_buffered,
+        puts,
+        signals,
         timeout: limit,
         measure,
     } = request;
@@ -181,11 +189,16 @@ async fn conduct(
         stdin: matches!(stdin, Stdin::Stream(_)),
         line_buffered,
     };
-    let mut opening = message(&HostMessage::Activate(identity))?;
-    opening.extend(message(&HostMessage::Start(start))?);
-    let input = match stdin {
-        Stdin::Empty => None,
-        Stdin::Stream(chunks) => Some((PROCESS, chunks)),
+    let opening = message(&HostMessage::Activate(identity))?;
+    let speech = Speech {
+        process: PROCESS,
+        puts,
+        start: message(&HostMessage::Start(start))?,
+        input: match stdin {
+            Stdin::Empty => None,
+            Stdin::Stream(chunks) => Some(chunks),
+        },
+        signals,
     };
     let Fork {
         stream,
@@ -194,9 +207,18 @@ async fn conduct(
     } = fork.await?;
     let (read, write) = stream.into_split();
     let mut listener = Listener::new(read);
+    let limits = Limits {
+        activate: zygote.patience(),
+        start: if speech.puts.is_some() {
+            PUT_MAX
+        } else {
+            zygote.patience()
+        },
+        run: limit,
+    };
     let heard = {
-        let listening = listen(zygote, &mut listener, &events, clock, limit);
-        converse(listening, speak(write, opening, input)).await
+        let listening = listen(zygote, &mut listener, &events, clock, &limits);
+        converse(listening, speak(write, opening, speech)).await
     };
     clock.ended = Some(Instant::now());
     let mut usage = None;
@@ -243,16 +265,23 @@ async fn converse<H, S>(
     }
 }
 
+/// How long each step of a run may take.
+struct Limits {
+    activate: Duration,
+    start: Duration,
+    run: Option<Duration>,
+}
+
 /// Listens to the fork from its first word to the program's end.
 async fn listen(
     zygote: &Zygote,
     listener: &mut Listener,
     events: &mpsc::Sender<Event>,
     clock: &mut Clock,
-    limit: Option<Duration>,
+    limits: &Limits,
 ) -> Result<Outcome, Broken> {
     let refused = |why: &str| Ok(Outcome::Failed(format!("the fork is not used: {why}")));
-    match timeout(zygote.patience(), listener.next()).await {
+    match timeout(limits.activate, listener.next()).await {
         Err(_) => return refused("it did not take its identity in time"),
         Ok(Err(broken)) => return Err(broken),
         Ok(Ok(AgentMessage::Activated { random_sample })) => {
@@ -268,8 +297,11 @@ async fn listen(
     clock.activated = Some(Instant::now());
     // Whoever listens may have gone; the program runs on all the same.
     let _ = events.send(Event::Activated).await;
-    let end = follow(listener, events, &mut clock.first_output);
-    match limit {
+    let Ok(first) = timeout(limits.start, listener.next()).await else {
+        return refused("it did not start the program in time");
+    };
+    let end = follow(first?, listener, events, &mut clock.first_output);
+    match limits.run {
         None => end.await,
         Some(limit) => timeout(limit, end).await.unwrap_or(Ok(Outcome::TimedOut)),
     }
@@ -277,12 +309,12 @@ async fn listen(
 
 /// Passes output on until the program ends.
 async fn follow(
+    mut message: AgentMessage,
     listener: &mut Listener,
     events: &mpsc::Sender<Event>,
     first_output: &mut Option<Instant>,
 ) -> Result<Outcome, Broken> {
     loop {
-        let message = listener.next().await?;
         if let AgentMessage::Stdout { .. } | AgentMessage::Stderr { .. } = message {
             first_output.get_or_insert_with(Instant::now);
         }
@@ -298,6 +330,7 @@ async fn follow(
             }
             _ => {}
         }
+        message = listener.next().await?;
     }
 }
 

@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -74,7 +74,7 @@ fn role() {
             continue;
         }
         // A process that the engine can measure, and ends.
-        let mut measured = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut measured = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let process = pidfd_open(Pid::from_child(&measured), PidfdFlags::empty()).unwrap();
         packet::send(&control, &forked, &[process.as_fd()]).unwrap();
         let mode = mode.clone();
@@ -147,6 +147,7 @@ impl Agent {
     fn activate(&mut self, sample: u8) {
         let random_sample = vec![sample; 32];
         self.say(&AgentMessage::Activated { random_sample });
+        self.say(&AgentMessage::Started { process: 1, pid: 2 });
     }
 
     fn print(&mut self, text: &[u8]) {
@@ -234,11 +235,13 @@ fn config(mode: &str) -> EngineConfig {
 
 fn request(stdin: Stdin, timeout: Option<Duration>) -> RunRequest {
     RunRequest {
-        program: Program::Command(vec!["true".into()]),
+        program: Program::Command(vec![b"true".to_vec()]),
         env: vec![],
         cwd: String::new(),
         stdin,
         line_buffered: false,
+        puts: None,
+        signals: None,
         timeout,
         measure: true,
     }
@@ -254,7 +257,8 @@ async fn run_once(mode: &str, stdin: Stdin, timeout: Option<Duration>) -> (RunRe
 async fn run_on(zygote: &Zygote, stdin: Stdin, timeout: Option<Duration>) -> (RunResult, Captured) {
     let (sender, events) = mpsc::channel(4);
     let running = run(zygote, request(stdin, timeout), sender);
-    tokio::join!(running, capture(events, 1 << 20))
+    let budget = Budget::new(usize::MAX);
+    tokio::join!(running, capture(events, 1 << 20, &budget))
 }
 
 async fn failure(mode: &str) -> String {
@@ -392,7 +396,8 @@ fn pool_of(zygote: Zygote, idle_min: usize, idle_max: usize) -> Pool {
 async fn run_pooled(pool: &Pool) -> Vec<u8> {
     let (sender, events) = mpsc::channel(4);
     let running = pool.run(request(Stdin::Empty, None), sender);
-    let (result, output) = tokio::join!(running, capture(events, 1 << 20));
+    let budget = Budget::new(usize::MAX);
+    let (result, output) = tokio::join!(running, capture(events, 1 << 20, &budget));
     assert_eq!(result.outcome, Outcome::Exited(ExitStatus::Code(3)));
     output.stdout
 }

@@ -22,6 +22,8 @@ const MODULES: [&str; 7] = [
     "kvm-amd",
 ];
 const INIT: &str = include_str!("init.sh");
+/// xz takes a tenth of a second a module.
+const UNPACK_MAX_S: &str = "120";
 const BUSYBOX: &str = "/bin/busybox";
 /// Kernel parameters: no output but ours, a panic ends the lab, nothing that only costs time.
 const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 mitigations=off nmi_watchdog=0 audit=0";
@@ -120,7 +122,10 @@ fn contents(kernel: &Kernel) -> Result<Contents, PrepareError> {
         let refuse = || PrepareError::Module { path: path.clone() };
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
         // busybox loads no compressed modules.
-        let output = Command::new("xz").arg("-dc").arg(&path).output();
+        let output = Command::new("timeout")
+            .args([UNPACK_MAX_S, "xz", "-dc"])
+            .arg(&path)
+            .output();
         match output {
             Ok(output) if output.status.success() => {
                 modules.push((name.into_owned(), output.stdout));

@@ -14,6 +14,8 @@ const PAYLOAD_LENGTH: usize = 0x24c;
 const SECTOR_BYTES: usize = 512;
 /// RFC 8878 §3.1.1.
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// zstd takes a second.
+const UNPACK_MAX_S: &str = "120";
 /// The size of the unpacked kernel follows what is packed.
 const TRAILER_BYTES: usize = 4;
 
@@ -32,8 +34,8 @@ fn unpack(image: &Path, elf: &Path) -> io::Result<()> {
     let bytes = fs::read(image)?;
     let packed = payload(&bytes).ok_or(io::ErrorKind::InvalidData)?;
     let fresh = elf.with_extension(format!("new-{}", std::process::id()));
-    let mut tool = Command::new("zstd")
-        .args(["-d", "-q"])
+    let mut tool = Command::new("timeout")
+        .args([UNPACK_MAX_S, "zstd", "-d", "-q"])
         .stdin(Stdio::piped())
         .stdout(fs::File::create(&fresh)?)
         .stderr(Stdio::null())

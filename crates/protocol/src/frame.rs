@@ -1,7 +1,12 @@
 //! Frames: a length, then a payload. The decoder takes bytes as they come, in any pieces.
 
-use crate::FRAME_PAYLOAD_MAX_BYTES;
 use serde::{Serialize, de::DeserializeOwned};
+
+/// What goes into frames of one direction.
+pub trait Message: Serialize + DeserializeOwned {
+    /// Largest payload of a frame.
+    const PAYLOAD_MAX_BYTES: usize;
+}
 
 const HEADER_BYTES: usize = 4;
 
@@ -9,10 +14,12 @@ const HEADER_BYTES: usize = 4;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum FrameError {
     /// The length in a header, or the encoded size of a message, is above the limit.
-    #[error("a frame of {length} bytes is over the limit of {FRAME_PAYLOAD_MAX_BYTES}")]
+    #[error("a frame of {length} bytes is over the limit of {limit}")]
     TooLong {
         /// The length in question.
         length: usize,
+        /// The largest that is allowed.
+        limit: usize,
     },
     /// The payload is not a message of the expected kind.
     #[error("a frame of {length} bytes does not decode as a message")]
@@ -26,14 +33,15 @@ pub enum FrameError {
 ///
 /// # Errors
 /// [`FrameError::TooLong`] if the message does not fit into a frame.
-pub fn encode<M: Serialize>(message: &M) -> Result<Vec<u8>, FrameError> {
+pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, FrameError> {
     let mut bytes = postcard::to_extend(message, vec![0; HEADER_BYTES])
         .map_err(|_| FrameError::Undecodable { length: 0 })?;
     let length = bytes.len() - HEADER_BYTES;
-    if length > FRAME_PAYLOAD_MAX_BYTES {
-        return Err(FrameError::TooLong { length });
+    let limit = M::PAYLOAD_MAX_BYTES;
+    if length > limit {
+        return Err(FrameError::TooLong { length, limit });
     }
-    let header = u32::try_from(length).map_err(|_| FrameError::TooLong { length })?;
+    let header = u32::try_from(length).map_err(|_| FrameError::TooLong { length, limit })?;
     bytes[..HEADER_BYTES].copy_from_slice(&header.to_le_bytes());
     Ok(bytes)
 }
@@ -62,14 +70,15 @@ impl FrameDecoder {
     ///
     /// # Errors
     /// If the stream is not one of frames of `M`.
-    pub fn next_message<M: DeserializeOwned>(&mut self) -> Result<Option<M>, FrameError> {
+    pub fn next_message<M: Message>(&mut self) -> Result<Option<M>, FrameError> {
         let pending = &self.buffer[self.consumed..];
         let Some((header, rest)) = pending.split_first_chunk::<HEADER_BYTES>() else {
             return Ok(None);
         };
         let length = u32::from_le_bytes(*header) as usize;
-        if length > FRAME_PAYLOAD_MAX_BYTES {
-            return Err(FrameError::TooLong { length });
+        let limit = M::PAYLOAD_MAX_BYTES;
+        if length > limit {
+            return Err(FrameError::TooLong { length, limit });
         }
         let Some(payload) = rest.get(..length) else {
             return Ok(None);
@@ -93,18 +102,20 @@ mod tests {
     #[test]
     fn a_frame_one_byte_over_the_limit_is_refused_before_its_payload_comes() {
         let mut decoder = FrameDecoder::default();
-        let length = FRAME_PAYLOAD_MAX_BYTES + 1;
+        let limit = AgentMessage::PAYLOAD_MAX_BYTES;
+        let length = limit + 1;
         decoder.extend(&(length as u32).to_le_bytes());
         assert_eq!(
             decoder.next_message::<AgentMessage>(),
-            Err(FrameError::TooLong { length })
+            Err(FrameError::TooLong { length, limit })
         );
     }
 
     #[test]
     fn a_frame_of_the_largest_size_is_still_waited_for() {
         let mut decoder = FrameDecoder::default();
-        decoder.extend(&(FRAME_PAYLOAD_MAX_BYTES as u32).to_le_bytes());
+        let limit = AgentMessage::PAYLOAD_MAX_BYTES;
+        decoder.extend(&(limit as u32).to_le_bytes());
         assert_eq!(decoder.next_message::<AgentMessage>(), Ok(None));
     }
 

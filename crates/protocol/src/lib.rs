@@ -4,7 +4,7 @@
 //! fork inherits) carries frames in both directions:
 //!
 //! ```text
-//! u32 little-endian: payload length in bytes, at most FRAME_PAYLOAD_MAX_BYTES
+//! u32 little-endian: payload length in bytes, at most PAYLOAD_MAX_BYTES of the kind of message
 //! payload: one HostMessage (host to guest) or AgentMessage (guest to host), as postcard
 //! ```
 //!
@@ -16,17 +16,14 @@
 mod frame;
 mod message;
 
-pub use frame::{FrameDecoder, FrameError, encode};
+pub use frame::{FrameDecoder, FrameError, Message, encode};
 pub use message::*;
 
 /// Version of the messages in this crate. A template records the version its agent speaks; a host
 /// of another version refuses it and asks for a rebuild.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
-/// Largest payload of one frame.
-pub const FRAME_PAYLOAD_MAX_BYTES: usize = 1024 * 1024;
-
-/// Largest piece of a stream (stdin, stdout, stderr) in one message.
+/// Largest piece of a stream (stdin, stdout, stderr, a file) in one message.
 pub const STREAM_CHUNK_MAX_BYTES: usize = 64 * 1024;
 
 /// vsock context id of the host (virtio 1.3 §5.10.4).

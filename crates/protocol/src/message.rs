@@ -5,11 +5,23 @@ use serde::{Deserialize, Serialize};
 /// Names a process that the host asked for; chosen by the host, unique within a sandbox.
 pub type ProcessId = u32;
 
+impl crate::Message for HostMessage {
+    /// Room for a program's arguments: Linux takes 2 MiB of them (execve(2)).
+    const PAYLOAD_MAX_BYTES: usize = 4 << 20;
+}
+
+impl crate::Message for AgentMessage {
+    const PAYLOAD_MAX_BYTES: usize = 1 << 20;
+}
+
 /// From the host to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostMessage {
     /// First message of every fork: become somebody, then let the user's processes run.
     Activate(Identity),
+    /// Put something into the file system. Not answered: what fails is why the next process does
+    /// not start.
+    Put(Put),
     /// Start a process. Answered by `Started` or `StartFailed`.
     Start(Start),
     /// Bytes for a process's standard input.
@@ -59,6 +71,44 @@ pub struct Identity {
     pub interpreter_seed: Option<Vec<u8>>,
 }
 
+/// Something for the guest's file system. Paths are bytes; relative ones start at `/root`. Folders
+/// that are missing on the way are made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Put {
+    /// A folder; if it is there, its permissions are set.
+    Folder {
+        /// Where.
+        path: Vec<u8>,
+        /// Permissions.
+        mode: u32,
+    },
+    /// An empty file in place of what is there; `Data` follows.
+    File {
+        /// Where.
+        path: Vec<u8>,
+        /// Permissions.
+        mode: u32,
+    },
+    /// More bytes of the file that was put last.
+    Data {
+        /// At most [`crate::STREAM_CHUNK_MAX_BYTES`].
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
+    /// The host could not read what was to be put.
+    Failed {
+        /// The sentence for the user.
+        message: String,
+    },
+    /// A symbolic link in place of what is there.
+    Link {
+        /// Where.
+        path: Vec<u8>,
+        /// Where it leads to.
+        target: Vec<u8>,
+    },
+}
+
 /// A process to start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
@@ -80,13 +130,13 @@ pub struct Start {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Program {
     /// A program by name or path, with its arguments; the first is the program.
-    Command(Vec<String>),
+    Command(Vec<Vec<u8>>),
     /// Python in the warm interpreter (or, when that one is used up, in a new one).
     Python {
         /// Where the code comes from.
         source: PythonSource,
         /// `sys.argv[1:]`.
-        arguments: Vec<String>,
+        arguments: Vec<Vec<u8>>,
     },
 }
 
@@ -95,15 +145,14 @@ pub enum Program {
 pub enum PythonSource {
     /// `python3 -c CODE`.
     Code(#[serde(with = "serde_bytes")] Vec<u8>),
-    /// `python3 FILE`: written to `path` in the guest first, so that tracebacks show its lines.
+    /// `python3 FILE`: a program, a zip application or a folder, which has been put into the guest.
     File {
         /// `sys.argv[0]`, as the user typed it.
-        argv0: String,
-        /// Absolute path in the guest.
-        path: String,
-        /// The file's bytes.
         #[serde(with = "serde_bytes")]
-        content: Vec<u8>,
+        argv0: Vec<u8>,
+        /// Absolute path in the guest.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
     },
     /// `python3 -`: the program is read from standard input.
     Stdin,

@@ -7,11 +7,12 @@ use rustix::time::Timespec;
 use std::error::Error;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use zygote_jail::{Filter, FilterError, Role};
 use zygote_snapshot::state::MachineState;
 use zygote_snapshot::{Snapshot, cpu};
-use zygote_vmm::{Disk, GuestMemory, Host, Prepare};
+use zygote_vmm::{Disk, GuestMemory, Host, Machine, Prepare};
 
 const REBUILD: &str = "Build it again: zygote template build NAME --force";
 
@@ -80,7 +81,7 @@ pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
         .disks()
         .map(|(file, digest)| Disk::new(file.try_clone()?, digest.to_owned()))
         .collect();
-    Ok(Loaded {
+    let loaded = Loaded {
         host,
         filter: Filter::new(Role::Runner),
         vcpu_filter: Filter::new(Role::Vcpu),
@@ -88,7 +89,29 @@ pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
         memory,
         state,
         disks: disks.map_err(|e| chain(&e))?,
-    })
+    };
+    try_once(&loaded).map_err(|e| {
+        format!(
+            "the snapshot cannot run on this host: {}. {REBUILD}",
+            chain(e.as_ref())
+        )
+    })?;
+    Ok(loaded)
+}
+
+/// Makes a machine and throws it away: what this host refuses is told now, and not by each fork.
+fn try_once(loaded: &Loaded) -> Result<(), Box<dyn Error>> {
+    let (agent, _engine) = UnixStream::pair()?;
+    agent.set_nonblocking(true)?;
+    Machine::restore(
+        &loaded.host,
+        &loaded.state,
+        loaded.memory.clone(),
+        loaded.open_disks()?,
+        agent.into(),
+        Box::new(io::sink()),
+    )?;
+    Ok(())
 }
 
 /// Whether the other end of a socket is open.

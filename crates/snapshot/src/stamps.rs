@@ -23,9 +23,13 @@ pub fn holds(snapshot: &Snapshot, folder: &Path) -> bool {
     read(&stamp_file(snapshot, folder)).contains(&view)
 }
 
-/// Remembers that the snapshot's files have been verified.
-pub fn remember(snapshot: &Snapshot, folder: &Path) -> io::Result<()> {
+/// Remembers that the snapshot's files have been verified, if they still are what they were `before`
+/// that began.
+pub fn remember(snapshot: &Snapshot, folder: &Path, before: String) -> io::Result<()> {
     let view = view(snapshot)?;
+    if view != before {
+        return Err(io::Error::other("they have been written to meanwhile"));
+    }
     let path = stamp_file(snapshot, folder);
     let mut views = read(&path);
     views.retain(|known| *known != view);
@@ -36,6 +40,12 @@ pub fn remember(snapshot: &Snapshot, folder: &Path) -> io::Result<()> {
     let mut file = File::create(&fresh)?;
     file.write_all(views.join("\n").as_bytes())?;
     fs::rename(&fresh, &path)
+}
+
+/// Forgets that they have ever been.
+pub fn forget(snapshot: &Snapshot, folder: &Path) {
+    // What is not there is forgotten.
+    let _ = fs::remove_file(stamp_file(snapshot, folder));
 }
 
 fn stamp_file(snapshot: &Snapshot, folder: &Path) -> PathBuf {
@@ -51,7 +61,8 @@ fn read(path: &Path) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-fn view(snapshot: &Snapshot) -> io::Result<String> {
+/// What tells that files are the same, unchanged.
+pub fn view(snapshot: &Snapshot) -> io::Result<String> {
     let files = [&snapshot.machine, &snapshot.memory];
     let mut words = Vec::new();
     for (_, file) in files.into_iter().chain(&snapshot.disks) {

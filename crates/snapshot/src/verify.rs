@@ -113,10 +113,17 @@ impl Snapshot {
         if stamps::holds(self, stamps) {
             return Ok(());
         }
+        let before = stamps::view(self);
         self.verify(progress)?;
-        // Not remembered (a read-only folder, a full disk): verified again next time.
-        let _ = stamps::remember(self, stamps);
+        // Not remembered (a read-only folder, a full disk, a file that was written to meanwhile):
+        // verified again next time.
+        let _ = before.and_then(|before| stamps::remember(self, stamps, before));
         Ok(())
+    }
+
+    /// Has everything compared with its digests at the next [`Snapshot::verify_once`].
+    pub fn forget(&self, stamps: &Path) {
+        stamps::forget(self, stamps);
     }
 }
 

@@ -84,7 +84,7 @@ pub fn build(
     if !(1..=REPLICAS_MAX).contains(&options.replicas) {
         return Err(BuildError::Replicas(options.replicas));
     }
-    let ingredients = gather(store, recipe, progress)?;
+    let ingredients = gather(store, recipe, options.force, progress)?;
     if let Some(template) = up_to_date(store, recipe, options, &ingredients) {
         return Ok(Built::UpToDate(template));
     }
@@ -188,13 +188,14 @@ fn make_replica(
     };
     tell("warming the interpreter up");
     let code = recipe.warm.clone();
-    guest.send(&HostMessage::Warm { code })?;
-    match guest.next("warm its interpreter up", WARM_MAX)? {
+    let stage = "warm its interpreter up";
+    guest.send(&HostMessage::Warm { code }, stage, WARM_MAX)?;
+    match guest.next(stage, WARM_MAX)? {
         AgentMessage::Warmed => {}
         AgentMessage::WarmFailed { message } => return Err(GuestError::Warm(message).into()),
         other => return Err(GuestError::Unexpected(format!("{other:?}")).into()),
     }
-    guest.send(&HostMessage::Freeze)?;
+    guest.send(&HostMessage::Freeze, "freeze", FREEZE_MAX)?;
     match guest.next("freeze", FREEZE_MAX)? {
         AgentMessage::Frozen => {}
         other => return Err(GuestError::Unexpected(format!("{other:?}")).into()),

@@ -1,6 +1,6 @@
 //! A guest that is being made into a template: its machine, and the conversation with its agent.
 
-use rustix::event::epoll;
+use rustix::event::{PollFd, PollFlags, epoll, poll};
 use rustix::time::Timespec;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -86,6 +86,13 @@ pub struct Boot {
     pub root: Disk,
 }
 
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: time.as_secs() as i64,
+        tv_nsec: time.subsec_nanos().into(),
+    }
+}
+
 fn watch(
     agent: &UnixStream,
     machine: &Machine,
@@ -131,9 +138,61 @@ impl Guest {
         Ok(guest)
     }
 
-    /// Sends a message; those of a build are far smaller than the socket's buffer.
-    pub fn send(&mut self, message: &HostMessage) -> Result<(), GuestError> {
-        Ok(self.stream.write_all(&encode(message)?)?)
+    /// Sends a message, as fast as the guest takes it; `stage` completes "the guest did not …".
+    pub fn send(
+        &mut self,
+        message: &HostMessage,
+        stage: &'static str,
+        limit: Duration,
+    ) -> Result<(), GuestError> {
+        let bytes = encode(message)?;
+        let mut rest = &bytes[..];
+        let start = Instant::now();
+        while !rest.is_empty() {
+            match self.stream.write(rest) {
+                Ok(count) => rest = &rest[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    let left = self.left(start, limit, stage)?;
+                    self.await_room(stage, left)?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+            self.machine.agent_ready();
+        }
+        Ok(())
+    }
+
+    /// Waits until the guest has taken something.
+    fn await_room(&self, stage: &'static str, left: Duration) -> Result<(), GuestError> {
+        let stop = self.machine.stop_event();
+        let mut fds = [
+            PollFd::new(&self.stream, PollFlags::OUT),
+            PollFd::new(&stop, PollFlags::IN),
+        ];
+        match poll(&mut fds, Some(&timespec(left))) {
+            Ok(_) if !fds[1].revents().is_empty() => Err(self.stopped(stage)),
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(io::Error::from(error).into()),
+        }
+    }
+
+    /// How much of the time is left.
+    fn left(
+        &self,
+        start: Instant,
+        limit: Duration,
+        stage: &'static str,
+    ) -> Result<Duration, GuestError> {
+        let left = limit.saturating_sub(start.elapsed());
+        if left.is_zero() {
+            return Err(GuestError::Timeout {
+                stage,
+                limit_s: limit.as_secs(),
+                console: self.console.tail(),
+            });
+        }
+        Ok(left)
     }
 
     /// The next message; `stage` completes "the guest did not …".
@@ -147,14 +206,7 @@ impl Guest {
             if let Some(message) = self.decoder.next_message()? {
                 return Ok(message);
             }
-            let left = limit.saturating_sub(start.elapsed());
-            if left.is_zero() {
-                return Err(GuestError::Timeout {
-                    stage,
-                    limit_s: limit.as_secs(),
-                    console: self.console.tail(),
-                });
-            }
+            let left = self.left(start, limit, stage)?;
             self.turn(stage, left)?;
         }
     }
@@ -164,11 +216,7 @@ impl Guest {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(0),
         }; 4];
-        let left = Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: left.subsec_nanos().into(),
-        };
-        let count = match epoll::wait(&self.epoll, &mut events, Some(&left)) {
+        let count = match epoll::wait(&self.epoll, &mut events, Some(&timespec(left))) {
             Ok(count) => count,
             Err(rustix::io::Errno::INTR) => 0,
             Err(error) => return Err(io::Error::from(error).into()),

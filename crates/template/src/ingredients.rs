@@ -52,13 +52,15 @@ pub struct Ingredients {
     pub digest: String,
 }
 
-/// Makes the ingredients, or finds them in the cache; then it needs neither network nor root.
+/// Makes the ingredients, or finds them in the cache; then it needs neither network nor root. With
+/// `check`, the root image's bytes are compared with its digest, and it is made anew if they differ.
 ///
 /// # Errors
 /// See [`GatherError`].
 pub fn gather(
     store: &Store,
     recipe: &Recipe,
+    check: bool,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Ingredients, GatherError> {
     let agent = agent::find()?;
@@ -71,7 +73,7 @@ pub fn gather(
         cache: &cache.join("rootfs"),
         pieces: &store.pieces(),
     };
-    let root = rootfs::image(recipe, &places, progress)?;
+    let root = rootfs::image(recipe, &places, check, progress)?;
     let modules = kernel.modules(&MODULES)?;
     let initramfs = initramfs(&agent, &modules).map_err(GatherError::Initramfs)?;
     let mut hasher = blake3::Hasher::new();

@@ -7,6 +7,7 @@ mod agent;
 mod build;
 mod guest;
 mod ingredients;
+mod lock;
 mod recipe;
 mod rootfs;
 mod size;

@@ -2,23 +2,27 @@
 //! shares. Cached under the digest of what it was asked to be; stored under its own.
 
 use crate::Progress;
+use crate::lock::{self, LockError};
 use crate::recipe::{Recipe, RecipeError};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use zygote_snapshot::{DiskPiece, file_digest};
 
 /// Changes when this file makes another image of the same recipe.
-const VERSION: &str = "2";
+const VERSION: &str = "3";
 /// How the names of folders begin where images are made.
 const WORK: &str = "work-";
 /// What the tools of the last build said.
 const LOG: &str = "log";
+/// What programs expect of any system: /etc/services and /etc/protocols.
+const ALWAYS: &str = "netbase";
 /// What no program in a sandbox needs.
 const EXCLUDED: [&str; 6] = [
     "/usr/share/man/*",
@@ -38,7 +42,12 @@ const NEUTRAL: [(&str, &str); 4] = [
 /// Most of a tool's complaint that is repeated.
 const COMPLAINT_LINES: usize = 15;
 
-/// How unshare(1) and setpriv(1) exit if there is no such program.
+/// A tool that has not ended by then hangs; the longest, mmdebstrap, takes a minute, and over a slow
+/// line many.
+const TOOL_MAX_S: &str = "3600";
+/// How timeout(1) exits when the time is over.
+const TIMED_OUT: i32 = 124;
+/// How unshare(1), setpriv(1) and timeout(1) exit if there is no such program.
 const NOT_FOUND: i32 = 127;
 
 /// Why there is no root image.
@@ -47,6 +56,9 @@ pub enum RootfsError {
     /// The recipe's files.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// Another build.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// A file of ours.
     #[error("cannot {operation} {}", path.display())]
     File {
@@ -78,6 +90,14 @@ pub enum RootfsError {
         program: &'static str,
         /// The package that has it.
         package: &'static str,
+    },
+    /// A tool hangs.
+    #[error("{program} did not end within {TOOL_MAX_S} s and was ended; all that it said is in {}", log.display())]
+    Late {
+        /// Which.
+        program: &'static str,
+        /// Its log.
+        log: PathBuf,
     },
     /// A tool failed.
     #[error("{program} failed ({status}); all that it said is in {}; its last words:\n{complaint}", log.display())]
@@ -111,29 +131,29 @@ pub struct Places<'a> {
     pub pieces: &'a Path,
 }
 
-/// The recipe's root image, from the cache or made now. Several at once wait for each other.
+/// The recipe's root image, from the cache or made now. Several at once wait for each other. With
+/// `check`, one of the cache is used only if its bytes are what they were.
 pub fn image(
     recipe: &Recipe,
     places: &Places<'_>,
+    check: bool,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<DiskPiece, RootfsError> {
     let key = key(recipe)?;
     let index = places.cache.join(&key);
-    if let Some(piece) = cached(&index, places.pieces) {
+    let cached = || cached(&index, places.pieces).filter(|piece| !check || is_whole(piece, places));
+    if let Some(piece) = cached() {
         return Ok(piece);
     }
     for folder in [places.cache, places.pieces] {
         fs::create_dir_all(folder).map_err(at("make the folder", folder))?;
     }
     let lock_path = places.cache.join("lock");
-    let lock = File::create(&lock_path).map_err(at("create", &lock_path))?;
-    if lock.try_lock().is_err() {
-        progress(Progress::new(
-            "waiting for another build of a root file system",
-        ));
-        lock.lock().map_err(at("lock", &lock_path))?;
-    }
-    if let Some(piece) = cached(&index, places.pieces) {
+    let waiting = "waiting for another build of a root file system";
+    let _lock = lock::hold(&lock_path, lock::BUILD_MAX, &mut |holder| {
+        progress(Progress::new(format!("{waiting}{holder}")));
+    })?;
+    if let Some(piece) = cached() {
         return Ok(piece);
     }
     if !has_user_ids() {
@@ -144,7 +164,9 @@ pub fn image(
     }
     remove_old_work(places.cache)?;
     let work = places.cache.join(format!("{WORK}{}", std::process::id()));
-    fs::create_dir(&work).map_err(at("make the folder", &work))?;
+    // Nobody else gets at set-uid files in it.
+    let private = fs::DirBuilder::new().mode(0o700).create(&work);
+    private.map_err(at("make the folder", &work))?;
     let made = make(recipe, &work, places.pieces, progress)?;
     let fresh = work.join("index");
     let text = format!("{} {}\n", made.digest, made.bytes);
@@ -195,7 +217,8 @@ fn rooted(program: &str) -> Command {
 fn dependent(program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command
-        .args(["--pdeathsig", "TERM", program])
+        .args(["--pdeathsig", "TERM"])
+        .args(["timeout", "--kill-after=30", TOOL_MAX_S, program])
         .process_group(0);
     command
 }
@@ -242,6 +265,11 @@ fn cached(index: &Path, pieces: &Path) -> Option<DiskPiece> {
     good.then_some(piece)
 }
 
+fn is_whole(piece: &DiskPiece, places: &Places<'_>) -> bool {
+    let digest = File::open(places.pieces.join(&piece.digest)).and_then(|file| file_digest(&file));
+    digest.is_ok_and(|(_, digest)| digest == piece.digest)
+}
+
 fn make(
     recipe: &Recipe,
     work: &Path,
@@ -280,6 +308,8 @@ fn make(
     file.set_permissions(permissions)
         .map_err(at("protect", &image))?;
     fs::rename(&image, pieces.join(&digest)).map_err(at("publish", &image))?;
+    let flushed = File::open(pieces).and_then(|folder| folder.sync_all());
+    flushed.map_err(at("flush", pieces))?;
     Ok(DiskPiece { bytes, digest })
 }
 
@@ -289,7 +319,7 @@ fn install(recipe: &Recipe, archive: &Path, log: &Path) -> Result<(), RootfsErro
         .args(["--variant=minbase", "--format=tar"])
         .args(EXCLUDED.map(|path| format!("--dpkgopt=path-exclude={path}")))
         .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright")
-        .arg(format!("--include={}", recipe.packages.join(",")))
+        .arg(format!("--include={ALWAYS},{}", recipe.packages.join(",")))
         .arg(&recipe.base)
         .arg(archive);
     // This machine's own archive mirrors, when it runs Debian.
@@ -339,6 +369,10 @@ fn tool(
     match status.code() {
         Some(0) => return Ok(()),
         Some(NOT_FOUND) => return Err(RootfsError::Missing { program, package }),
+        Some(TIMED_OUT) => {
+            let log = log.to_owned();
+            return Err(RootfsError::Late { program, log });
+        }
         _ => {}
     }
     let text = fs::read(log).unwrap_or_default();

@@ -10,6 +10,7 @@
 //! ```
 
 use crate::Progress;
+use crate::lock::{self, LockError};
 use crate::recipe::is_name;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -21,12 +22,16 @@ use zygote_snapshot::{OpenError, Snapshot, VerifyError};
 
 const DESCRIPTION_FILE: &str = "template.json";
 const REPLICA_PREFIX: &str = "replica-";
-/// Being written; nobody's yet.
-const FRESH_PREFIX: &str = "new-";
+const BUILDS_LOCK: &str = "builds.lock";
+/// Being written; nobody's yet. No template can be called so.
+const FRESH_PREFIX: &str = ".new-";
 
 /// Why the store cannot do it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
+    /// A lock.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// No such template.
     #[error("there is no template {name}; make it with: zygote template build {name}")]
     NotFound {
@@ -172,7 +177,7 @@ impl Store {
         let entries = fs::read_dir(self.names()).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .filter(|name| is_name(name) && !name.starts_with(FRESH_PREFIX))
+            .filter(|name| is_name(name))
             .collect();
         names.sort();
         let describe = |name: String| (name.clone(), self.inspect(&name));
@@ -228,9 +233,13 @@ impl Store {
                     progress(done, total);
                     true
                 })
-                .map_err(|source| StoreError::Damaged {
-                    name: name.to_owned(),
-                    source,
+                .map_err(|source| {
+                    // Whoever runs it next compares again, and refuses it.
+                    snapshot.forget(&self.stamps());
+                    StoreError::Damaged {
+                        name: name.to_owned(),
+                        source,
+                    }
                 })?;
             read += report.read_bytes;
         }
@@ -283,18 +292,19 @@ impl Store {
     /// If the lock's file cannot be made.
     pub fn lock_builds(&self, progress: &mut dyn FnMut(Progress)) -> Result<File, StoreError> {
         fs::create_dir_all(&self.state).map_err(at("make the folder", &self.state))?;
-        let path = self.state.join("builds.lock");
-        let file = File::create(&path).map_err(at("create", &path))?;
-        if file.try_lock().is_err() {
-            progress(Progress::new("waiting for another build to end"));
-            file.lock().map_err(at("lock", &path))?;
-        }
-        Ok(file)
+        Ok(lock::hold(
+            &self.state.join(BUILDS_LOCK),
+            lock::BUILD_MAX,
+            &mut |holder| {
+                progress(Progress::new(format!(
+                    "waiting for another build to end{holder}"
+                )));
+            },
+        )?)
     }
 
     fn try_lock_builds(&self) -> Option<File> {
-        let file = File::create(self.state.join("builds.lock")).ok()?;
-        file.try_lock().is_ok().then_some(file)
+        lock::try_hold(&self.state.join(BUILDS_LOCK))
     }
 
     /// A folder for a generation that is being built: nobody's until it is published. The caller
@@ -318,7 +328,12 @@ impl Store {
         let description = fresh.path.join(DESCRIPTION_FILE);
         write_synced(&description, &text)?;
         let unique = fresh.path.file_name().unwrap_or_default().to_string_lossy();
-        let unique = unique.trim_start_matches(FRESH_PREFIX).to_owned();
+        let unique = unique
+            .strip_prefix(FRESH_PREFIX)
+            .unwrap_or(&unique)
+            .to_owned();
+        let flushed = File::open(&fresh.path).and_then(|folder| folder.sync_all());
+        flushed.map_err(at("flush", &fresh.path))?;
         let _lock = self.lock()?;
         let target = self.generations().join(&unique);
         fs::rename(&fresh.path, &target).map_err(at("publish", &target))?;
@@ -336,9 +351,7 @@ impl Store {
 
     fn lock(&self) -> Result<File, StoreError> {
         let path = self.state.join("lock");
-        let file = File::create(&path).map_err(at("create", &path))?;
-        file.lock().map_err(at("lock", &path))?;
-        Ok(file)
+        Ok(lock::hold(&path, lock::NAME_MAX, &mut |_| {})?)
     }
 
     /// Removes what nothing refers to: replaced generations, what killed builds have left, images
@@ -487,19 +500,30 @@ mod tests {
     fn what_a_killed_build_has_left_is_swept_and_a_live_one_is_not() {
         let (_folder, store) = store();
         publish(&store, "a", "1");
-        let dead = store.generations().join("new-a-dead");
+        let dead = store.generations().join(".new-a-dead");
         fs::create_dir(&dead).unwrap();
         fs::write(dead.join("half"), "x").unwrap();
-        symlink("nowhere", store.names().join("new-a-dead")).unwrap();
+        symlink("nowhere", store.names().join(".new-a-dead")).unwrap();
         let live = store.begin("b", "live").unwrap();
         assert!(!dead.exists());
-        assert!(fs::symlink_metadata(store.names().join("new-a-dead")).is_err());
+        assert!(fs::symlink_metadata(store.names().join(".new-a-dead")).is_err());
         let builds = store.lock_builds(&mut |_| {}).unwrap();
         store.remove("a").unwrap();
         assert!(live.path.exists());
         drop((live, builds));
         publish(&store, "a", "2");
         assert_eq!(fs::read_dir(store.generations()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_template_may_be_called_new() {
+        let (_folder, store) = store();
+        publish(&store, "new-new-model", "1");
+        publish(&store, "a", "2");
+        store.remove("a").unwrap();
+        let names: Vec<String> = store.list().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["new-new-model"]);
+        store.inspect("new-new-model").unwrap();
     }
 
     #[test]

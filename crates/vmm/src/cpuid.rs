@@ -20,6 +20,10 @@ const LEAF1_EDX_HTT: u32 = 1 << 28;
 /// AMX: its state does not fit into the 4 KiB of KVM_GET_XSAVE.
 const LEAF7_EDX_AMX: u32 = (1 << 22) | (1 << 24) | (1 << 25);
 const XCR0_AMX: u32 = (1 << 17) | (1 << 18);
+/// Control-flow enforcement: its shadow stack pointer is not among the registers that are saved.
+const LEAF7_ECX_SHADOW_STACK: u32 = 1 << 7;
+const LEAF7_EDX_BRANCH_TRACKING: u32 = 1 << 20;
+const XSS_CET: u32 = (1 << 11) | (1 << 12);
 const EXT1_ECX_SVM: u32 = 1 << 2;
 const EXT1_ECX_PERFORMANCE: u32 = (1 << 23) | (1 << 24) | (1 << 28);
 /// A TSC that never changes its rate: true here, not after a move to another host.
@@ -71,12 +75,16 @@ fn adjust(entry: &mut CpuidEntry, id: u32, count: u32, tsc_deadline: bool) {
         (4, _) if entry.eax & 0x1f != 0 => {
             entry.eax = (entry.eax & 0x0000_3fff) | ((count - 1) << 26);
         }
-        (7, 0) => entry.edx &= !LEAF7_EDX_AMX,
+        (7, 0) => {
+            entry.ecx &= !LEAF7_ECX_SHADOW_STACK;
+            entry.edx &= !(LEAF7_EDX_AMX | LEAF7_EDX_BRANCH_TRACKING);
+        }
         // Performance counters are not saved, so there are none.
         (0xa | 0x8000_0022, _) => {
             (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
         }
         (0xd, 0) => entry.eax &= !XCR0_AMX,
+        (0xd, 1) => entry.ecx &= !XSS_CET,
         (KVM_SIGNATURE, _) => entry.eax = KVM_FEATURES,
         (KVM_FEATURES, _) => {
             entry.eax &= KVM_FEATURES_KEPT;
@@ -195,7 +203,8 @@ mod tests {
             find(1).ecx & (LEAF1_ECX_VMX | LEAF1_ECX_MONITOR | LEAF1_ECX_PDCM),
             0
         );
-        assert_eq!(find(7).edx & LEAF7_EDX_AMX, 0);
+        assert_eq!(find(7).edx & (LEAF7_EDX_AMX | LEAF7_EDX_BRANCH_TRACKING), 0);
+        assert_eq!(find(7).ecx & LEAF7_ECX_SHADOW_STACK, 0);
         assert_eq!(find(0xa).eax, 0);
         assert_eq!(find(0x8000_0001).ecx & EXT1_ECX_SVM, 0);
     }

@@ -148,6 +148,7 @@ impl Machine {
             let entries = cpuid::for_vcpu(&supported, vcpu.index, config.vcpus, deadline);
             let list = cpuid::to_kvm(&entries).map_err(MachineError::State)?;
             kvm("set CPUID", vcpu.fd.set_cpuid2(&list))?;
+            vcpu_state::start_tsc(vcpu)?;
             cpuid.push(entries);
         }
         prepare_boot_vcpu(&parts.vcpus[0], entry)?;

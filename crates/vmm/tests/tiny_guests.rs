@@ -212,6 +212,14 @@ fn forks_of_a_paused_machine_go_on_from_the_same_instruction_and_apart() {
     wait_for_count(&machine, 1000);
     machine.pause().unwrap();
     let (state, at) = (machine.save().unwrap(), count(&machine));
+    for vcpu in &state.vcpus {
+        let tsc = vcpu.msrs.iter().find(|msr| msr.index == 0x10).unwrap();
+        let second = u64::from(vcpu.tsc_khz) * 1000;
+        assert!(
+            tsc.value > 10 * second,
+            "older kernels would not restore it"
+        );
+    }
     let file = tempfile::tempfile().unwrap();
     for (offset, bytes) in machine.paused_memory().unwrap() {
         file.write_all_at(bytes, offset).unwrap();

@@ -5,6 +5,7 @@ come, and a control channel to the agent. A request is `u32 total`, then items, 
 and bytes, little-endian. Requests:
 
     warm CODE                                  run CODE and keep what it loaded
+    reseed SEED                                give the generators a state that no other fork has
     run SEED KIND NAME CONTENT CWD LINES NARGS ARGS... ENV...
                                                become `python3 -c|FILE|-`; never returns
 
@@ -22,6 +23,7 @@ import threading
 import types
 
 _hooks = []
+_generators = []
 _loaded = set()
 _libc_exit = ctypes.CDLL(None).exit
 _exit_functions = atexit._run_exitfuncs
@@ -71,13 +73,50 @@ def _warm(code):
         return "".join(traceback.format_exception(error)) or repr(error)
     _loaded.update(sys.modules)
     gc.collect()
+    _generators.extend(_find_generators())
     gc.freeze()
     return ""
+
+
+def _find_generators():
+    """The generators that the warm-up has left, but for those of the modules themselves."""
+    kinds, known = [], []
+    if "random" in sys.modules:
+        random = sys.modules["random"]
+        kinds.append(random.Random)
+        known.append(random._inst)
+    if "numpy.random" in sys.modules:
+        numpy = sys.modules["numpy.random"]
+        # What a Generator or a RandomState draws from is a BitGenerator.
+        kinds += [numpy.RandomState, numpy.BitGenerator]
+        known += [numpy.mtrand._rand, numpy.mtrand._rand._bit_generator]
+    kinds = tuple(kinds)
+    known = set(map(id, known))
+    return [
+        thing
+        for thing in gc.get_objects()
+        if issubclass(type(thing), kinds) and id(thing) not in known
+    ]
+
+
+def _reseed_found(seed):
+    for index, generator in enumerate(_generators):
+        entropy = index << (8 * len(seed)) | int.from_bytes(seed, "little")
+        if "random" in sys.modules and isinstance(generator, sys.modules["random"].Random):
+            generator.seed(entropy)
+            continue
+        numpy = sys.modules["numpy.random"]
+        if isinstance(generator, numpy.BitGenerator):
+            generator.state = type(generator)(numpy.SeedSequence(entropy)).state
+        else:
+            # The second of a pair of normal numbers, which it keeps for the next call.
+            generator.set_state({**generator.get_state(legacy=False), "has_gauss": 0, "gauss": 0.0})
 
 
 def _reseed(seed):
     """Gives every generator that is loaded a state that no other fork has."""
     modules = sys.modules
+    _reseed_found(seed)
     if "random" in modules:
         modules["random"].seed(int.from_bytes(seed[:32], "little"))
     if "numpy.random" in modules:
@@ -88,6 +127,10 @@ def _reseed(seed):
     if "uuid" in modules:
         modules["uuid"]._node = None
         modules["uuid"]._last_timestamp = None
+    if "tempfile" in modules:
+        modules["tempfile"]._name_sequence = None
+    if "multiprocessing.process" in modules:
+        modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
     for hook in _hooks:
         hook(seed)
 
@@ -109,16 +152,21 @@ def _prepare(request, control):
         sys.stdout.reconfigure(line_buffering=True)
     main = types.ModuleType("__main__")
     namespace = main.__dict__
-    namespace["__builtins__"] = sys.modules["builtins"]
     namespace["__annotations__"] = {}
+    namespace["__builtins__"] = sys.modules["builtins"]
+    namespace["__loader__"] = sys.modules["_frozen_importlib"].BuiltinImporter
+    sys.modules["__main__"] = main
     name = os.fsdecode(name)
     if kind == b"file":
         import importlib.machinery
 
         path = os.fsdecode(content)
         sys.argv = [name, *arguments]
-        sys.path[0] = os.path.dirname(path)
         sys.orig_argv = ["python3", name, *arguments]
+        if _is_application(path):
+            sys.path[0] = path
+            return None, path, namespace
+        sys.path[0] = os.path.dirname(path)
         namespace["__file__"] = path
         namespace["__cached__"] = None
         namespace["__loader__"] = importlib.machinery.SourceFileLoader("__main__", path)
@@ -130,14 +178,25 @@ def _prepare(request, control):
         sys.argv = [flag, *arguments]
         sys.path[0] = ""
         sys.orig_argv = ["python3", flag, *([os.fsdecode(content)] if kind == b"code" else []), *arguments]
-        namespace["__loader__"] = sys.modules["_frozen_importlib"].BuiltinImporter
         if kind == b"code":
             name = "<string>"
         else:
             name = "<stdin>"
+            namespace["__file__"] = name
+            namespace["__cached__"] = None
             content = sys.stdin.buffer.read()
-    sys.modules["__main__"] = main
     return content, name, namespace
+
+
+def _is_application(path):
+    """Whether python3 would look for __main__ in it: a folder, or a zip archive."""
+    if os.path.isdir(path):
+        return True
+    with open(path, "rb") as file:
+        file.seek(0, os.SEEK_END)
+        # A zip archive's last record and its comment (APPNOTE.TXT §4.3.16).
+        file.seek(max(0, file.tell() - 22 - 0xFFFF))
+        return b"PK\x05\x06" in file.read()
 
 
 def _finalize(namespace, status):
@@ -216,6 +275,8 @@ def _serve(control):
         request = _receive(control)
         if request[0] == b"warm":
             _answer(control, _warm(request[1]))
+        elif request[0] == b"reseed":
+            _reseed(request[1])
         else:
             return _prepare(request, control)
 
@@ -223,7 +284,12 @@ def _serve(control):
 def _run(content, name, namespace):
     """Runs the program; gives back the exit status that python3 would end with."""
     try:
-        exec(compile(content, name, "exec", dont_inherit=True), namespace)
+        if content is None:
+            import runpy
+
+            runpy._run_module_as_main("__main__", alter_argv=False)
+        else:
+            exec(compile(content, name, "exec", dont_inherit=True), namespace)
         return 0
     except SystemExit as stop:
         return _status_of(stop.code)
