@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use tokio::runtime::{Builder, Runtime};
 use vm_memory::{Bytes, GuestAddress};
-use zygote_engine::{EngineConfig, PATIENCE, Runner, Zygote};
+use zygote_engine::{Admission, Budget, EngineConfig, PATIENCE, Runner, Zygote};
 use zygote_runner::control::{self, FromRunner, Load, PACKET_MAX_BYTES};
 use zygote_runner::packet;
 use zygote_snapshot::{Origin, Writer};
@@ -158,7 +158,9 @@ fn load((memory_mib, vcpus): (u64, u8)) -> Loaded {
             snapshot: path,
             pieces: folder.path().to_owned(),
             stamps: folder.path().join("stamps"),
+            group: None,
         },
+        admission: Admission::new(Budget::default()),
         allow_missing_walls: false,
         patience: PATIENCE,
     };

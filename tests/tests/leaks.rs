@@ -19,6 +19,7 @@ fn load(template: &str) -> Load {
         snapshot: store.replicas(template).unwrap().remove(0),
         pieces: store.pieces(),
         stamps: store.stamps(),
+        group: None,
     }
 }
 
@@ -78,12 +79,13 @@ async fn three_hundred_forks_leave_nothing_behind() {
     let config = EngineConfig {
         command: vec![program().into(), "zygote-process".into()],
         load: load("python"),
+        admission: Admission::new(Budget::default()),
         allow_missing_walls: false,
         patience: PATIENCE_EMULATED,
     };
     let zygote = Zygote::load(&config).await.unwrap();
     let mut memory = Vec::new();
-    let budget = Budget::new(usize::MAX);
+    let budget = OutputBudget::new(usize::MAX);
     for number in 0..300 {
         let request = RunRequest {
             program: Program::Command(vec![b"true".to_vec()]),

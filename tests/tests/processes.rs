@@ -21,10 +21,12 @@ async fn zygote() -> Zygote {
         snapshot: store.replicas("python").unwrap().remove(0),
         pieces: store.pieces(),
         stamps: store.stamps(),
+        group: None,
     };
     let config = EngineConfig {
         command: vec![program().into(), "zygote-process".into()],
         load,
+        admission: Admission::new(Budget::default()),
         allow_missing_walls: false,
         patience: PATIENCE_EMULATED,
     };
@@ -178,4 +180,33 @@ fn nothing_outlives_a_killed_engine() {
     wait_until("the end of all", || {
         processes("zygote-runner").is_empty() && processes("zygote") == before
     });
+}
+
+#[test]
+fn guests_that_eat_their_memory_sixty_times_over_take_nothing_but_themselves() {
+    let eat =
+        "b = bytearray(300 << 20)\nfor at in range(0, len(b), 4096): b[at] = 1\nprint('full')";
+    let arguments = [
+        "run",
+        "--count",
+        "60",
+        "--json",
+        "--memory-max",
+        "700M",
+        "--timeout",
+        "60s",
+        "-c",
+        eat,
+    ];
+    let records = zygote_tests::zygote(&arguments).json();
+    assert_eq!(records.len(), 60);
+    let told = |word: &str| {
+        let has = |record: &&serde_json::Value| {
+            record["error"].as_str().is_some_and(|e| e.contains(word))
+        };
+        records.iter().filter(has).count()
+    };
+    assert!(told("out of memory") > 0, "{records:?}");
+    assert_eq!(python("print(1)").good().text(), "1\n");
+    assert!(!std::path::Path::new("/sys/fs/cgroup/zygote").exists());
 }

@@ -6,6 +6,8 @@ use anyhow::{Context, bail};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+/// Has the corpus of the fuzz targets run as tests.
+const FUZZING: &str = "--features=zygote-vmm/fuzzing";
 const AGENT_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 pub fn step(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
@@ -87,7 +89,7 @@ fn check() -> anyhow::Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("layers", layers::check)?;
     step("licences", layers::check_licences)?;
-    let lints = ["clippy", "--workspace", "--all-targets", "--"];
+    let lints = ["clippy", "--workspace", "--all-targets", FUZZING, "--"];
     step("lints", || {
         cargo(&[&lints[..], &["-D", "warnings"]].concat())
     })
@@ -96,7 +98,7 @@ fn check() -> anyhow::Result<()> {
 /// Unit tests and tiny guests: by nextest, which ends what hangs and names it, where that is
 /// installed; a profile of .config/nextest.toml.
 fn unit(profile: &str) -> anyhow::Result<()> {
-    let packages = ["--workspace", "--exclude", "zygote-tests"];
+    let packages = ["--workspace", "--exclude", "zygote-tests", FUZZING];
     if has_nextest() {
         let nextest = ["nextest", "run", "--profile", profile];
         return cargo(&[&nextest[..], &packages].concat());

@@ -129,6 +129,10 @@ pub struct RunArgs {
     #[arg(long, value_name = "SRC[:DST]",
           value_parser = clap::builder::OsStringValueParser::new().try_map(|text| Copy::parse(&text)))]
     pub copy: Vec<Copy>,
+    /// Memory that all forks may take from this host together, such as 4G, where it has cgroups
+    /// [default: nine tenths of what is available]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub memory_max: Option<u64>,
     /// Fork this many at once
     #[arg(long, default_value_t = 1, value_name = "N",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(COUNT_MAX)))]
@@ -281,6 +285,10 @@ fn parse_variable(text: &str) -> Result<(String, String), String> {
         }
         _ => Err("write it as NAME=VALUE".to_owned()),
     }
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    zygote_template::parse_size(text).map_err(|error| error.to_string())
 }
 
 fn parse_memory(text: &str) -> Result<u64, String> {

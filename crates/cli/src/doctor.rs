@@ -192,7 +192,7 @@ pub const JAIL_VERB: &str = "jail-probe";
 
 /// Enters the jail; prints the walls that are missing as one JSON array.
 pub fn show_jail() -> ExitCode {
-    let mut missing = match zygote_jail::enter() {
+    let mut missing = match zygote_jail::enter(1 << 40) {
         Ok(report) => report.missing,
         Err(error) => {
             say!("{error}");

@@ -16,7 +16,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use zygote_engine::{Budget, CAPTURE_MAX_BYTES, Captured, RunResult, Stdin, Zygote, capture};
+use zygote_engine::{CAPTURE_MAX_BYTES, Captured, OutputBudget, RunResult, Stdin, Zygote, capture};
 
 /// Runs at once; others wait for one to end.
 const AT_ONCE_MAX: usize = 64;
@@ -46,7 +46,7 @@ pub async fn run(
     } else {
         None
     };
-    let budget = Budget::new(CAPTURED_MAX_BYTES);
+    let budget = OutputBudget::new(CAPTURED_MAX_BYTES);
     let numbered = zygotes.iter().cycle().take(args.count as usize).enumerate();
     let (input, job, budget) = (&input, &job, &budget);
     let runs = stream::iter(numbered)

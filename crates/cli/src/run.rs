@@ -9,6 +9,7 @@ use crate::report::die_of;
 use crate::{many, one, template};
 use anyhow::{Context, bail};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use zygote_engine::*;
 use zygote_runner::control::Load;
@@ -136,14 +137,18 @@ async fn load_all(
     let random = uuid::Uuid::new_v4().as_u128() % replicas.len().max(1) as u128;
     replicas.rotate_left(random as usize);
     replicas.truncate(args.count as usize);
+    let mut budget = Budget::default();
+    budget.memory_max_bytes = args.memory_max.unwrap_or(budget.memory_max_bytes);
+    let admission = Admission::new(budget);
     let mut zygotes = Vec::new();
     for snapshot in replicas {
         let load = Load {
             snapshot,
             pieces: store.pieces(),
             stamps: store.stamps(),
+            group: None,
         };
-        let zygote = Zygote::load(&config(args, load)?).await;
+        let zygote = Zygote::load(&config(args, &admission, load)?).await;
         let zygote =
             zygote.with_context(|| format!("cannot fork the template {}", args.template))?;
         let walls = list_walls(zygote.missing_walls());
@@ -156,11 +161,12 @@ async fn load_all(
 }
 
 /// This program is also the zygote process.
-fn config(args: &RunArgs, load: Load) -> anyhow::Result<EngineConfig> {
+fn config(args: &RunArgs, admission: &Arc<Admission>, load: Load) -> anyhow::Result<EngineConfig> {
     let program: PathBuf = std::env::current_exe().context("cannot find this program")?;
     Ok(EngineConfig {
         command: vec![program.into(), ZYGOTE_VERB.into()],
         load,
+        admission: Arc::clone(admission),
         allow_missing_walls: args.allow_missing_walls,
         patience: if host::in_lab() {
             PATIENCE_EMULATED

@@ -19,13 +19,13 @@ pub struct Captured {
 }
 
 /// Room for the output of several programs together. What a program has taken comes back with
-/// [`Budget::free`].
+/// [`OutputBudget::free`].
 #[derive(Debug)]
-pub struct Budget {
+pub struct OutputBudget {
     left_bytes: AtomicUsize,
 }
 
-impl Budget {
+impl OutputBudget {
     /// So much.
     pub fn new(bytes: usize) -> Self {
         Self {
@@ -58,7 +58,7 @@ impl Budget {
 pub async fn capture(
     mut events: mpsc::Receiver<Event>,
     limit_bytes: usize,
-    budget: &Budget,
+    budget: &OutputBudget,
 ) -> Captured {
     let mut captured = Captured::default();
     while let Some(event) = events.recv().await {
@@ -85,7 +85,7 @@ mod tests {
             sender.send(event).await.unwrap();
         }
         drop(sender);
-        capture(events, limit, &Budget::new(usize::MAX)).await
+        capture(events, limit, &OutputBudget::new(usize::MAX)).await
     }
 
     #[tokio::test]
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_budget_gives_no_more_than_there_is_and_takes_it_back() {
-        let budget = Budget::new(5);
+        let budget = OutputBudget::new(5);
         assert_eq!((budget.take(3), budget.take(3), budget.take(3)), (3, 2, 0));
         budget.free(&Captured {
             stdout: vec![0; 2],

@@ -3,6 +3,7 @@
 //!
 //! One owner task a sandbox, one a zygote process; everything else sends them messages.
 
+mod admission;
 mod capture;
 mod conversation;
 mod fork;
@@ -14,7 +15,8 @@ mod usage;
 mod walls;
 mod zygote;
 
-pub use capture::{Budget, CAPTURE_MAX_BYTES, Captured, capture};
+pub use admission::{Admission, Budget, NoRoom};
+pub use capture::{CAPTURE_MAX_BYTES, Captured, OutputBudget, capture};
 pub use pool::{Pool, PoolConfig, PoolStats};
 pub use sandbox::{Event, Outcome, RunRequest, RunResult, Stdin, run};
 pub use usage::Usage;

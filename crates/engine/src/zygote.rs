@@ -1,5 +1,6 @@
 //! The engine's side of a zygote process: starting it, asking it for forks, seeing it end.
 
+use crate::admission::{Admission, NoRoom, Place};
 use crate::socket::ControlSocket;
 use crate::walls::{list, remedy};
 use rustix::process::{Signal, pidfd_send_signal};
@@ -8,13 +9,14 @@ use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Stdio;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use zygote_jail::cgroup::{Group, Limits};
 use zygote_runner::control::{FromZygote, Load, MissingWall, ToZygote, decode, encode};
 use zygote_runner::packet;
 
@@ -23,6 +25,10 @@ const REQUESTS_MAX: usize = 64;
 /// Forks that the process has been asked for and has not answered. A socket takes 278 small packets
 /// (`net.core.wmem_default`), so neither side ever finds it full.
 const UNANSWERED_MAX: usize = 32;
+/// Processes and threads of a zygote and its runners: a thousand machines of a few vCPUs.
+const PROCESSES_MAX: u32 = 8192;
+/// Half of what other programs of the host get.
+const CPU_WEIGHT: u32 = 50;
 /// A snapshot that is not loaded by then never will be: each of its bytes is compared with a digest
 /// at first, which for 16 GiB takes minutes on a slow disk.
 const LOAD_MAX: Duration = Duration::from_secs(900);
@@ -38,6 +44,8 @@ pub struct EngineConfig {
     pub command: Vec<OsString>,
     /// The snapshot, and where its pieces lie.
     pub load: Load,
+    /// Who lets sandboxes in; one for all zygotes of an engine.
+    pub admission: Arc<Admission>,
     /// Whether to run although main walls of the jail are missing.
     pub allow_missing_walls: bool,
     /// How long a step of a sandbox may take that takes milliseconds: a fork, an activation, an
@@ -65,6 +73,9 @@ pub enum ZygoteError {
     /// This host does not allow what must stand between it and untrusted code.
     #[error("this host does not allow {}, so untrusted code could reach it. {}", list(.0), remedy(.0))]
     MissingWalls(Vec<MissingWall>),
+    /// There is no room for one more.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// It cannot fork now.
     #[error("{0}")]
     Fork(String),
@@ -85,10 +96,12 @@ pub struct Zygote {
     missing_walls: Vec<MissingWall>,
     samples: Mutex<HashSet<[u8; SAMPLE_BYTES]>>,
     patience: Duration,
+    admission: Arc<Admission>,
     owner: JoinHandle<()>,
 }
 
 struct ForkRequest {
+    place: Place,
     agent: OwnedFd,
     control: OwnedFd,
     reply: oneshot::Sender<Result<Runner, ZygoteError>>,
@@ -158,21 +171,34 @@ impl Zygote {
     /// # Errors
     /// If it cannot be started, or refuses the snapshot.
     pub async fn load(config: &EngineConfig) -> Result<Self, ZygoteError> {
+        let (group, why_not) = match group(config) {
+            Ok(group) => (Some(group), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
         let (ours, theirs) = packet::pair().map_err(ZygoteError::Start)?;
         let child = spawn(config, theirs).map_err(ZygoteError::Start)?;
         let socket = ControlSocket::new(ours).map_err(ZygoteError::Start)?;
-        send(&socket, &ToZygote::Load(config.load.clone()), &[]).await?;
+        let load = Load {
+            group: group.as_ref().map(|group| group.path().to_owned()),
+            ..config.load.clone()
+        };
+        send(&socket, &ToZygote::Load(load), &[]).await?;
         let late = |_| ZygoteError::Late {
             operation: "load its snapshot",
             limit: LOAD_MAX,
         };
         let answer = timeout(LOAD_MAX, receive(&socket)).await.map_err(late)?;
         let (answer, _) = answer?;
-        let missing_walls = match answer {
+        let mut missing_walls = match answer {
             FromZygote::Loaded { missing_walls, .. } => missing_walls,
             FromZygote::Refused { message } => return Err(ZygoteError::Refused(message)),
             _ => return Err(ZygoteError::Gone),
         };
+        missing_walls.extend(why_not.map(|why| MissingWall {
+            wall: "limits by cgroup".to_owned(),
+            why,
+            is_main: false,
+        }));
         if !config.allow_missing_walls && missing_walls.iter().any(|wall| wall.is_main) {
             return Err(ZygoteError::MissingWalls(missing_walls));
         }
@@ -182,7 +208,8 @@ impl Zygote {
             missing_walls,
             samples: Mutex::default(),
             patience: config.patience,
-            owner: tokio::spawn(own(socket, child, inbox, config.patience)),
+            admission: Arc::clone(&config.admission),
+            owner: tokio::spawn(own(socket, child, group, inbox, config.patience)),
         })
     }
 
@@ -193,6 +220,7 @@ impl Zygote {
     pub async fn fork(&self, agent: OwnedFd, control: OwnedFd) -> Result<Runner, ZygoteError> {
         let (reply, answer) = oneshot::channel();
         let request = ForkRequest {
+            place: self.admission.admit()?,
             agent,
             control,
             reply,
@@ -263,11 +291,12 @@ fn spawn(config: &EngineConfig, control: OwnedFd) -> io::Result<Child> {
 async fn own(
     socket: ControlSocket,
     mut child: Child,
+    group: Option<Group>,
     mut inbox: mpsc::Receiver<ForkRequest>,
     patience: Duration,
 ) {
-    let mut waiting = VecDeque::new();
-    let mut runners: HashMap<u32, oneshot::Sender<i32>> = HashMap::new();
+    let mut waiting: VecDeque<(Reply, Place)> = VecDeque::new();
+    let mut runners: HashMap<u32, (oneshot::Sender<i32>, Place)> = HashMap::new();
     loop {
         tokio::select! {
             // What it says is taken before more is asked of it.
@@ -275,15 +304,21 @@ async fn own(
             message = receive(&socket) => match message {
                 Ok((FromZygote::Forked { pid }, Some(process))) => {
                     let (sender, ended) = oneshot::channel();
-                    runners.insert(pid, sender);
                     let life = Life::Running(ended);
-                    answer(&mut waiting, Ok(Runner { pid, life, process }));
+                    let runner = Runner { pid, life, process };
+                    // Whoever asked may have been cancelled; the runner is dropped then, and ends.
+                    if let Some((reply, place)) = waiting.pop_front() {
+                        runners.insert(pid, (sender, place));
+                        let _ = reply.send(Ok(runner));
+                    }
                 }
                 Ok((FromZygote::ForkFailed { message }, _)) => {
-                    answer(&mut waiting, Err(ZygoteError::Fork(message)));
+                    if let Some((reply, _)) = waiting.pop_front() {
+                        let _ = reply.send(Err(ZygoteError::Fork(message)));
+                    }
                 }
                 Ok((FromZygote::Ended { pid, status }, _)) => {
-                    if let Some(sender) = runners.remove(&pid) {
+                    if let Some((sender, _)) = runners.remove(&pid) {
                         // The sandbox may have stopped caring.
                         let _ = sender.send(status);
                     }
@@ -291,12 +326,12 @@ async fn own(
                 Ok(_) | Err(_) => break,
             },
             request = inbox.recv(), if waiting.len() < UNANSWERED_MAX => {
-                let Some(ForkRequest { agent, control, reply }) = request else { break };
+                let Some(ForkRequest { place, agent, control, reply }) = request else { break };
                 let descriptors = [agent.as_fd(), control.as_fd()];
                 if send(&socket, &ToZygote::Fork, &descriptors).await.is_err() {
                     break;
                 }
-                waiting.push_back(reply);
+                waiting.push_back((reply, place));
             }
         }
     }
@@ -306,15 +341,22 @@ async fn own(
         let _ = child.start_kill();
         let _ = timeout(patience, child.wait()).await;
     }
+    if let Some(group) = group {
+        // Waits, though not for long: what was in it has ended.
+        let _ = tokio::task::spawn_blocking(move || drop(group)).await;
+    }
 }
 
-type Waiting = VecDeque<oneshot::Sender<Result<Runner, ZygoteError>>>;
+type Reply = oneshot::Sender<Result<Runner, ZygoteError>>;
 
-fn answer(waiting: &mut Waiting, result: Result<Runner, ZygoteError>) {
-    if let Some(reply) = waiting.pop_front() {
-        // Whoever asked may have been cancelled; the runner then finds its sockets closed.
-        let _ = reply.send(result);
-    }
+/// The cgroup of one zygote and its runners.
+fn group(config: &EngineConfig) -> io::Result<Group> {
+    let budget = config.admission.budget();
+    Group::create(&Limits {
+        memory_max_bytes: budget.memory_max_bytes,
+        processes_max: PROCESSES_MAX,
+        cpu_weight: CPU_WEIGHT,
+    })
 }
 
 async fn send(

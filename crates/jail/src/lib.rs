@@ -3,6 +3,7 @@
 //!
 //! Knows nothing of machines or sockets. Everything here is for processes with one thread.
 
+pub mod cgroup;
 mod filter;
 mod limits;
 mod namespaces;
@@ -94,18 +95,18 @@ impl Report {
 ///
 /// Where process id namespaces are possible it returns in a child process, the first of a
 /// namespace of its own; the caller's process waits for that one and ends as it ends, and either
-/// dies with the other.
+/// dies with the other. `address_space_max_bytes`: what each of them may map.
 ///
 /// # Errors
 /// If this process could keep privileges, or its child cannot be made. Walls that this kernel or
 /// user does not allow are no error: they stand in the report.
-pub fn enter() -> Result<Report, JailError> {
+pub fn enter(address_space_max_bytes: u64) -> Result<Report, JailError> {
     let mut report = Report::default();
     let user = namespaces::user(&mut report);
     let shared = namespaces::mount_namespace();
     let own = namespaces::others(&mut report);
     root::empty(shared, own, &mut report);
-    limits::set(&mut report);
+    limits::set(address_space_max_bytes, &mut report);
     privileges::become_nobody(user, &mut report)?;
     if own.children {
         namespaces::first_of_its_own()?;

@@ -9,10 +9,15 @@ const DESCRIPTORS_MAX: u64 = 256;
 const PROCESSES_MAX: u64 = 8192;
 
 /// Sets them for good: soft and hard alike.
-pub fn set(report: &mut Report) {
-    let limits = [
+pub fn set(address_space_max_bytes: u64, report: &mut Report) {
+    let limits: [(&str, Resource, u64); 7] = [
         ("limit of descriptors", Resource::Nofile, DESCRIPTORS_MAX),
         ("limit of processes", Resource::Nproc, PROCESSES_MAX),
+        (
+            "limit of mapped memory",
+            Resource::As,
+            address_space_max_bytes,
+        ),
         // A crash must not write a guest's memory to the host's disk.
         ("limit of core files", Resource::Core, 0),
         ("limit of written files", Resource::Fsize, 0),

@@ -428,7 +428,7 @@ fn a_parent_that_ignores_children_is_no_trap(user: &User) {
 /// Inside.
 fn attack(arguments: &[String]) -> i32 {
     let processes = fs::File::open("/proc").unwrap();
-    let report = zygote_jail::enter().unwrap();
+    let report = zygote_jail::enter(8 << 30).unwrap();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["report"] => tell(&processes, &report.missing),

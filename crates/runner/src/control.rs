@@ -30,6 +30,8 @@ pub struct Load {
     pub pieces: PathBuf,
     /// Where verifications are remembered.
     pub stamps: PathBuf,
+    /// The cgroup to be in, with the runners, if there is one.
+    pub group: Option<PathBuf>,
 }
 
 /// A wall of the jail that this host did not allow.

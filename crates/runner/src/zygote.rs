@@ -5,7 +5,7 @@
 
 use crate::children::Children;
 use crate::control::{
-    FromZygote, MissingWall, PACKET_MAX_BYTES, REQUEST_MAX_BYTES, ToZygote, decode, encode,
+    FromZygote, Load, MissingWall, PACKET_MAX_BYTES, REQUEST_MAX_BYTES, ToZygote, decode, encode,
 };
 use crate::loaded::{self, Loaded};
 use crate::{packet, process};
@@ -13,7 +13,10 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use zygote_jail::{Filter, Role};
+use zygote_jail::{Filter, Role, cgroup};
+
+/// What a zygote or a runner may map beside its guest's memory: programs, stacks of 32 vCPUs, heap.
+const ADDRESS_SPACE_BESIDE_BYTES: u64 = 1 << 30;
 
 /// Serves the engine over standard input, a SOCK_SEQPACKET socket, until that closes; then ends
 /// the runners that are left, and gives back the process's exit status. Call it first thing in a
@@ -46,12 +49,14 @@ fn live(control: &OwnedFd) -> io::Result<()> {
     let Ok(ToZygote::Load(load)) = decode(&bytes[..length]) else {
         return Err(io::Error::other("the first message must be Load"));
     };
+    let mut missing_walls = limit(&load);
     let mut loaded = match loaded::load(&load, control) {
         Ok(loaded) => loaded,
         Err(message) => return tell(control, &FromZygote::Refused { message }),
     };
     // Everything is open that will be needed. Behind this line there is no host.
-    let jail = match zygote_jail::enter() {
+    let address_space = loaded.memory.size_bytes() + ADDRESS_SPACE_BESIDE_BYTES;
+    let jail = match zygote_jail::enter(address_space) {
         Ok(report) => report,
         Err(error) => {
             let message = process::chain(&error);
@@ -60,7 +65,7 @@ fn live(control: &OwnedFd) -> io::Result<()> {
     };
     let mut children = Children::new()?;
     warm_up()?;
-    let mut missing_walls: Vec<_> = jail.missing.into_iter().map(told).collect();
+    missing_walls.extend(jail.missing.into_iter().map(told));
     if let Err(error) = Filter::new(Role::Zygote).install() {
         loaded.is_filtered = false;
         let why = process::chain(&error);
@@ -80,6 +85,21 @@ fn live(control: &OwnedFd) -> io::Result<()> {
     let served = serve(control, &loaded, &mut children);
     children.end_all();
     served
+}
+
+/// What the host's kernel keeps this process and its children to; what it does not.
+fn limit(load: &Load) -> Vec<MissingWall> {
+    let mut missing = Vec::new();
+    let mut note = |wall: &str, result: io::Result<()>| {
+        if let Err(error) = result {
+            missing.push(told(zygote_jail::MissingWall::new(wall, &error)));
+        }
+    };
+    note("first to die without memory", cgroup::die_first());
+    if let Some(group) = &load.group {
+        note("limits by cgroup", cgroup::enter(group));
+    }
+    missing
 }
 
 fn told(wall: zygote_jail::MissingWall) -> MissingWall {

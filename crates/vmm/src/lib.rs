@@ -4,6 +4,8 @@
 //! runtime; the agent's byte stream reaches it as a non-blocking file descriptor.
 
 pub mod devices;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod layout;
 pub mod machine;
 pub mod memory;
