@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 use zygote_engine::walls_remedy;
-use zygote_jail::{MissingWall, Role};
+use zygote_jail::{MissingWall, Role, cgroup};
 use zygote_template::{Store, format_size};
 use zygote_vmm::probe::probe;
 
@@ -61,6 +61,7 @@ pub fn run(global: &Global, json: bool) -> anyhow::Result<u8> {
     checks.push(disk(&store));
     checks.push(jail(here));
     checks.push(cgroups());
+    checks.push(limits());
     checks.push(templates(&store));
     if json {
         let host = possible.then_some(place);
@@ -263,6 +264,27 @@ fn cgroups() -> Check {
             let finding = "v2 without favordynmods: making a VM can take tens of milliseconds";
             let remedy = "sudo mount -o remount,favordynmods /sys/fs/cgroup";
             check("cgroups", Grade::Warning, finding.into(), Some(remedy))
+        }
+    }
+}
+
+/// Whether what sandboxes take together can be limited.
+fn limits() -> Check {
+    let few = cgroup::Limits {
+        memory_max_bytes: 1 << 30,
+        processes_max: 1,
+        cpu_weight: 1,
+    };
+    match cgroup::Group::create(&few) {
+        Ok(_) => {
+            let finding = "memory, processes and processor share of sandboxes, by cgroup".into();
+            check("limits", Grade::Good, finding, None)
+        }
+        Err(error) => {
+            let finding = format!("memory of sandboxes is not limited by cgroup: {error}");
+            let remedy = "run as root on a host with cgroup v2 (systemd.unified_cgroup_hierarchy=1), or \
+                          in a group of your own: systemd-run --user --scope -p Delegate=yes zygote …";
+            check("limits", Grade::Warning, finding, Some(remedy))
         }
     }
 }

@@ -70,6 +70,7 @@ pub struct Pool {
 struct Shared {
     idle: Mutex<VecDeque<Fork>>,
     taken: Notify,
+    added: Notify,
     hits: AtomicU64,
     misses: AtomicU64,
     made: AtomicU64,
@@ -141,10 +142,17 @@ impl Pool {
         }
     }
 
-    /// Waits until so many forks wait, or as many as there can be.
-    pub async fn filled(&self, forks: usize) {
-        while self.shared.idle().len() < forks && !self.owner.is_finished() {
-            sleep(Duration::from_millis(1)).await;
+    /// Waits until so many forks wait; false if that takes longer than making one may.
+    pub async fn filled(&self, forks: usize) -> bool {
+        loop {
+            // Before looking, so that none is missed.
+            let made = self.shared.added.notified();
+            if self.shared.idle().len() >= forks {
+                return true;
+            }
+            if timeout(PARK_MAX, made).await.is_err() {
+                return false;
+            }
         }
     }
 
@@ -227,6 +235,7 @@ impl Filler {
         }
         self.shared.made.fetch_add(1, Ordering::Relaxed);
         self.shared.idle().push_back(fork);
+        self.shared.added.notify_waiters();
     }
 
     async fn afford(&self, fork: &Fork) -> usize {

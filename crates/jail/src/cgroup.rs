@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// The folder of all groups of ours.
 const OURS: &str = "zygote";
+/// Where an engine moves that was alone in its group.
+const ENGINE: &str = "zygote-engine";
 const CONTROLLERS: &str = "+memory +pids +cpu";
 /// How long killed processes may take to be gone.
 const END_MAX: Duration = Duration::from_secs(5);
@@ -106,17 +108,13 @@ fn base() -> io::Result<PathBuf> {
     let parent = if rustix::process::geteuid().is_root() {
         root
     } else {
-        root.join(own(&fs::read_to_string("/proc/self/cgroup")?))
+        let own = root.join(own(&fs::read_to_string("/proc/self/cgroup")?));
+        match own.parent() {
+            Some(parent) if own.ends_with(ENGINE) => parent.to_owned(),
+            _ => own,
+        }
     };
-    let control = parent.join("cgroup.subtree_control");
-    let has_all = |text: String| {
-        ["memory", "pids", "cpu"]
-            .iter()
-            .all(|name| has(&text, name))
-    };
-    if !fs::read_to_string(&control).is_ok_and(has_all) {
-        write(&control, CONTROLLERS)?;
-    }
+    give_controllers(&parent)?;
     let base = parent.join(OURS);
     match fs::create_dir(&base) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
@@ -124,6 +122,29 @@ fn base() -> io::Result<PathBuf> {
     }
     write(&base.join("cgroup.subtree_control"), CONTROLLERS)?;
     Ok(base)
+}
+
+/// A group whose controllers are given to those below it may have no processes of its own: ours, if
+/// it is the only one, moves down.
+fn give_controllers(parent: &Path) -> io::Result<()> {
+    let control = parent.join("cgroup.subtree_control");
+    let has_all = |text: String| {
+        ["memory", "pids", "cpu"]
+            .iter()
+            .all(|name| has(&text, name))
+    };
+    if fs::read_to_string(&control).is_ok_and(has_all) {
+        return Ok(());
+    }
+    match write(&control, CONTROLLERS) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            let engine = parent.join(ENGINE);
+            fs::create_dir_all(&engine)?;
+            enter(&engine)?;
+            write(&control, CONTROLLERS)
+        }
+        other => other,
+    }
 }
 
 fn has(text: &str, name: &str) -> bool {

@@ -15,7 +15,7 @@ for number in 0:stdin 1:stdout 2:stderr; do $B ln -s "/proc/self/fd/${number%:*}
 $B mkdir -p /root/dev/pts /root/dev/shm
 $B mount -t devpts devpts /root/dev/pts
 for folder in dev/shm run; do $B mount -t tmpfs tmpfs /root/$folder; done
-$B mount -t cgroup2 cgroup2 /root/sys/fs/cgroup
+$B mount -t cgroup2 -o favordynmods cgroup2 /root/sys/fs/cgroup || $B mount -t cgroup2 cgroup2 /root/sys/fs/cgroup
 $B ip link set lo up 2>/dev/null
 for word in $($B cat /root/proc/cmdline); do
     case $word in lab.program=*) program=$($B printf '%b' "${word#lab.program=}") ;; esac
