@@ -194,7 +194,7 @@ fn guests_that_eat_twenty_times_what_there_is_take_nothing_but_themselves() {
         "--memory-max",
         "300M",
         "--timeout",
-        "60s",
+        "30s",
         "-c",
         eat,
     ];

@@ -9,6 +9,7 @@ mod conversation;
 mod fork;
 mod identity;
 mod pool;
+mod pressure;
 mod sandbox;
 mod socket;
 mod usage;

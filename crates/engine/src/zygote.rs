@@ -1,6 +1,7 @@
 //! The engine's side of a zygote process: starting it, asking it for forks, seeing it end.
 
 use crate::admission::{Admission, NoRoom, Place};
+use crate::pressure;
 use crate::socket::ControlSocket;
 use crate::walls::{list, remedy};
 use rustix::process::{Signal, pidfd_send_signal};
@@ -296,6 +297,10 @@ async fn own(
     patience: Duration,
 ) {
     let mut waiting: VecDeque<(Reply, Place)> = VecDeque::new();
+    let relief = group
+        .as_ref()
+        .map(|group| pressure::relieve(group.path().to_owned()));
+    let relief = relief.map(tokio::spawn);
     let mut runners: HashMap<u32, (oneshot::Sender<i32>, Place)> = HashMap::new();
     loop {
         tokio::select! {
@@ -336,6 +341,9 @@ async fn own(
         }
     }
     drop((socket, waiting));
+    if let Some(relief) = relief {
+        relief.abort();
+    }
     // It ends its runners at the end of its socket, and then itself.
     if timeout(patience, child.wait()).await.is_err() {
         let _ = child.start_kill();

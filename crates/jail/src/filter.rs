@@ -131,6 +131,9 @@ const ZYGOTE: &[Call] = &[
         "ends runners; sees its own namespace only",
     ),
     (libc::SYS_pidfd_open, Always, "hands runners to the engine"),
+    (libc::SYS_setresuid, Always, "a runner's own user"),
+    (libc::SYS_setresgid, Always, "a runner's own user"),
+    (libc::SYS_capset, Always, "a runner keeps no capability"),
     (
         libc::SYS_close_range,
         Always,

@@ -32,6 +32,8 @@ fn must<T>(operation: &'static str, result: Result<T, Errno>) -> Result<T, JailE
 pub struct Report {
     /// One for each wall.
     pub missing: Vec<MissingWall>,
+    /// Whether there is a user for each child: see [`become_runner`].
+    pub has_users: bool,
 }
 
 /// A wall that this kernel or user did not allow.
@@ -102,7 +104,9 @@ impl Report {
 /// user does not allow are no error: they stand in the report.
 pub fn enter(address_space_max_bytes: u64) -> Result<Report, JailError> {
     let mut report = Report::default();
+    namespaces::see_children();
     let user = namespaces::user(&mut report);
+    report.has_users = user == namespaces::User::Ranged;
     let shared = namespaces::mount_namespace();
     let own = namespaces::others(&mut report);
     root::empty(shared, own, &mut report);
@@ -111,6 +115,15 @@ pub fn enter(address_space_max_bytes: u64) -> Result<Report, JailError> {
     if own.children {
         namespaces::first_of_its_own()?;
     }
-    privileges::drop_the_rest()?;
+    privileges::drop_the_rest(user)?;
     Ok(report)
+}
+
+/// In a child of a jailed process whose report says `has_users`: makes it another user than its
+/// parent and its siblings, and takes the last capabilities from it.
+///
+/// # Errors
+/// If it could keep them: the child must end.
+pub fn become_runner(number: u32) -> Result<(), JailError> {
+    privileges::become_runner(number)
 }

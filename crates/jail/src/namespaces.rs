@@ -10,8 +10,11 @@ use std::fs;
 /// Who this process is, and what it may make.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum User {
-    /// Root of this host: can make namespaces and become anybody.
+    /// Root of this host, where user namespaces are not allowed: can make the others and become
+    /// anybody.
     Root,
+    /// Was root, and is in a user namespace whose [`USERS`] are nobody's on the host.
+    Ranged,
     /// Somebody, in a user namespace.
     Mapped,
     /// Somebody, and user namespaces are not allowed.
@@ -31,10 +34,28 @@ pub const NETWORK_NAMESPACE: &str = "network namespace";
 /// See above.
 pub const PID_NAMESPACE: &str = "pid namespace";
 
-/// Enters a user namespace if this is not root.
+/// Users of a [`User::Ranged`] namespace: its zygote, and one for each of its runners, in turn.
+pub const USERS: u32 = 256;
+/// On the host those users begin here, above those that hosts give to people (below 60,000), to
+/// their containers (subuid(5): mostly below 0x1000_0000) and to systemd-nspawn (0x8_0000 to
+/// 0x6fff_ffff): for each process that there can be (`PID_MAX_LIMIT`, 2^22) a range of its own.
+const FIRST_USER: u32 = 0x7000_0000;
+
+/// The first of this process's users on the host.
+pub fn first_user() -> u32 {
+    FIRST_USER + rustix::process::getpid().as_raw_nonzero().get() as u32 * USERS
+}
+
+/// Enters a user namespace.
 pub fn user(report: &mut Report) -> User {
     if rustix::process::geteuid().is_root() {
-        return User::Root;
+        return match new_range() {
+            Ok(()) => User::Ranged,
+            Err(error) => {
+                report.miss("user of each sandbox's own", &error);
+                User::Root
+            }
+        };
     }
     match new_user_namespace() {
         Ok(()) => User::Mapped,
@@ -67,6 +88,13 @@ pub struct Own {
     pub children: bool,
 }
 
+/// Has the ends of children told. Inherited as ignored, SIGCHLD would make them vanish unseen
+/// (sigaction(2)).
+pub fn see_children() {
+    // SAFETY: sets how one signal is met.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
 /// Enters the others.
 pub fn others(report: &mut Report) -> Own {
     let mut enter = |name, flag| report.note(name, unshare(flag)).is_some();
@@ -86,6 +114,54 @@ pub fn mount_namespace() -> Result<(u64, u64), Errno> {
     Ok((stat.st_dev, stat.st_ino))
 }
 
+/// Only a process outside may give a namespace a range of users, so that one is made for it.
+fn new_range() -> Result<(), Errno> {
+    let io = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    let (entered, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let (first, pid) = (first_user(), std::process::id());
+    // SAFETY: this process has one thread, so the child finds every lock free.
+    match unsafe { libc::fork() } {
+        0 => {
+            drop(told);
+            let mut byte = [0; 1];
+            // Nothing comes if there is no namespace.
+            let mapped = matches!(rustix::io::read(&entered, &mut byte), Ok(1))
+                && ["uid_map", "gid_map"].iter().all(|file| {
+                    let map = format!("0 {first} {USERS}");
+                    fs::write(format!("/proc/{pid}/{file}"), map).is_ok()
+                });
+            // SAFETY: ends the child without running what the parent has registered for its end.
+            unsafe { libc::_exit(i32::from(!mapped)) }
+        }
+        child if child > 0 => {
+            let result = unshare(UnshareFlags::NEWUSER);
+            if result.is_ok() {
+                rustix::io::write(&told, b"!")?;
+            }
+            drop(told);
+            let status = wait_for(child);
+            result?;
+            match status {
+                Some(status) if libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0 => Ok(()),
+                _ => Err(Errno::PERM),
+            }
+        }
+        _ => Err(io(std::io::Error::last_os_error())),
+    }
+}
+
+/// The wait status of a child, once it has ended; `None` if there is no such child.
+fn wait_for(child: libc::pid_t) -> Option<libc::c_int> {
+    let mut status = 0;
+    // SAFETY: writes one integer. A child that works waits for nobody but us.
+    while unsafe { libc::waitpid(child, &raw mut status, 0) } < 0 {
+        if std::io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
+            return None;
+        }
+    }
+    Some(status)
+}
+
 fn unshare(flags: UnshareFlags) -> Result<(), Errno> {
     // SAFETY: the flags are namespaces only: no descriptor table is taken from a thread.
     unsafe { unshare_unsafe(flags) }
@@ -97,8 +173,6 @@ const LOST: i32 = 125;
 /// Returns in a child, the first process of its namespace: when that ends, the kernel ends the
 /// rest. The caller's process becomes its keeper.
 pub fn first_of_its_own() -> Result<(), JailError> {
-    // SAFETY: sets how one signal is met. Inherited as ignored, it would hide the child's end.
-    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
     // SAFETY: this process has one thread, so the child finds every lock free.
     match unsafe { libc::fork() } {
         0 => {
@@ -123,17 +197,10 @@ fn keep(child: libc::pid_t) -> ! {
     // SAFETY: this process uses none of its objects again, and ends without dropping them.
     unsafe {
         libc::close_range(0, u32::MAX, 0);
-        let mut status = 0;
-        while libc::waitpid(child, &raw mut status, 0) < 0 {
-            if std::io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
-                libc::_exit(LOST);
-            }
-        }
-        let code = if libc::WIFEXITED(status) {
-            libc::WEXITSTATUS(status)
-        } else {
-            128 + libc::WTERMSIG(status)
-        };
-        libc::_exit(code)
+        libc::_exit(match wait_for(child) {
+            Some(status) if libc::WIFEXITED(status) => libc::WEXITSTATUS(status),
+            Some(status) => 128 + libc::WTERMSIG(status),
+            None => LOST,
+        })
     }
 }

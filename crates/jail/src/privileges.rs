@@ -1,6 +1,6 @@
 //! No user of the host's, no capabilities, no way to new ones (capabilities(7)).
 
-use crate::namespaces::User;
+use crate::namespaces::{self, User};
 use crate::{JailError, Report, must};
 use rustix::io::Errno;
 use rustix::thread::{
@@ -9,26 +9,45 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 
-/// User ids of jailed processes begin here, above those that hosts give to people (below 60,000),
-/// to their containers (subuid(5): mostly below 0x1000_0000) and to systemd-nspawn (0x8_0000 to
-/// 0x6fff_ffff), and below 2^31: the process id is added, so no two at once have the same.
-const FIRST_ID: u32 = 0x7100_0000;
 /// For hosts that have no such ids, as in a container: `nobody`.
 const NOBODY: u32 = 65534;
+/// The zygote's own among the users of its namespace; not 0, who is root there.
+const ZYGOTE: u32 = 1;
+/// The first runner's.
+const FIRST_RUNNER: u32 = 2;
+
+/// What a zygote keeps, in its own user namespace: it gives each runner another user, and ends it.
+const KEPT: CapabilitySet = CapabilitySet::SETUID
+    .union(CapabilitySet::SETGID)
+    .union(CapabilitySet::KILL);
 
 /// Root becomes a user that owns nothing; others are nobody in their namespace already.
 pub fn become_nobody(user: User, report: &mut Report) -> Result<(), JailError> {
     drop_bounding_set(report);
-    if user != User::Root {
-        return Ok(());
+    match user {
+        User::Mapped | User::Plain => return Ok(()),
+        User::Ranged => {
+            must("leave root's groups", set_thread_groups(&[]))?;
+            return must("stop being root", become_id(ZYGOTE));
+        }
+        User::Root => {}
     }
     must("leave root's groups", set_thread_groups(&[]))?;
-    let own = FIRST_ID + rustix::process::getpid().as_raw_nonzero().get() as u32;
-    if become_id(own).is_err() {
+    if become_id(namespaces::first_user()).is_err() {
         must("stop being root", become_id(NOBODY))?;
         report.miss("user of its own", &format!("shared uid {NOBODY}"));
     }
     Ok(())
+}
+
+/// A runner becomes a user that its siblings are not, as far as there are users: they take turns.
+pub fn become_runner(number: u32) -> Result<(), JailError> {
+    let users = namespaces::USERS - FIRST_RUNNER;
+    must(
+        "become a user of its own",
+        become_id(FIRST_RUNNER + number % users),
+    )?;
+    must("drop the capabilities", keep(CapabilitySet::empty()))
 }
 
 fn become_id(id: u32) -> Result<(), Errno> {
@@ -51,17 +70,26 @@ fn drop_bounding_set(report: &mut Report) {
     }
 }
 
-/// Gives up all capabilities, for this process and every program that it might become.
-pub fn drop_the_rest() -> Result<(), JailError> {
+/// Gives up all capabilities but those of a zygote in a user namespace, for this process and every
+/// program that it might become.
+pub fn drop_the_rest(user: User) -> Result<(), JailError> {
     must(
         "clear the ambient capabilities",
         clear_ambient_capability_set(),
     )?;
-    let none = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
+    let kept = match user {
+        User::Ranged => KEPT,
+        _ => CapabilitySet::empty(),
+    };
+    must("drop the capabilities", keep(kept))?;
+    must("set no_new_privs", set_no_new_privs(true))
+}
+
+fn keep(kept: CapabilitySet) -> Result<(), Errno> {
+    let sets = CapabilitySets {
+        effective: kept,
+        permitted: kept,
         inheritable: CapabilitySet::empty(),
     };
-    must("drop the capabilities", set_capabilities(None, none))?;
-    must("set no_new_privs", set_no_new_privs(true))
+    set_capabilities(None, sets)
 }

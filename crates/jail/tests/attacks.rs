@@ -347,7 +347,12 @@ fn the_filters_kill_what_is_not_listed(user: &User) {
     for (role, _) in ROLES {
         for (name, _) in ATTACKS.into_iter().chain(FILTERED_ONLY) {
             // What a zygote process is there for, within its walls.
-            let own = ["fork", "signal the parent", "signal a sibling"];
+            let own = [
+                "fork",
+                "signal the parent",
+                "signal a sibling",
+                "become root",
+            ];
             if role == "zygote" && own.contains(&name) {
                 continue;
             }
@@ -430,6 +435,10 @@ fn attack(arguments: &[String]) -> i32 {
     let processes = fs::File::open("/proc").unwrap();
     let report = zygote_jail::enter(8 << 30).unwrap();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let is_zygote = matches!(words.first(), Some(&"zygote" | &"wait"));
+    if report.has_users && !is_zygote {
+        zygote_jail::become_runner(5).unwrap();
+    }
     match words[..] {
         ["report"] => tell(&processes, &report.missing),
         ["work"] => work(),

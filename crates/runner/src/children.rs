@@ -11,6 +11,8 @@ pub struct Children {
     /// Readable when a child has ended.
     signals: OwnedFd,
     running: HashSet<u32>,
+    /// How many there have been.
+    made: u32,
 }
 
 impl Children {
@@ -33,12 +35,19 @@ impl Children {
         Ok(Self {
             signals,
             running: HashSet::new(),
+            made: 0,
         })
     }
 
     /// One more, just forked.
     pub fn add(&mut self, pid: u32) {
         self.running.insert(pid);
+        self.made = self.made.wrapping_add(1);
+    }
+
+    /// How many there have been: the next one's number.
+    pub fn made(&self) -> u32 {
+        self.made
     }
 
     /// Gives `ended` the process id and wait status of each child that has ended since.

@@ -26,6 +26,8 @@ pub struct Loaded {
     vcpu_filter: Filter,
     /// Whether this host has filters.
     pub is_filtered: bool,
+    /// Whether each runner gets a user of its own.
+    pub has_users: bool,
     /// The guest's memory, mapped copy-on-write.
     pub memory: GuestMemory,
     /// Registers and devices.
@@ -86,6 +88,7 @@ pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
         filter: Filter::new(Role::Runner),
         vcpu_filter: Filter::new(Role::Vcpu),
         is_filtered: true,
+        has_users: false,
         memory,
         state,
         disks: disks.map_err(|e| chain(&e))?,

@@ -16,11 +16,11 @@ const AGENT: u64 = 0;
 const STOP: u64 = 1;
 const CONTROL: u64 = 2;
 
-/// Runs a sandbox to its end; gives back the process's exit status.
-pub fn runner_main(loaded: &Loaded, agent: OwnedFd, control: OwnedFd) -> i32 {
+/// Runs a sandbox to its end; `number`: among its zygote's. Gives back the process's exit status.
+pub fn runner_main(loaded: &Loaded, number: u32, agent: OwnedFd, control: OwnedFd) -> i32 {
     leave_parent(loaded, &[agent.as_raw_fd(), control.as_raw_fd()]);
     let console = Console::default();
-    let reason = match run(loaded, agent, &control, &console) {
+    let reason = match run(loaded, number, agent, &control, &console) {
         Ok(None) => return 0,
         Ok(Some(reason)) => reason,
         Err(error) => chain(error.as_ref()),
@@ -71,10 +71,14 @@ fn close_way_out(loaded: &Loaded) {
 /// left to the process's end, which nobody waits for.
 fn run(
     loaded: &Loaded,
+    number: u32,
     agent: OwnedFd,
     control: &OwnedFd,
     console: &Console,
 ) -> Result<Option<String>, Box<dyn Error>> {
+    if loaded.has_users {
+        zygote_jail::become_runner(number)?;
+    }
     let mut machine = ManuallyDrop::new(Machine::restore(
         &loaded.host,
         &loaded.state,

@@ -63,6 +63,7 @@ fn live(control: &OwnedFd) -> io::Result<()> {
             return tell(control, &FromZygote::Refused { message });
         }
     };
+    loaded.has_users = jail.has_users;
     let mut children = Children::new()?;
     warm_up()?;
     missing_walls.extend(jail.missing.into_iter().map(told));
@@ -166,7 +167,8 @@ fn answer(
     // SAFETY: this process has one thread, so the child finds every lock free.
     match unsafe { libc::fork() } {
         0 => {
-            let status = process::runner_main(loaded, agent, runner_control);
+            let number = children.made();
+            let status = process::runner_main(loaded, number, agent, runner_control);
             // SAFETY: ends the child without running what the parent has registered for its end.
             unsafe { libc::_exit(status) }
         }
