@@ -362,7 +362,11 @@ fn a_template_whose_warm_up_fails_is_not_built_and_tells_the_traceback() {
     let (head, _) = text.split_once("warm = ").unwrap();
     fs::write(
         &recipe,
-        format!("{head}warm = \"import nonexistent_module\"\n"),
+        // More than a socket's buffer takes at once.
+        format!(
+            "{head}warm = \"\"\"{}\nimport nonexistent_module\"\"\"\n",
+            "#".repeat(250 << 10)
+        ),
     )
     .unwrap();
     let built = zygote(&["template", "build", recipe.to_str().unwrap()]);

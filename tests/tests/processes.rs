@@ -111,6 +111,8 @@ async fn a_live_runner_has_nothing_of_the_host() {
             assert_ne!(fs::read_link(runner.join("ns").join(kind)).unwrap(), own);
         }
         assert_eq!(fs::read_dir(runner.join("root")).unwrap().count(), 0);
+        let environment = fs::read(runner.join("environ")).unwrap();
+        assert_eq!(environment, b"LD_BIND_NOW=1\0", "nothing of the engine's");
         for entry in fs::read_dir(runner.join("fd")).unwrap().flatten() {
             let target = fs::read_link(entry.path()).unwrap();
             let target = target.to_string_lossy();
@@ -183,30 +185,70 @@ fn nothing_outlives_a_killed_engine() {
 }
 
 #[test]
-fn guests_that_eat_twenty_times_what_there_is_take_nothing_but_themselves() {
+fn guests_that_eat_ten_times_what_there_is_take_nothing_but_themselves() {
     let eat =
-        "b = bytearray(300 << 20)\nfor at in range(0, len(b), 4096): b[at] = 1\nprint('full')";
+        "b = bytearray(150 << 20)\nfor at in range(0, len(b), 4096): b[at] = 1\nprint('full')";
     let arguments = [
         "run",
         "--count",
-        "20",
+        "8",
         "--json",
         "--memory-max",
-        "300M",
+        "120M",
         "--timeout",
-        "30s",
+        "0",
         "-c",
         eat,
     ];
     let records = zygote_tests::zygote(&arguments).json();
-    assert_eq!(records.len(), 20);
-    let told = |word: &str| {
-        let has = |record: &&serde_json::Value| {
-            record["error"].as_str().is_some_and(|e| e.contains(word))
-        };
-        records.iter().filter(has).count()
-    };
-    assert!(told("out of memory") > 0, "{records:?}");
+    assert_eq!(records.len(), 8);
+    for record in &records {
+        let error = record["error"].as_str().unwrap();
+        assert!(error.contains("out of memory"), "{record}");
+        assert_eq!(record["stdout"], "", "{record}");
+    }
     assert_eq!(python("print(1)").good().text(), "1\n");
     assert!(!std::path::Path::new("/sys/fs/cgroup/zygote").exists());
+}
+
+#[test]
+fn a_host_without_a_wall_is_refused_unless_that_is_allowed() {
+    let limit = "/proc/sys/user/max_mnt_namespaces";
+    let before = fs::read_to_string(limit).unwrap();
+    fs::write(limit, "0").unwrap();
+    let refused = python("print(1)");
+    let allowed = zygote_tests::zygote(&["run", "--allow-missing-walls", "-c", "print(2)"]);
+    fs::write(limit, before).unwrap();
+    assert_eq!((refused.code, refused.text()), (125, String::new()));
+    for word in ["mount namespace", "empty root", "--allow-missing-walls"] {
+        assert!(refused.error().contains(word), "no {word} in {refused:?}");
+    }
+    assert_eq!(allowed.text(), "2\n", "{allowed:?}");
+    assert!(allowed.error().contains("warning"), "{allowed:?}");
+    assert!(
+        fs::exists("/proc/self/root/etc/passwd").unwrap(),
+        "the root is still there"
+    );
+}
+
+#[test]
+fn an_engine_whose_output_nobody_reads_can_be_ended() {
+    let mut engine = Command::new(program())
+        .args([
+            "run",
+            "--timeout",
+            "2s",
+            "-c",
+            "while True: print('x' * 1000)",
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("a runner", || !processes("zygote-runner").is_empty());
+    wait_until("its end", || processes("zygote-runner").is_empty());
+    let pid = rustix::process::Pid::from_child(&engine);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    use std::os::unix::process::ExitStatusExt;
+    assert_eq!(engine.wait().unwrap().signal(), Some(15));
 }

@@ -1,16 +1,17 @@
 //! The system tests: built here, run where machines can run: on this host, else in labs, one for each
-//! group of tests, all at once; those that are named share one.
+//! group of tests, two at a time; those that are named share one.
 //!
 //! nextest runs them where it is installed, in the lab too: one that hangs is ended and named. And
 //! each group has a deadline of its own.
 
 use crate::command::{ask, finish, run, start};
 use crate::steps::{has_nextest, step};
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 const STATE: &str = "target/system/state";
@@ -19,6 +20,8 @@ const PROGRAM: &str = "target/release/zygote";
 const RECIPES: [&str; 2] = ["python", "tests/recipes/threads.toml"];
 /// A group takes two to ten minutes; then its lab says what its console says, and ends.
 const GROUP_MAX: Duration = Duration::from_secs(25 * 60);
+/// Labs at once.
+const LABS_MAX: usize = 2;
 /// A lab that does not even do that.
 const LAB_MAX: Duration = Duration::from_secs(28 * 60);
 
@@ -33,19 +36,33 @@ pub fn test(names: &[String]) -> anyhow::Result<()> {
     let built = Built::new()?;
     let place = place()?;
     step(&format!("system tests ({place})"), || {
-        let mut running = Vec::new();
         if !names.is_empty() {
-            running.push(built.start_named(names, &place)?);
-            return wait_for(running);
+            return report(vec![wait_for(built.start_named(names, &place)?)]);
         }
-        for group in &built.groups {
-            running.push(built.start_group(group, &place)?);
-            if place == "kvm" {
-                // On a real host the groups change the clock and count processes: one at a time.
-                wait_for(std::mem::take(&mut running))?;
+        // On a real host the groups change the clock and count processes: one at a time. A lab
+        // takes a processor.
+        let at_once = if place == "kvm" { 1 } else { LABS_MAX };
+        let groups = Mutex::new(built.groups.iter());
+        let next = || groups.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let work = || {
+            let mut ended = Vec::new();
+            while let Some(group) = next() {
+                ended.push(
+                    built
+                        .start_group(group, &place)
+                        .map_or_else(|error| (group.name.clone(), Err(error)), wait_for),
+                );
             }
-        }
-        wait_for(running)
+            ended
+        };
+        let ended = std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+            let ended = workers
+                .into_iter()
+                .map(|worker| worker.join().unwrap_or_else(lost));
+            ended.flatten().collect()
+        });
+        report(ended)
     })
 }
 
@@ -236,19 +253,32 @@ fn begin(name: &str, words: Vec<String>, place: &str) -> anyhow::Result<Running>
     })
 }
 
-/// Waits for all, prints what each has said, and fails if one has.
-fn wait_for(running: Vec<Running>) -> anyhow::Result<()> {
+/// A group's name, and how it ended.
+type Ended = (String, anyhow::Result<ExitStatus>);
+
+/// What a thread of ours has not come to its end with.
+fn lost(_: Box<dyn std::any::Any + Send>) -> Vec<Ended> {
+    vec![("xtask".to_owned(), Err(anyhow!("it panicked")))]
+}
+
+/// Waits for a group, and prints what it has said.
+fn wait_for(group: Running) -> Ended {
+    let ended = finish(group.child, &group.command, LAB_MAX);
+    let said = fs::read_to_string(&group.log).unwrap_or_default();
+    println!("{}:\n{said}", group.name);
+    (group.name, ended)
+}
+
+/// Fails if one has.
+fn report(ended: Vec<Ended>) -> anyhow::Result<()> {
     let mut failed = Vec::new();
-    for group in running {
-        let ended = finish(group.child, &group.command, LAB_MAX);
-        println!("{}:", group.name);
-        print!("{}", fs::read_to_string(&group.log).unwrap_or_default());
+    for (name, ended) in ended {
         match ended {
             Ok(status) if status.success() => {}
-            Ok(_) => failed.push(group.name),
+            Ok(_) => failed.push(name),
             Err(error) => {
-                println!("{error:#}");
-                failed.push(group.name);
+                println!("{name}: {error:#}");
+                failed.push(name);
             }
         }
     }

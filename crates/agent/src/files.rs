@@ -66,8 +66,16 @@ fn resolve(path: &[u8]) -> PathBuf {
 }
 
 fn named<T>(path: &Path, result: io::Result<T>) -> io::Result<T> {
-    result
-        .map_err(|e| io::Error::other(format!("cannot write {} in the guest: {e}", path.display())))
+    result.map_err(|error| {
+        let remedy = match error.kind() {
+            io::ErrorKind::StorageFull => {
+                " (files take up to half of the guest's memory; build the template with more)"
+            }
+            _ => "",
+        };
+        let path = path.display();
+        io::Error::other(format!("cannot write {path} in the guest: {error}{remedy}"))
+    })
 }
 
 /// What is there may be a link into the image, or a running program: it is replaced.

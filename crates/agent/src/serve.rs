@@ -129,6 +129,7 @@ impl Server {
                 fds.push(PollFd::new(stdin, PollFlags::OUT));
             }
         }
+        // For as long as the machine lives; its host has the deadlines.
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),

@@ -43,6 +43,7 @@ fn forks(global: &Global) -> anyhow::Result<Vec<Value>> {
         command.arg("--state-dir").arg(state);
     }
     command.args(["run", "-t", TEMPLATE, "--count", "2", "--json", "-c", CODE]);
+    // A run has its own time limits.
     let output = command.output().context("cannot start a run")?;
     if !output.status.success() {
         bail!(

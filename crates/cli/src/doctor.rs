@@ -58,6 +58,7 @@ pub fn run(global: &Global, json: bool) -> anyhow::Result<u8> {
     checks.push(tool("build: EROFS", "mkfs.erofs", "erofs-utils"));
     checks.push(user_ids());
     checks.push(memory(here));
+    checks.push(overcommit());
     checks.push(disk(&store));
     checks.push(jail(here));
     checks.push(cgroups());
@@ -172,6 +173,18 @@ fn memory(here: bool) -> Check {
     }
 }
 
+/// Strict accounting of memory charges each fork with its whole guest (proc_sys_vm(5)).
+fn overcommit() -> Check {
+    let mode = fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap_or_default();
+    if mode.trim() != "2" {
+        let finding = "forks are charged with the pages that they change".into();
+        return check("overcommit", Grade::Good, finding, None);
+    }
+    let finding = "strict: each fork is charged with its guest's whole memory, and few will fit";
+    let remedy = "sudo sysctl vm.overcommit_memory=0";
+    check("overcommit", Grade::Warning, finding.into(), Some(remedy))
+}
+
 fn disk(store: &Store) -> Check {
     let state = store.state_dir();
     let existing = state
@@ -188,6 +201,8 @@ fn disk(store: &Store) -> Check {
     }
 }
 
+/// Entering the jail takes milliseconds.
+const JAIL_PROBE_MAX_S: &str = "20";
 /// Hidden verb by which this program tries the jail, which is for good, in a process of its own.
 pub const JAIL_VERB: &str = "jail-probe";
 
@@ -215,7 +230,10 @@ pub fn show_jail() -> ExitCode {
 /// What this program, started again, could not put between itself and the host.
 fn missing_walls() -> Result<Vec<zygote_engine::MissingWall>, String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
-    let output = Command::new(own).arg(JAIL_VERB).output();
+    let output = Command::new("timeout")
+        .arg(JAIL_PROBE_MAX_S)
+        .args([own.as_os_str(), JAIL_VERB.as_ref()])
+        .output();
     let output = output.map_err(|error| error.to_string())?;
     serde_json::from_slice(&output.stdout)
         .map_err(|_| String::from_utf8_lossy(&output.stdout).trim().to_owned())

@@ -62,6 +62,11 @@ impl Interrupts {
         }
     }
 
+    /// How many there were.
+    pub fn count(&self) -> u32 {
+        self.seen.borrow().count
+    }
+
     /// The last signal, if there was one.
     pub fn last(&self) -> Option<i32> {
         let seen = *self.seen.borrow();

@@ -23,6 +23,8 @@ const AT_ONCE_MAX: usize = 64;
 /// Output that is kept of all that run, together.
 const CAPTURED_MAX_BYTES: usize = 1 << 30;
 const EVENTS_MAX: usize = 16;
+/// Runs that wait to be printed.
+const RECORDS_MAX: usize = 64;
 
 /// Runs them to their ends.
 pub async fn run(
@@ -46,7 +48,7 @@ pub async fn run(
     } else {
         None
     };
-    let budget = OutputBudget::new(CAPTURED_MAX_BYTES);
+    let budget = Arc::new(OutputBudget::new(CAPTURED_MAX_BYTES));
     let numbered = zygotes.iter().cycle().take(args.count as usize).enumerate();
     let (input, job, budget) = (&input, &job, &budget);
     let runs = stream::iter(numbered)
@@ -62,22 +64,31 @@ pub async fn run(
         })
         .buffer_unordered(AT_ONCE_MAX);
     tokio::pin!(runs);
+    let (records, waiting) = mpsc::channel(RECORDS_MAX);
+    let printer = Printer::new(args, job, Arc::clone(budget));
+    let printing = tokio::task::spawn_blocking(move || printer.print_all(waiting));
     let (mut worst, mut signalled) = (0, None);
-    while let Some((index, result, output)) = runs.next().await {
-        let printer = Printer::new(args, job, index);
-        let outcome = result.outcome.clone();
-        budget.free(&output);
-        // Not on this thread: who reads it may be slow, and the others must be heard.
-        let printed = tokio::task::spawn_blocking(move || printer.print(&result, &output)).await;
-        if let Err(error) = printed.context("printing panicked")? {
-            return Ok(End::Code(out::code(&error)));
-        }
+    while let Some(record) = runs.next().await {
+        let outcome = &record.1.outcome;
         if worst == 0 {
-            worst = exit_code(&outcome);
+            worst = exit_code(outcome);
         }
-        if let End::Signal(signal) = one::end(&outcome, interrupts.last()) {
+        if let End::Signal(signal) = one::end(outcome, interrupts.last()) {
             signalled = Some(signal);
         }
+        // Only an error ends the printer first: nobody reads, and what runs is killed.
+        if records.send(record).await.is_err() {
+            break;
+        }
+    }
+    drop(records);
+    let seen = interrupts.count();
+    let printed = tokio::select! {
+        printed = printing => printed.context("printing panicked")?,
+        signal = interrupts.after(seen + 1) => return Ok(End::Signal(signal)),
+    };
+    if let Err(error) = printed {
+        return Ok(End::Code(out::code(&error)));
     }
     // Those that never began.
     let signal = signalled.or(interrupts.last().filter(|_| worst == 0 && args.count > 1));
@@ -102,32 +113,43 @@ fn stdin_copy(input: Option<&Arc<[u8]>>) -> Stdin {
     Stdin::Stream(chunks)
 }
 
-/// Prints one run.
+/// A run that has ended: its number, how, and what it has said.
+type Record = (usize, RunResult, Captured);
+
+/// Prints runs as they end, on a thread that may wait for a slow reader.
 struct Printer {
     template: String,
     as_json: bool,
     limit: Option<Duration>,
-    index: usize,
     job: Job,
+    budget: Arc<OutputBudget>,
 }
 
 impl Printer {
-    fn new(args: &RunArgs, job: &Job, index: usize) -> Self {
+    fn new(args: &RunArgs, job: &Job, budget: Arc<OutputBudget>) -> Self {
         Self {
             template: args.template.clone(),
             as_json: args.json,
             limit: args.timeout.0,
-            index,
             job: job.clone(),
+            budget,
         }
     }
 
-    fn print(&self, result: &RunResult, output: &Captured) -> io::Result<()> {
+    fn print_all(&self, mut records: mpsc::Receiver<Record>) -> io::Result<()> {
+        while let Some((index, result, output)) = records.blocking_recv() {
+            self.print(index, &result, &output)?;
+            self.budget.free(&output);
+        }
+        Ok(())
+    }
+
+    fn print(&self, index: usize, result: &RunResult, output: &Captured) -> io::Result<()> {
         let (mut stdout, mut stderr) = (io::stdout().lock(), io::stderr().lock());
         if self.as_json {
             let host = host::name(Place::Here);
             let mut record = RunRecord::new(&self.template, host, self.limit, result, output);
-            record.index = self.index;
+            record.index = index;
             record.hint = self.job.import_hint(&output.stderr);
             let line = serde_json::to_string(&record)?;
             writeln!(stdout, "{line}")?;

@@ -34,7 +34,13 @@ pub async fn run(
         // Only an error ends it first: nobody reads the output, and the fork is killed.
         printed = &mut printing => return reader_gone(printed.context("printing panicked")?),
     };
-    let tail = match printing.await.context("printing panicked")? {
+    // The program has ended: from here on a signal is ours.
+    let seen = interrupts.count();
+    let printed = tokio::select! {
+        printed = &mut printing => printed.context("printing panicked")?,
+        signal = interrupts.after(seen + 1) => return Ok(End::Signal(signal)),
+    };
+    let tail = match printed {
         Ok(tail) => tail,
         error => return reader_gone(error),
     };

@@ -34,6 +34,18 @@ pub fn exit_code(outcome: &Outcome) -> u8 {
     }
 }
 
+/// A sentence in which a guest may have had its word, for a terminal: no control characters but the
+/// ends of lines.
+fn printable(text: &str) -> String {
+    let shown = |letter: char| match letter {
+        '\n' => letter,
+        '\t' => ' ',
+        letter if letter.is_control() => '\u{fffd}',
+        letter => letter,
+    };
+    text.chars().map(shown).collect()
+}
+
 /// What people are told on stderr beside the program's own words; usually nothing.
 pub fn sentence(outcome: &Outcome, limit: Option<Duration>) -> Option<String> {
     match outcome {
@@ -47,8 +59,7 @@ pub fn sentence(outcome: &Outcome, limit: Option<Duration>) -> Option<String> {
             "the program was killed at its time limit of {:?} (see --timeout)",
             limit.unwrap_or_default()
         )),
-        Outcome::StartFailed { message, .. } => Some(message.clone()),
-        Outcome::Failed(message) => Some(message.clone()),
+        Outcome::StartFailed { message, .. } | Outcome::Failed(message) => Some(printable(message)),
     }
 }
 
@@ -173,6 +184,18 @@ mod tests {
         for (outcome, code) in cases {
             assert_eq!(exit_code(&outcome), code, "{outcome:?}");
         }
+    }
+
+    #[test]
+    fn a_guest_cannot_write_to_the_terminal_by_way_of_our_sentences() {
+        let message = "died\u{1b}]0;owned\u{7}\r\nlast words\u{9b}2J".to_owned();
+        let told = sentence(&Outcome::Failed(message), None).unwrap();
+        assert!(told.contains("died") && told.contains("\nlast words"));
+        assert!(
+            !told
+                .chars()
+                .any(|letter| letter.is_control() && letter != '\n')
+        );
     }
 
     #[test]

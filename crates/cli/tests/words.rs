@@ -134,3 +134,28 @@ fn completions_name_the_verbs() {
         assert!(out.contains("template") && out.contains("doctor"));
     }
 }
+
+#[test]
+fn output_that_cannot_be_written_is_told_and_a_reader_that_has_gone_is_not() {
+    let state = tempfile::tempdir().unwrap();
+    for words in ["completions bash", "template ls", "doctor --json"] {
+        let shell = |rest: &str| {
+            let line = format!("{} {words} {rest}", env!("CARGO_BIN_EXE_zygote"));
+            Command::new("bash")
+                .args(["-c", &line])
+                .env("ZYGOTE_STATE_DIR", state.path())
+                .output()
+                .unwrap()
+        };
+        let (code, _, err) = said(&shell("> /dev/full"));
+        assert_eq!(code, Some(125), "{words}: {err}");
+        assert!(err.contains("No space left"), "{words}: {err}");
+        // `true` may have gone before or after the words were written.
+        let (code, out, err) = said(&shell("| true; echo ${PIPESTATUS[0]}"));
+        assert!(
+            out == "141\n" || out == "0\n",
+            "{words}: {code:?} {out} {err}"
+        );
+        assert_eq!(err, "", "{words}");
+    }
+}

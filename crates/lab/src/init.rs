@@ -276,7 +276,7 @@ fn feed(mut stdin: Option<std::process::ChildStdin>, chunks: &Receiver<Vec<u8>>,
     }
 }
 
-/// Waits for the program; reaps every orphan on the way, as PID 1 must.
+/// Waits for the program, for as long as the host lets it run; reaps every orphan on the way, as PID 1 must.
 fn wait(program: Pid) -> io::Result<u8> {
     loop {
         match rustix::process::wait(WaitOptions::empty()) {

@@ -44,6 +44,7 @@ fn unpack(image: &Path, elf: &Path) -> io::Result<()> {
         .stdin
         .take()
         .map_or(Ok(()), |mut input| input.write_all(packed));
+    // timeout(1) sees to the end.
     let good = tool.wait()?.success() && fed.is_ok();
     if good {
         return fs::rename(&fresh, elf);

@@ -119,6 +119,7 @@ fn serve(
     let mut watched = true;
     loop {
         let mut events = [nothing; 4];
+        // For as long as the engine keeps its end of the control socket: that is the deadline.
         let count = match epoll::wait(set, &mut events, None) {
             Ok(count) => count,
             Err(rustix::io::Errno::INTR) => continue,

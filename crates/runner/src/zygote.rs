@@ -111,6 +111,7 @@ fn told(wall: zygote_jail::MissingWall) -> MissingWall {
 /// Makes forks cheaper. A thread is made and ended: its stack stays for the first vCPU of each.
 fn warm_up() -> io::Result<()> {
     let thread = std::thread::Builder::new().spawn(|| ())?;
+    // It does nothing, so it ends.
     thread
         .join()
         .map_err(|_| io::Error::other("a thread that does nothing has failed"))?;
@@ -126,6 +127,7 @@ fn serve(control: &OwnedFd, loaded: &Loaded, children: &mut Children) -> io::Res
             PollFd::new(control, PollFlags::IN),
             PollFd::new(&*children, PollFlags::IN),
         ];
+        // For as long as there is an engine.
         match poll(&mut fds, None) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,

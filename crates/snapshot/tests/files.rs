@@ -96,6 +96,32 @@ impl Fixture {
     }
 }
 
+#[test]
+fn what_was_verified_is_compared_again_once_it_is_doubted() {
+    let fixture = write(vec![1; 1 << 20]);
+    fixture.load().unwrap();
+    let snapshot = fixture.open().unwrap();
+    let stamps = fixture.folder.path().join("stamps");
+    let compared = || {
+        let mut count = 0;
+        let mut progress = |_, _| {
+            count += 1;
+            true
+        };
+        snapshot.verify_once(&stamps, &mut progress).unwrap();
+        count
+    };
+    assert_eq!(compared(), 0, "it was remembered");
+    snapshot.forget(&stamps);
+    assert!(compared() > 0);
+    snapshot.forget(&stamps);
+    let stopped = snapshot
+        .verify_once(&stamps, &mut |_, _| false)
+        .unwrap_err();
+    assert!(stopped.to_string().contains("stopped"), "{stopped}");
+    assert!(compared() > 0, "what was stopped is not remembered");
+}
+
 fn chain(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {}", chain(source)),
@@ -315,12 +341,13 @@ proptest! {
         let mut bytes = postcard::to_stdvec(&state(9)).unwrap();
         prop_assert_eq!(decode_machine(&bytes, 1), Some(state(9)));
         prop_assert_eq!(decode_machine(&bytes, 2), None);
+        bytes.push(0);
+        prop_assert_eq!(decode_machine(&bytes, 1), None, "bytes after the state");
+        bytes.pop();
         for (at, value) in flips {
             let at = at.index(bytes.len());
             bytes[at] ^= value;
         }
         let _ = decode_machine(&bytes, 1);
-        bytes.push(0);
-        prop_assert_eq!(decode_machine(&bytes, 1), None);
     }
 }

@@ -73,7 +73,7 @@ impl Shared {
                 return;
             }
             let mut fds = [PollFd::new(agent, PollFlags::IN)];
-            // A kick interrupts it.
+            // Parked for as long as nobody needs it: a kick, or the stream's end, interrupts it.
             let _ = poll(&mut fds, None);
             let seen = fds[0].revents();
             if seen.contains(PollFlags::IN) {

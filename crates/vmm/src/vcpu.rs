@@ -191,7 +191,8 @@ impl RunningVcpu {
         }
     }
 
-    /// Waits for the thread to give the vCPU back.
+    /// Waits for the thread to give the vCPU back. Kicked, it leaves the guest at once; a device that
+    /// it serves is done within a second (`devices::virtio::serve`).
     ///
     /// # Errors
     /// If the thread panicked.

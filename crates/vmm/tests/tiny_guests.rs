@@ -1,7 +1,7 @@
 //! Whole machines with guests of a few instructions: any host whose /dev/kvm opens runs them, also
 //! one that emulates kernel mode.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, unsafe_code, reason = "a test")]
 
 use std::fs::File;
 use std::io::{Seek, Write};
@@ -254,6 +254,26 @@ fn forks_of_a_paused_machine_go_on_from_the_same_instruction_and_apart() {
         wait_for_count(&forks[2], now);
         forks[2].pause().unwrap();
     }
+}
+
+#[test]
+fn a_stray_kick_stops_nobody() {
+    let (mut machine, _) = boot(elf(&counting()), 128 << 20, 1).unwrap();
+    machine.start().unwrap();
+    for _ in 0..20 {
+        for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+            let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            if name.starts_with("vcpu") {
+                let id: i64 = task.file_name().to_string_lossy().parse().unwrap();
+                let (process, signal) = (std::process::id(), vmm_sys_util::signal::SIGRTMIN());
+                // SAFETY: signals a thread of this process, which has a handler for it.
+                unsafe { libc::syscall(libc::SYS_tgkill, process, id, signal) };
+            }
+        }
+        let now = count(&machine);
+        wait_for_count(&machine, now + 10);
+    }
+    machine.pause().unwrap();
 }
 
 #[test]
