@@ -252,3 +252,47 @@ fn an_engine_whose_output_nobody_reads_can_be_ended() {
     use std::os::unix::process::ExitStatusExt;
     assert_eq!(engine.wait().unwrap().signal(), Some(15));
 }
+
+fn stop(process: &std::path::Path) {
+    let pid = process.file_name().unwrap();
+    let stopped = Command::new("kill").arg("-STOP").arg(pid).status();
+    assert!(stopped.unwrap().success());
+}
+
+fn parent(process: &std::path::Path) -> PathBuf {
+    let status = fs::read_to_string(process.join("status")).unwrap();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:\t"));
+    PathBuf::from("/proc").join(parent.unwrap())
+}
+
+/// Each step of an end has a deadline of five seconds, and then somebody is killed.
+#[test]
+fn a_stopped_process_holds_nobody_up() {
+    let victims: [fn(PathBuf) -> PathBuf; 3] = [
+        |runner| runner,
+        |runner| parent(&runner),
+        |runner| parent(&parent(&runner)),
+    ];
+    for (number, victim) in victims.into_iter().enumerate() {
+        let mut engine = Command::new(program())
+            .args([
+                "run",
+                "--timeout",
+                "3s",
+                "-c",
+                "print('up', flush=True)\nwhile True: pass",
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut up = [0; 3];
+        std::io::Read::read_exact(engine.stdout.as_mut().unwrap(), &mut up).unwrap();
+        stop(&victim(processes("zygote-runner").remove(0)));
+        let begun = Instant::now();
+        let code = engine.wait().unwrap().code();
+        assert_eq!(code, Some(124), "victim {number}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "victim {number}");
+        wait_until("the end of all", || processes("zygote-runner").is_empty());
+    }
+}

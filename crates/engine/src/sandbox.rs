@@ -239,7 +239,7 @@ async fn conduct(
         Outcome::Exited(_) => drop(runner),
         _ => {
             drop((listener, control));
-            runner.end(zygote.patience()).await;
+            runner.end().await;
         }
     }
     Ok((outcome, usage))

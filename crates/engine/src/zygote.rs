@@ -38,6 +38,10 @@ const SAMPLES_MAX: usize = 1 << 20;
 /// Bytes in a sample.
 const SAMPLE_BYTES: usize = 32;
 
+/// How long the end of a process is waited for: of a killed runner, of a zygote that has lost its
+/// socket (it is killed then), and of a killed zygote.
+pub const END_MAX: Duration = Duration::from_secs(5);
+
 /// How zygote processes are started.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -147,11 +151,12 @@ impl Runner {
         false
     }
 
-    /// Kills it, and waits until it has been reaped: not longer than `patience`.
-    pub async fn end(mut self, patience: Duration) {
+    /// Kills it, and waits until it has been reaped: not longer than [`END_MAX`].
+    pub async fn end(mut self) {
         self.kill();
-        // A killed process can only be late when the host is out of breath; it ends all the same.
-        let _ = timeout(patience, self.ended()).await;
+        // A killed process can only be late when the host is out of breath, or its zygote is; it ends
+        // all the same.
+        let _ = timeout(END_MAX, self.ended()).await;
     }
 
     fn kill(&self) {
@@ -210,7 +215,7 @@ impl Zygote {
             samples: Mutex::default(),
             patience: config.patience,
             admission: Arc::clone(&config.admission),
-            owner: tokio::spawn(own(socket, child, group, inbox, config.patience)),
+            owner: tokio::spawn(own(socket, child, group, inbox)),
         })
     }
 
@@ -294,7 +299,6 @@ async fn own(
     mut child: Child,
     group: Option<Group>,
     mut inbox: mpsc::Receiver<ForkRequest>,
-    patience: Duration,
 ) {
     let mut waiting: VecDeque<(Reply, Place)> = VecDeque::new();
     let relief = group
@@ -345,9 +349,9 @@ async fn own(
         relief.abort();
     }
     // It ends its runners at the end of its socket, and then itself.
-    if timeout(patience, child.wait()).await.is_err() {
+    if timeout(END_MAX, child.wait()).await.is_err() {
         let _ = child.start_kill();
-        let _ = timeout(patience, child.wait()).await;
+        let _ = timeout(END_MAX, child.wait()).await;
     }
     if let Some(group) = group {
         // Waits, though not for long: what was in it has ended.
