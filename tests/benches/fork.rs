@@ -123,7 +123,7 @@ fn snapshot(folder: &Path, memory_mib: u64, vcpus: u8) {
             replica: 0,
             created_unix_s: 0,
             zygote_version: String::new(),
-            protocol_version: 0,
+            protocol_version: zygote_protocol::PROTOCOL_VERSION,
             kernel_release: String::new(),
             interpreter: String::new(),
             cpu_vendor: zygote_snapshot::cpu::vendor(&state.vcpus[0].cpuid),

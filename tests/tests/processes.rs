@@ -68,7 +68,7 @@ fn kill(process: &std::path::Path) {
     );
 }
 
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < end, "not seen: {what}");
@@ -239,7 +239,7 @@ fn an_engine_whose_output_nobody_reads_can_be_ended() {
             "--timeout",
             "2s",
             "-c",
-            "while True: print('x' * 1000)",
+            "while True: print('x' * 1000000)",
         ])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -248,7 +248,11 @@ fn an_engine_whose_output_nobody_reads_can_be_ended() {
     wait_until("a runner", || !processes("zygote-runner").is_empty());
     wait_until("its end", || processes("zygote-runner").is_empty());
     let pid = rustix::process::Pid::from_child(&engine);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    // The first may still have been the program's.
+    wait_until("the end of the engine", || {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        engine.try_wait().unwrap().is_some()
+    });
     use std::os::unix::process::ExitStatusExt;
     assert_eq!(engine.wait().unwrap().signal(), Some(15));
 }

@@ -21,6 +21,8 @@ pub const ZYGOTE_VERB: &str = "zygote-process";
 const LAB_OVERHEAD_MAX: Duration = Duration::from_secs(300);
 /// and making each fork. Ten times what has been seen.
 const LAB_FORK_MAX: Duration = Duration::from_secs(10);
+/// How often a template may be replaced while it is being loaded.
+const REPLACED_MAX: u32 = 10;
 /// python3's own code for a program that it cannot open.
 const CANNOT_OPEN: u8 = 2;
 
@@ -118,14 +120,22 @@ async fn conduct(store: &Store, args: &RunArgs, job: Job) -> anyhow::Result<End>
 /// A zygote for each replica that will be forked; they take turns, from a random one on. A template
 /// that is replaced meanwhile is looked up again.
 async fn load(store: &Store, args: &RunArgs) -> anyhow::Result<Vec<Zygote>> {
-    loop {
-        let replicas = store.replicas(&args.template)?;
-        match load_all(store, args, &replicas).await {
+    let mut replicas = store.replicas(&args.template)?;
+    for _ in 0..REPLACED_MAX {
+        let error = match load_all(store, args, &replicas).await {
             Ok(zygotes) => return Ok(zygotes),
-            Err(error) if store.replicas(&args.template)? == replicas => return Err(error),
-            Err(_) => {}
+            Err(error) => error,
+        };
+        let now = store.replicas(&args.template)?;
+        if now == replicas {
+            return Err(error);
         }
+        replicas = now;
     }
+    bail!(
+        "the template {} is being replaced all the time",
+        args.template
+    )
 }
 
 async fn load_all(

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use vm_memory::{Bytes, GuestAddress};
 use zygote_engine::{Admission, Budget, EngineConfig, PATIENCE, Runner, Zygote};
+use zygote_protocol::PROTOCOL_VERSION;
 use zygote_runner::control::{self, FromRunner, Load, PACKET_MAX_BYTES};
 use zygote_runner::packet;
 use zygote_snapshot::{Origin, Writer};
@@ -48,6 +49,10 @@ fn main() -> ExitCode {
         trial(
             "a_thousand_forks_at_once_are_made_and_end",
             a_thousand_forks_at_once_are_made_and_end,
+        ),
+        trial(
+            "a_snapshot_of_another_version_is_refused",
+            a_snapshot_of_another_version_is_refused,
         ),
         trial(
             "a_snapshot_that_this_host_refuses_is_refused_at_its_loading",
@@ -145,7 +150,7 @@ const RUNNABLE: u32 = 0;
 
 /// A snapshot of a machine whose first vCPU rings and whose second fills the ring. `spoil`: an MSR
 /// gets a value that no CPU takes.
-fn snapshot(folder: &Path, spoil: bool) {
+fn snapshot(folder: &Path, spoil: bool, protocol_version: u32) {
     let config = BootConfig {
         memory_bytes: MEMORY_BYTES,
         vcpus: 2,
@@ -191,7 +196,7 @@ fn snapshot(folder: &Path, spoil: bool) {
             replica: 0,
             created_unix_s: 0,
             zygote_version: String::new(),
-            protocol_version: 0,
+            protocol_version,
             kernel_release: String::new(),
             interpreter: String::new(),
             cpu_vendor: zygote_snapshot::cpu::vendor(&state.vcpus[0].cpuid),
@@ -204,7 +209,11 @@ fn runtime() -> Runtime {
 }
 
 fn config(folder: &Path, spoil: bool) -> EngineConfig {
-    snapshot(&folder.join("snapshot"), spoil);
+    config_of(folder, spoil, PROTOCOL_VERSION)
+}
+
+fn config_of(folder: &Path, spoil: bool, protocol_version: u32) -> EngineConfig {
+    snapshot(&folder.join("snapshot"), spoil, protocol_version);
     EngineConfig {
         command: vec![std::env::current_exe().unwrap().into(), ZYGOTE_VERB.into()],
         load: Load {
@@ -312,5 +321,14 @@ fn a_snapshot_that_this_host_refuses_is_refused_at_its_loading() {
     let refused = runtime().block_on(Zygote::load(&config)).err().unwrap();
     let sentence = refused.to_string();
     assert!(sentence.contains("0xc0000080"), "{sentence}");
+    assert!(sentence.contains("--force"), "{sentence}");
+}
+
+fn a_snapshot_of_another_version_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config_of(folder.path(), false, PROTOCOL_VERSION - 1);
+    let refused = runtime().block_on(Zygote::load(&config)).err().unwrap();
+    let sentence = refused.to_string();
+    assert!(sentence.contains("another version"), "{sentence}");
     assert!(sentence.contains("--force"), "{sentence}");
 }

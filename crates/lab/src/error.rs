@@ -43,10 +43,15 @@ pub enum LabError {
         signal: i32,
     },
     /// The command has not ended in time.
-    #[error("the command did not end within {limit:?}, and its lab was ended")]
+    #[error(
+        "the command did not end within {limit:?}, and its lab was ended{}",
+        told(console)
+    )]
     TimedOut {
         /// How long it was allowed to run.
         limit: Duration,
+        /// The last lines of the lab's console; mostly there are none.
+        console: String,
     },
     /// Our own output cannot be written (a closed pipe).
     #[error("cannot write the program's output")]
@@ -59,6 +64,14 @@ pub enum LabError {
         /// 127 not found, 126 not executable, 125 otherwise.
         status: u8,
     },
+}
+
+fn told(console: &str) -> String {
+    if console.is_empty() {
+        String::new()
+    } else {
+        format!("; its console said last:\n{console}")
+    }
 }
 
 /// Names what we could not do ourselves.

@@ -89,7 +89,8 @@ fn conduct(
             Ok(Event::Broken(what)) => return Err(lab.broken(what)),
             Err(RecvTimeoutError::Timeout) if is_up => {
                 let limit = command.timeout.unwrap_or_default();
-                return Err(LabError::TimedOut { limit });
+                let console = lab.console.tail();
+                return Err(LabError::TimedOut { limit, console });
             }
             Err(RecvTimeoutError::Timeout) => {
                 let limit_s = UP_MAX.as_secs();

@@ -177,7 +177,7 @@ fn a_command_without_end_is_ended_at_its_limit() {
     };
     let result = zygote_lab::run(&config(&[]), &command, streams);
     assert!(
-        matches!(result, Err(LabError::TimedOut { limit: told }) if told == limit),
+        matches!(result, Err(LabError::TimedOut { limit: told, .. }) if told == limit),
         "{result:?}"
     );
 }

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use zygote_jail::{Filter, FilterError, Role};
+use zygote_protocol::PROTOCOL_VERSION;
 use zygote_snapshot::state::MachineState;
 use zygote_snapshot::{Snapshot, cpu};
 use zygote_vmm::{Disk, GuestMemory, Host, Machine, Prepare};
@@ -65,6 +66,13 @@ impl Loaded {
 /// once the other end of `engine` is closed: then nobody waits for it.
 pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
     let snapshot = Snapshot::open(&load.snapshot, &load.pieces).map_err(|e| refuse(&e))?;
+    let spoken = snapshot.manifest().origin.protocol_version;
+    if spoken != PROTOCOL_VERSION {
+        return Err(format!(
+            "the snapshot is of another version of Zygote: its agent speaks version {spoken} of the \
+             protocol, and this program version {PROTOCOL_VERSION}. {REBUILD}"
+        ));
+    }
     snapshot
         .verify_once(&load.stamps, &mut |_, _| is_open(engine))
         .map_err(|e| refuse(&e))?;
