@@ -36,7 +36,8 @@ impl Drop for Lab {
     }
 }
 
-/// Runs a command in a fresh lab; gives back its exit status as a shell tells it.
+/// Runs a command in a fresh lab; gives back its exit status as a shell tells it. One that dies of the
+/// signal that this process was sent is `Interrupted`, as this process then is.
 ///
 /// The first SIGINT, SIGTERM or SIGHUP of this process goes to the command; one that comes before
 /// the lab is up, and any second one, ends the lab at once. Call it from a thread that lives as
@@ -61,7 +62,7 @@ fn conduct(
     inbox: &Receiver<Event>,
 ) -> Result<u8, LabError> {
     let mut deadline = Some((Instant::now(), UP_MAX));
-    let (mut is_up, mut is_signalled) = (false, false);
+    let (mut is_up, mut forwarded) = (false, None);
     loop {
         let event = match deadline {
             Some((since, limit)) => inbox.recv_timeout(limit.saturating_sub(since.elapsed())),
@@ -76,12 +77,19 @@ fn conduct(
                 link.forward_input(command.stdin);
                 deadline = command.timeout.map(|limit| (Instant::now(), limit));
             }
-            Ok(Event::Signal(number)) if is_up && !is_signalled => {
-                is_signalled = true;
-                link.send(ToLab::Signal(number));
+            Ok(Event::Signal(signal)) if is_up && forwarded.is_none() => {
+                forwarded = Some(signal);
+                link.send(ToLab::Signal(signal));
             }
             Ok(Event::Signal(signal)) => return Err(LabError::Interrupted { signal }),
-            Ok(Event::Exited(status)) => return Ok(status),
+            Ok(Event::Exited(status)) => {
+                return match forwarded {
+                    Some(signal) if i32::from(status) == 128 + signal => {
+                        Err(LabError::Interrupted { signal })
+                    }
+                    _ => Ok(status),
+                };
+            }
             Ok(Event::Failed { message, status }) => {
                 return Err(LabError::Program { message, status });
             }
