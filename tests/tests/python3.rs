@@ -52,6 +52,15 @@ fn a_program_is_started_as_python3_starts_it() {
 }
 
 #[test]
+fn output_that_cannot_be_flushed_is_told_as_python3_tells_it() {
+    let code = "import os; print('lost'); os.close(1)";
+    let fork = zygote(&["run", "-c", code]);
+    let real = zygote(&["run", "--", "python3", "-c", code]);
+    assert_eq!((fork.code, real.code), (120, 120), "{fork:?}");
+    assert_eq!(fork.error(), real.error());
+}
+
+#[test]
 fn a_folder_and_a_zip_archive_are_programs() {
     let folder = tempfile::tempdir().unwrap();
     let app = folder.path().join("app");

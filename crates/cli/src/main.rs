@@ -22,6 +22,8 @@ use clap::CommandFactory;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Whoever has started us may ignore them, and have us inherit that.
+    zygote_jail::see_children();
     // Hidden verbs: this program is also what runs in other places.
     match std::env::args_os().nth(1) {
         Some(verb) if verb == zygote_lab::INIT_VERB => zygote_lab::init_main(),

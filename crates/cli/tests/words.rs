@@ -159,3 +159,22 @@ fn output_that_cannot_be_written_is_told_and_a_reader_that_has_gone_is_not() {
         assert_eq!(err, "", "{words}");
     }
 }
+
+#[test]
+fn a_parent_that_ignores_its_children_is_no_reason_to_fail() {
+    let state = tempfile::tempdir().unwrap();
+    let judge = |arguments: &[&str]| {
+        let output = Command::new("env")
+            .args(arguments)
+            .args([env!("CARGO_BIN_EXE_zygote"), "doctor", "--json"])
+            .env("ZYGOTE_STATE_DIR", state.path())
+            .output()
+            .unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let jail = value["checks"].as_array().unwrap().iter();
+        jail.filter(|check| check["name"] == "jail")
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(judge(&["--ignore-signal=CHLD"]), judge(&[]));
+}

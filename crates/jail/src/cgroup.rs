@@ -138,6 +138,11 @@ fn give_controllers(parent: &Path) -> io::Result<()> {
     }
     match write(&control, CONTROLLERS) {
         Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            let others = fs::read_to_string(parent.join("cgroup.procs"))?;
+            if others.trim() != std::process::id().to_string() {
+                let path = parent.display();
+                return Err(io::Error::other(format!("other processes are in {path}")));
+            }
             let engine = parent.join(ENGINE);
             fs::create_dir_all(&engine)?;
             enter(&engine)?;

@@ -11,6 +11,7 @@ mod privileges;
 mod root;
 
 pub use filter::{Filter, FilterError, Role};
+pub use namespaces::see_children;
 
 use rustix::io::Errno;
 

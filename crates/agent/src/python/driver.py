@@ -204,7 +204,8 @@ def _finalize(namespace, status):
     fork alone: tearing that down would copy each of its pages only to throw it away."""
     threading._shutdown()
     _exit_functions()
-    if not _flush():
+    flushed = _flush()
+    if not flushed:
         status = 120
     if threading.active_count() > 1:
         # Daemon threads must not see half-cleared modules: leave it all to the interpreter.
@@ -215,7 +216,7 @@ def _finalize(namespace, status):
             _clear(module.__dict__)
     _clear(namespace)
     gc.collect()
-    _flush()
+    _flush(tell=flushed)
     _libc_exit(status)
 
 
@@ -226,26 +227,35 @@ def _clear(namespace):
             namespace[name] = None
 
 
-def _flush():
-    """Whether standard output could be flushed; python3 exits with 120 when not."""
+def _flush(tell=True):
+    """Whether standard output could be flushed; python3 exits with 120 when not, and says so once."""
     good = True
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None and not stream.closed:
                 stream.flush()
-        except BaseException:
+        except BaseException as error:
             if stream is sys.stdout:
-                sys.unraisablehook(_Unraisable(sys.exc_info()[1], stream))
+                if tell:
+                    _tell_unraisable(error, stream)
                 good = False
     return good
 
 
-class _Unraisable:
-    """What sys.unraisablehook is given when the last flush fails."""
-
-    def __init__(self, error, stream):
-        self.exc_type, self.exc_value, self.exc_traceback = type(error), error, None
-        self.err_msg, self.object = None, stream
+def _tell_unraisable(error, stream):
+    """As python3 tells that the last flush fails; the default hook takes no object of ours."""
+    if sys.unraisablehook is sys.__unraisablehook__:
+        print(f"Exception ignored in: {stream!r}\n{type(error).__name__}: {error}", file=sys.stderr)
+    else:
+        sys.unraisablehook(
+            types.SimpleNamespace(
+                exc_type=type(error),
+                exc_value=error,
+                exc_traceback=None,
+                err_msg=None,
+                object=stream,
+            )
+        )
 
 
 def _status_of(code):
