@@ -50,7 +50,9 @@ impl Meter {
         self.rollup.read_to_string(&mut rollup).ok()?;
         self.status.read_to_string(&mut status).ok()?;
         Some(Usage {
-            private_kib: kib(&rollup, "Private_Dirty:")? + kib(&rollup, "Private_Hugetlb:")?,
+            // Pages of a file in memory (tmpfs) are always dirty; what was copied is anonymous.
+            private_kib: kib(&rollup, "Private_Dirty:")?.min(kib(&rollup, "Anonymous:")?)
+                + kib(&rollup, "Private_Hugetlb:")?,
             page_tables_kib: kib(&status, "VmPTE:")?,
         })
     }

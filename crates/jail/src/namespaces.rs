@@ -119,6 +119,13 @@ fn new_range() -> Result<(), Errno> {
     let io = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
     let (entered, told) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let (first, pid) = (first_user(), std::process::id());
+    // Once inside there is no way back. A container may not have such users.
+    for map in ["uid_map", "gid_map"] {
+        let map = fs::read_to_string(format!("/proc/self/{map}")).map_err(io)?;
+        if !is_mapped(&map, first, USERS) {
+            return Err(Errno::INVAL);
+        }
+    }
     // SAFETY: this process has one thread, so the child finds every lock free.
     match unsafe { libc::fork() } {
         0 => {
@@ -148,6 +155,21 @@ fn new_range() -> Result<(), Errno> {
         }
         _ => Err(io(std::io::Error::last_os_error())),
     }
+}
+
+/// Whether a user namespace has all of these ids (user_namespaces(7): lines of the first id inside,
+/// the first outside, and how many).
+fn is_mapped(map: &str, first: u32, count: u32) -> bool {
+    let (first, end) = (u64::from(first), u64::from(first) + u64::from(count));
+    map.lines().any(|line| {
+        let mut words = line.split_whitespace().map(str::parse::<u64>);
+        match (words.next(), words.next(), words.next()) {
+            (Some(Ok(inside)), Some(Ok(_)), Some(Ok(count))) => {
+                inside <= first && end <= inside + count
+            }
+            _ => false,
+        }
+    })
 }
 
 /// The wait status of a child, once it has ended; `None` if there is no such child.
@@ -202,5 +224,23 @@ fn keep(child: libc::pid_t) -> ! {
             Some(status) => 128 + libc::WTERMSIG(status),
             None => LOST,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_that_a_container_lacks_are_not_used() {
+        assert!(is_mapped(
+            "         0          0 4294967295\n",
+            0x7000_0000,
+            USERS
+        ));
+        let rootless = "0 1000 1\n1 100000 65536\n";
+        assert!(!is_mapped(rootless, 0x7000_0000, USERS));
+        assert!(is_mapped(rootless, 65_000, 537) && !is_mapped(rootless, 65_000, 538));
+        assert!(!is_mapped("", 0, 1) && !is_mapped("0 0\n", 0, 1));
     }
 }

@@ -442,6 +442,26 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
 
     #[test]
+    fn an_image_of_the_right_length_and_other_bytes_is_not_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        fs::write(&path, [1; 5000]).unwrap();
+        let (bytes, digest) = file_digest(&File::open(&path).unwrap()).unwrap();
+        fs::rename(&path, folder.path().join(&digest)).unwrap();
+        let piece = DiskPiece { bytes, digest };
+        let places = Places {
+            state: folder.path(),
+            cache: folder.path(),
+            pieces: folder.path(),
+        };
+        let index = folder.path().join("index");
+        fs::write(&index, format!("{} {bytes}\n", piece.digest)).unwrap();
+        assert!(cached(&index, folder.path()).is_some() && is_whole(&piece, &places));
+        fs::write(folder.path().join(&piece.digest), [2; 5000]).unwrap();
+        assert!(cached(&index, folder.path()).is_some() && !is_whole(&piece, &places));
+    }
+
+    #[test]
     fn a_link_in_the_tree_does_not_lead_out_of_it() {
         let outside = tempfile::tempdir().unwrap();
         let tree = tempfile::tempdir().unwrap();
