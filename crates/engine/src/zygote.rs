@@ -58,8 +58,8 @@ pub struct EngineConfig {
     pub patience: Duration,
 }
 
-/// For a host with hardware for virtual machines.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+/// For a host with hardware for virtual machines: thousands of pages from a cold, slow disk.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// For an emulated host with hundreds of sandboxes.
 pub const PATIENCE_EMULATED: Duration = Duration::from_secs(180);
 
