@@ -46,24 +46,7 @@ fn listen(group: &Path) -> io::Result<AsyncFd<File>> {
     Ok(unsafe { AsyncFd::register_with_interest(file, Interest::PRIORITY) }?)
 }
 
-/// Whether the group has taken nearly all that it may: else it is the host that is short, and that is
-/// the host's to settle.
-fn is_full(group: &Path) -> bool {
-    let number = |file: &str| -> Option<u64> {
-        let text = fs::read_to_string(group.join(file)).ok()?;
-        text.trim().parse().ok()
-    };
-    match (number("memory.current"), number("memory.max")) {
-        (Some(current), Some(max)) => current >= max / 10 * 9,
-        // `max` stands for no limit.
-        _ => false,
-    }
-}
-
 fn end_largest(group: &Path) {
-    if !is_full(group) {
-        return;
-    }
     let processes = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     let processes = processes.lines().filter_map(|pid| pid.parse::<i32>().ok());
     let largest = processes
@@ -91,29 +74,4 @@ fn own_pages(pid: i32) -> Option<u64> {
     let mut words = pages.split_whitespace().skip(1).map(str::parse::<u64>);
     let (resident, shared) = (words.next()?.ok()?, words.next()?.ok()?);
     Some(resident.saturating_sub(shared))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_group_at_its_limit_is_relieved() {
-        let group = tempfile::tempdir().unwrap();
-        let set = |file: &str, text: &str| fs::write(group.path().join(file), text).unwrap();
-        assert!(!is_full(group.path()), "no files");
-        set("memory.current", "950\n");
-        set("memory.max", "1000\n");
-        assert!(is_full(group.path()));
-        set("memory.current", "500\n");
-        assert!(!is_full(group.path()));
-        set("memory.max", "max\n");
-        assert!(!is_full(group.path()));
-    }
-
-    #[test]
-    fn other_processes_are_no_runners() {
-        assert_eq!(own_pages(std::process::id() as i32), None);
-        assert_eq!(own_pages(i32::MAX), None);
-    }
 }
