@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use zygote_vmm::fuzzing::{Kind, Machine, queues};
 
-const CHANCE: Duration = Duration::from_secs(2);
+const CHANCE: Duration = Duration::from_millis(2500);
 const SCRIPT_MAX_BYTES: usize = 2000;
 
 fn corpus(target: &str) -> Vec<PathBuf> {
