@@ -80,7 +80,7 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 async fn meanwhile(zygote: &Zygote, act: impl FnOnce()) -> RunResult {
     let (sender, mut events) = mpsc::channel(4);
     let acting = async {
-        assert!(matches!(events.recv().await, Some(Event::Activated)));
+        assert!(matches!(events.recv().await, Some(Event::Activated { .. })));
         act();
     };
     let (result, ()) = tokio::join!(run(zygote, sleep(), sender), acting);

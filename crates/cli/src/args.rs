@@ -43,6 +43,10 @@ pub struct Global {
         value_name = "HOST"
     )]
     pub host: HostChoice,
+    /// Where the engine listens [default: zygote.sock in /run/zygote for root, else in
+    /// $XDG_RUNTIME_DIR/zygote; one of its own for each --state-dir]
+    #[arg(long, global = true, env = "ZYGOTE_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
     /// Where templates are kept [default: /var/lib/zygote for root, else ~/.local/share/zygote]
     #[arg(long, global = true, env = "ZYGOTE_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -53,6 +57,17 @@ pub enum HostChoice {
     Auto,
     Kvm,
     Lab,
+}
+
+impl HostChoice {
+    /// As it is typed.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Lab => "lab",
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -69,12 +84,45 @@ pub enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Run the engine in the foreground; other commands start one in the background when they need it
+    #[command(
+        after_help = "Without a configuration the engine listens on its Unix socket alone.\n\nExamples:\n  \
+            zygote serve --idle-exit 0                    stays until it is stopped\n  \
+            zygote serve --listen 127.0.0.1:7070\n  \
+            curl --unix-socket /run/zygote/zygote.sock http://localhost/v1/exec -d '{\"code\": \"print(1)\"}'"
+    )]
+    Serve(ServeArgs),
+    /// Show the engine: is it there, since when, what it holds, where machines run
+    #[command(
+        after_help = "Examples:\n  zygote status\n  zygote status --json | jq .runs\n\n\
+            Exit codes: 0 if there is an engine, 3 if there is none."
+    )]
+    Status {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Stop the engine, once what runs has ended
+    #[command(after_help = "Examples:\n  zygote stop\n  zygote stop --now     kills what runs")]
+    Stop {
+        /// Kill what runs
+        #[arg(long)]
+        now: bool,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Fork the `python` template twice and show what differs and what it cost
     Demo,
-    /// Run a command on an emulated host with working KVM
+    /// Run a command on an emulated host with working KVM, or keep such a host
     #[command(
-        after_help = "The host's files are there; changes are thrown away, except in the state \
+        args_conflicts_with_subcommands = true,
+        override_usage = "zygote lab [OPTIONS] -- <CMD> [ARGS]...\n       \
+            zygote lab up | down | status",
+        after_help = "The command runs in the lab that is up (zygote lab up), or in a fresh one. The \
+            host's files are there; changes are thrown away with the lab, except in the state \
             directory and in --share folders.\n\nExamples:\n  zygote lab -- uname -a\n  \
+            zygote lab up; zygote lab -- uname -a; zygote lab down\n  \
             zygote lab --icount -- zygote run -c 'print(1)'"
     )]
     Lab(LabArgs),
@@ -121,6 +169,10 @@ pub struct RunArgs {
         hide_default_value = true
     )]
     pub cwd: String,
+    /// Without an engine that stays: all in this process, and nothing is left behind (for CI,
+    /// containers)
+    #[arg(long, env = "ZYGOTE_NO_DAEMON", value_parser = clap::builder::FalseyValueParser::new())]
+    pub no_daemon: bool,
     /// Run although this host does not allow all walls between it and untrusted code; says so
     #[arg(long, env = "ZYGOTE_ALLOW_MISSING_WALLS", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_missing_walls: bool,
@@ -129,7 +181,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "SRC[:DST]",
           value_parser = clap::builder::OsStringValueParser::new().try_map(|text| Copy::parse(&text)))]
     pub copy: Vec<Copy>,
-    /// Memory that all forks may take from this host together, such as 4G, where it has cgroups
+    /// Memory that all forks of this run may take from this host together, such as 4G, where it has
+    /// cgroups; goes without the engine that stays, which has a limit of its own
     /// [default: nine tenths of what is available]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_max: Option<u64>,
@@ -227,6 +280,9 @@ pub struct BuildArgs {
     /// Build it even if it is there
     #[arg(long)]
     pub force: bool,
+    /// Without an engine that stays
+    #[arg(long, env = "ZYGOTE_NO_DAEMON", value_parser = clap::builder::FalseyValueParser::new())]
+    pub no_daemon: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -234,6 +290,12 @@ pub struct BuildArgs {
 
 #[derive(Args)]
 pub struct LabArgs {
+    /// What to do with the lab that is kept
+    #[command(subcommand)]
+    pub verb: Option<LabVerb>,
+    /// A fresh lab for this command alone, even if one is up
+    #[arg(long)]
+    pub fresh: bool,
     /// One processor whose clock counts instructions: the same run takes the same time
     #[arg(long)]
     pub icount: bool,
@@ -249,15 +311,90 @@ pub struct LabArgs {
           hide_default_value = true)]
     pub timeout: Timeout,
     /// The command
-    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(last = true, value_name = "CMD")]
     pub command: Vec<OsString>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum LabVerb {
+    /// Start a lab and keep it, for as long as the engine stays
+    Up,
+    /// End it, and what runs in it
+    Down,
+    /// Show it
+    Status {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// The engine's settings, from the command line or a file: what is not given is for the engine to
+/// choose.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Listen on TCP too: a loopback address, such as 127.0.0.1:7070
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<std::net::SocketAddr>,
+    /// End after so long without work; 0: stay [default: 15m in the background, 0 in the foreground]
+    #[arg(long, value_name = "TIME")]
+    pub idle_exit: Option<String>,
+    /// Runs at once [default: 16 a processor, or one for each 64 MiB of memory if those are fewer]
+    #[arg(long, value_name = "N")]
+    pub runs_max: Option<usize>,
+    /// Runs that wait for one of those to end [default: 1024]
+    #[arg(long, value_name = "N")]
+    pub waiting_max: Option<usize>,
+    /// How long they wait [default: 60s; 300s in a lab]
+    #[arg(long, value_name = "TIME")]
+    pub wait_max: Option<String>,
+    /// Memory that all sandboxes may take, such as 4G [default: nine tenths of what is available]
+    #[arg(long, value_name = "SIZE")]
+    pub memory_max: Option<String>,
+    /// Forks made ahead of each loaded snapshot, always [default: 2]
+    #[arg(long, value_name = "N")]
+    pub pool_min: Option<usize>,
+    /// The same, at most, under load [default: 32]
+    #[arg(long, value_name = "N")]
+    pub pool_max: Option<usize>,
+    /// Memory that forks made ahead may take, of each loaded snapshot [default: 1G]
+    #[arg(long, value_name = "SIZE")]
+    pub pool_memory: Option<String>,
+    /// After so long without a run the forks made ahead go back to --pool-min [default: 60s]
+    #[arg(long, value_name = "TIME")]
+    pub drain_after: Option<String>,
+    /// After so long without a run a template is unloaded [default: 10m]
+    #[arg(long, value_name = "TIME")]
+    pub unload_after: Option<String>,
+    /// Memory of the lab, all that it can ever take [default: 6G]
+    #[arg(long, value_name = "SIZE")]
+    pub lab_memory: Option<String>,
+}
+
+#[derive(Args)]
+pub struct ServeArgs {
+    /// Settings in TOML, named as the options are, with _ for -: `idle_exit = "1h"`; options win
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub settings: Settings,
+    /// Run although this host does not allow all walls between it and untrusted code; says so
+    #[arg(long, env = "ZYGOTE_ALLOW_MISSING_WALLS", value_parser = clap::builder::FalseyValueParser::new())]
+    pub allow_missing_walls: bool,
+    /// No terminal; a word on standard output when it is ready
+    #[arg(long, hide = true)]
+    pub background: bool,
+    /// Serve the port of the kept lab in which it runs
+    #[arg(long, hide = true)]
+    pub lab_port: bool,
 }
 
 /// A limit that may be none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeout(pub Option<Duration>);
 
-fn parse_duration(text: &str) -> Result<Timeout, String> {
+pub fn parse_duration(text: &str) -> Result<Timeout, String> {
     let split = text.find(|letter: char| letter.is_ascii_alphabetic());
     let (number, unit) = text.split_at(split.unwrap_or(text.len()));
     let scale = match unit {
@@ -287,7 +424,7 @@ fn parse_variable(text: &str) -> Result<(String, String), String> {
     }
 }
 
-fn parse_size(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     zygote_template::parse_size(text).map_err(|error| error.to_string())
 }
 

@@ -9,14 +9,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use zygote_engine::{Put, STREAM_CHUNK_MAX_BYTES};
+use zygote_api::{CHUNK_MAX_BYTES, ExecInput, Octets};
 
 /// Most that goes into one sandbox; what it takes there is memory of the guest.
 const COPY_MAX_BYTES: u64 = 1 << 30;
 /// Most files and folders.
 const COPY_MAX_ENTRIES: usize = 100_000;
-/// Pieces that wait for the guest to take them.
-const WAITING_MAX: usize = 16;
 
 /// `SRC[:DST]`, as typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,51 +180,39 @@ impl Files {
         Ok(())
     }
 
-    /// Sends all of it, to one sandbox. A file that changes meanwhile is sent as it is then.
-    pub fn send(self: &Arc<Self>) -> Option<mpsc::Receiver<Put>> {
-        if self.is_empty() {
-            return None;
-        }
-        let (sender, puts) = mpsc::channel(WAITING_MAX);
-        let files = Arc::clone(self);
-        // Fails only when the sandbox has gone.
-        tokio::task::spawn_blocking(move || {
-            let _ = files.send_all(&sender);
-        });
-        Some(puts)
-    }
-
-    fn send_all(&self, sender: &mpsc::Sender<Put>) -> Option<()> {
-        let send = |put| sender.blocking_send(put).ok();
-        let bytes = |path: &Path| path.as_os_str().as_bytes().to_vec();
+    /// Sends all of it, to one sandbox; `None` if that has gone. A file that changes meanwhile is sent
+    /// as it is then.
+    pub fn send(&self, sender: &mpsc::Sender<ExecInput>) -> Option<()> {
+        let send = |input| sender.blocking_send(input).ok();
+        let octets = |path: &Path| Octets(path.as_os_str().as_bytes().to_vec());
         for entry in &self.entries {
             match entry {
-                Entry::Folder { target, mode } => send(Put::Folder {
-                    path: bytes(target),
+                Entry::Folder { target, mode } => send(ExecInput::Folder {
+                    path: octets(target),
                     mode: *mode,
                 })?,
-                Entry::Link { target, to } => send(Put::Link {
-                    path: bytes(target),
-                    target: bytes(to),
+                Entry::Link { target, to } => send(ExecInput::Link {
+                    path: octets(target),
+                    target: octets(to),
                 })?,
                 Entry::File {
                     source,
                     target,
                     mode,
                 } => {
-                    let (path, mode) = (bytes(target), *mode);
-                    send(Put::File { path, mode })?;
+                    let (path, mode) = (octets(target), *mode);
+                    send(ExecInput::File { path, mode })?;
                     if let Err(error) = send_file(source, sender) {
                         let message = format!("cannot read {}: {error}", source.display());
-                        send(Put::Failed { message })?;
+                        send(ExecInput::Failed { message })?;
                     }
                 }
                 Entry::Content { content, target } => {
-                    let (path, mode) = (bytes(target), 0o644);
-                    send(Put::File { path, mode })?;
-                    for piece in content.chunks(STREAM_CHUNK_MAX_BYTES) {
-                        let data = piece.to_vec();
-                        send(Put::Data { data })?;
+                    let (path, mode) = (octets(target), 0o644);
+                    send(ExecInput::File { path, mode })?;
+                    for piece in content.chunks(CHUNK_MAX_BYTES) {
+                        let data = piece.to_vec().into();
+                        send(ExecInput::Data { data })?;
                     }
                 }
             }
@@ -235,13 +221,14 @@ impl Files {
     }
 }
 
-fn send_file(source: &Path, sender: &mpsc::Sender<Put>) -> io::Result<()> {
+fn send_file(source: &Path, sender: &mpsc::Sender<ExecInput>) -> io::Result<()> {
     let mut file = File::open(source)?.take(COPY_MAX_BYTES);
     loop {
-        let mut data = vec![0; STREAM_CHUNK_MAX_BYTES];
+        let mut data = vec![0; CHUNK_MAX_BYTES];
         let count = file.read(&mut data)?;
         data.truncate(count);
-        if count == 0 || sender.blocking_send(Put::Data { data }).is_err() {
+        let data = data.into();
+        if count == 0 || sender.blocking_send(ExecInput::Data { data }).is_err() {
             return Ok(());
         }
     }

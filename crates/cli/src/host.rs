@@ -11,15 +11,14 @@ use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
+use zygote_daemon::{BUILDS_LOCK_HINT, BuildsLock};
 use zygote_lab::{LabCommand, LabConfig, LabError, Streams};
 use zygote_template::Store;
 use zygote_vmm::probe::{Probe, probe};
 
 /// Memory of the emulated host.
-const LAB_MEMORY_MIB: u32 = 6144;
+pub const LAB_MEMORY_MIB: u32 = 6144;
 const LAB_CPUS: u8 = 1;
-/// Tells the program in the lab who holds the lock of builds.
-const BUILDS_LOCK_HINT: &str = "ZYGOTE_BUILDS_LOCK";
 /// Tells the program in the lab that its output ends on a terminal.
 pub const TERMINAL_HINT: &str = "ZYGOTE_STDOUT_IS_TERMINAL";
 
@@ -65,15 +64,6 @@ pub fn stdout_is_terminal() -> bool {
     std::io::stdout().is_terminal() || std::env::var_os(TERMINAL_HINT).is_some()
 }
 
-/// The name of where machines run, for machines.
-pub fn name(place: Place) -> &'static str {
-    if place == Place::Lab || in_lab() {
-        "lab"
-    } else {
-        "kvm"
-    }
-}
-
 /// The store that the user means.
 pub fn store(global: &Global) -> anyhow::Result<Store> {
     let state = match &global.state_dir {
@@ -98,27 +88,6 @@ pub fn again_in_lab(store: &Store, stdin: bool, timeout: Option<Duration>) -> an
         timeout,
     };
     run_in_lab(store, job)
-}
-
-/// Who keeps others from building at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BuildsLock {
-    /// This process, by the lock's file.
-    OursToTake,
-    /// In a lab: this program's other half, on the host.
-    HeldOutside,
-    /// In a lab that somebody has started by hand: nobody can.
-    OutOfReach,
-}
-
-/// File locks do not reach through the shared folder of a lab.
-pub fn builds_lock() -> BuildsLock {
-    let told = std::env::var(BUILDS_LOCK_HINT).unwrap_or_default();
-    match (in_lab(), told.as_str()) {
-        (false, _) | (true, "own") => BuildsLock::OursToTake,
-        (true, "held") => BuildsLock::HeldOutside,
-        (true, _) => BuildsLock::OutOfReach,
-    }
 }
 
 /// What runs in a lab.

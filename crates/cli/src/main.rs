@@ -4,8 +4,10 @@ mod args;
 mod copy;
 mod demo;
 mod doctor;
+mod engine;
 mod host;
 mod interrupt;
+mod lab;
 mod many;
 mod one;
 mod out;
@@ -14,10 +16,14 @@ mod program;
 mod progress;
 mod report;
 mod run;
+mod running;
+mod serve;
+mod settings;
+mod status;
 mod template;
 
 use crate::out::{complain, say};
-use args::{Cli, LabArgs, Verb};
+use args::{Cli, Verb};
 use clap::CommandFactory;
 use std::process::ExitCode;
 
@@ -27,8 +33,12 @@ fn main() -> ExitCode {
     // Hidden verbs: this program is also what runs in other places.
     match std::env::args_os().nth(1) {
         Some(verb) if verb == zygote_lab::INIT_VERB => zygote_lab::init_main(),
-        Some(verb) if verb == run::ZYGOTE_VERB => {
+        Some(verb) if verb == settings::ZYGOTE_VERB => {
             return ExitCode::from(zygote_runner::zygote_main());
+        }
+        Some(verb) if verb == settings::BUILD_VERB => {
+            let words: Vec<_> = std::env::args_os().skip(2).collect();
+            return zygote_daemon::build_main(&words);
         }
         Some(verb) if verb == doctor::JAIL_VERB => return doctor::show_jail(),
         _ => {}
@@ -48,43 +58,12 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
     match &cli.verb {
         Verb::Run(args) => run::run(global, args),
         Verb::Template(verb) => template::run(global, verb),
+        Verb::Serve(args) => serve::run(global, args),
+        Verb::Status { json } => status::status(global, *json),
+        Verb::Stop { now, json } => status::stop(global, *now, *json),
         Verb::Doctor { json } => doctor::run(global, *json),
         Verb::Demo => demo::run(global),
-        Verb::Lab(LabArgs {
-            icount,
-            share,
-            throw_away,
-            timeout,
-            command,
-        }) => {
-            let mut shares: Vec<_> = share
-                .iter()
-                .map(std::path::absolute)
-                .collect::<Result<_, _>>()?;
-            let store = host::store(global)?;
-            if !throw_away {
-                shares.insert(0, store.state_dir().to_owned());
-            }
-            let job = host::LabJob {
-                arguments: command.clone(),
-                shares,
-                builds_lock: if *throw_away {
-                    host::BuildsLock::OursToTake
-                } else {
-                    host::BuildsLock::OutOfReach
-                },
-                icount: *icount,
-                stdin: true,
-                timeout: timeout.0,
-            };
-            match host::run_in_lab(&store, job) {
-                Err(error) if host::is_lab_timeout(&error) => {
-                    complain!("zygote: {error}");
-                    Ok(report::TIMED_OUT)
-                }
-                other => other,
-            }
-        }
+        Verb::Lab(args) => lab::run(global, args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "zygote", &mut script);

@@ -2,78 +2,82 @@
 //! ends.
 
 use crate::args::RunArgs;
-use crate::host::{self, Place};
 use crate::interrupt::Interrupts;
 use crate::one;
 use crate::out;
-use crate::program::{Job, wants_stdin};
-use crate::report::{RunRecord, exit_code, sentence};
+use crate::program::{Job, Stdin, wants_stdin};
+use crate::report::{FAILED, RunRecord};
 use crate::run::End;
+use crate::running::{Output, follow};
 use anyhow::Context;
 use futures_util::StreamExt;
 use futures_util::stream;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::mpsc;
-use zygote_engine::{CAPTURE_MAX_BYTES, Captured, OutputBudget, RunResult, Stdin, Zygote, capture};
+use zygote_api::{COLLECTED_MAX_BYTES, Collected, ExecResult, OutputBudget};
+use zygote_daemon::{Client, ClientError};
 
 /// Runs at once; others wait for one to end.
-const AT_ONCE_MAX: usize = 64;
+pub const AT_ONCE_MAX: usize = 64;
 /// Output that is kept of all that run, together.
-const CAPTURED_MAX_BYTES: usize = 1 << 30;
-const EVENTS_MAX: usize = 16;
+const KEPT_MAX_BYTES: usize = 1 << 30;
+const OUTPUT_MAX: usize = 16;
 /// Runs that wait to be printed.
 const RECORDS_MAX: usize = 64;
 
 /// Runs them to their ends.
 pub async fn run(
-    zygotes: &[Zygote],
+    client: &Client,
     args: &RunArgs,
     job: Job,
     interrupts: &Interrupts,
 ) -> anyhow::Result<End> {
-    let input = if wants_stdin(args) {
+    let stdin = if wants_stdin(args) {
         let read = tokio::task::spawn_blocking(|| {
             let mut bytes = Vec::new();
             io::stdin().read_to_end(&mut bytes).map(|_| bytes)
         });
         // Nothing runs yet: a signal is ours.
         tokio::select! {
-            bytes = read => Some(Arc::<[u8]>::from(
+            bytes = read => Stdin::Copy(Arc::<[u8]>::from(
                 bytes.context("reading panicked")?.context("cannot read standard input")?,
             )),
             signal = interrupts.after(1) => return Ok(End::Signal(signal)),
         }
     } else {
-        None
+        Stdin::Empty
     };
-    let budget = Arc::new(OutputBudget::new(CAPTURED_MAX_BYTES));
-    let numbered = zygotes.iter().cycle().take(args.count as usize).enumerate();
-    let (input, job, budget) = (&input, &job, &budget);
-    let runs = stream::iter(numbered)
+    let budget = OutputBudget::new(KEPT_MAX_BYTES);
+    let request = job.request(args, stdin != Stdin::Empty);
+    let (stdin, request, job, budget) = (&stdin, &request, &job, &budget);
+    let runs = stream::iter(0..args.count as usize)
         // Who has been told to end begins nothing new.
         .take_while(|_| std::future::ready(interrupts.last().is_none()))
-        .map(|(index, zygote)| async move {
-            let (sender, events) = mpsc::channel(EVENTS_MAX);
-            let request = job.request(args, stdin_copy(input.as_ref()), interrupts.for_program());
-            let running = zygote_engine::run(zygote, request, sender);
-            let captured = capture(events, CAPTURE_MAX_BYTES, budget);
-            let (result, output) = tokio::join!(running, captured);
-            (index, result, output)
+        .map(|index| async move {
+            let (sender, output) = mpsc::channel(OUTPUT_MAX);
+            let running = async {
+                let events = client.exec(request, job.input(stdin.clone())).await?;
+                follow(client, events, interrupts.for_program(), sender).await
+            };
+            let (result, output) = tokio::join!(running, collect(output, budget));
+            (index, failed_is_a_result(args, result), output)
         })
         .buffer_unordered(AT_ONCE_MAX);
     tokio::pin!(runs);
     let (records, waiting) = mpsc::channel(RECORDS_MAX);
-    let printer = Printer::new(args, job, Arc::clone(budget));
+    let printer = Printer {
+        as_json: args.json,
+        job: job.clone(),
+    };
     let printing = tokio::task::spawn_blocking(move || printer.print_all(waiting));
     let (mut worst, mut signalled) = (0, None);
     while let Some(record) = runs.next().await {
-        let outcome = &record.1.outcome;
+        let result = &record.1;
         if worst == 0 {
-            worst = exit_code(outcome);
+            worst = result.exit_code;
         }
-        if let End::Signal(signal) = one::end(outcome, interrupts.last()) {
+        if let End::Signal(signal) = one::end(result, interrupts.last()) {
             signalled = Some(signal);
         }
         // Only an error ends the printer first: nobody reads, and what runs is killed.
@@ -95,72 +99,55 @@ pub async fn run(
     Ok(signal.map_or(End::Code(worst), End::Signal))
 }
 
-/// All of standard input, for each fork anew.
-fn stdin_copy(input: Option<&Arc<[u8]>>) -> Stdin {
-    const PIECE_BYTES: usize = 1 << 20;
-    let Some(input) = input.map(Arc::clone) else {
-        return Stdin::Empty;
-    };
-    let (sender, chunks) = mpsc::channel(1);
-    tokio::spawn(async move {
-        for piece in input.chunks(PIECE_BYTES) {
-            // The program may have ended before it has read all.
-            if sender.send(piece.to_vec()).await.is_err() {
-                return;
-            }
+async fn collect(mut output: mpsc::Receiver<Output>, budget: &Arc<OutputBudget>) -> Collected {
+    let mut collected = Collected::new(COLLECTED_MAX_BYTES, budget);
+    while let Some(piece) = output.recv().await {
+        match piece {
+            Output::Stdout(data) => collected.push_stdout(&data),
+            Output::Stderr(data) => collected.push_stderr(&data),
         }
-    });
-    Stdin::Stream(chunks)
+    }
+    collected
+}
+
+/// A run for which there was no sandbox has a record as well.
+fn failed_is_a_result(args: &RunArgs, ran: Result<ExecResult, ClientError>) -> ExecResult {
+    ran.unwrap_or_else(|error| ExecResult {
+        template: args.template.clone(),
+        exit_code: FAILED,
+        error: Some(error.to_string()),
+        ..ExecResult::default()
+    })
 }
 
 /// A run that has ended: its number, how, and what it has said.
-type Record = (usize, RunResult, Captured);
+type Record = (usize, ExecResult, Collected);
 
 /// Prints runs as they end, on a thread that may wait for a slow reader.
 struct Printer {
-    template: String,
     as_json: bool,
-    limit: Option<Duration>,
     job: Job,
-    budget: Arc<OutputBudget>,
 }
 
 impl Printer {
-    fn new(args: &RunArgs, job: &Job, budget: Arc<OutputBudget>) -> Self {
-        Self {
-            template: args.template.clone(),
-            as_json: args.json,
-            limit: args.timeout.0,
-            job: job.clone(),
-            budget,
-        }
-    }
-
     fn print_all(&self, mut records: mpsc::Receiver<Record>) -> io::Result<()> {
         while let Some((index, result, output)) = records.blocking_recv() {
-            self.print(index, &result, &output)?;
-            self.budget.free(&output);
+            self.print(index, result, output)?;
         }
         Ok(())
     }
 
-    fn print(&self, index: usize, result: &RunResult, output: &Captured) -> io::Result<()> {
+    fn print(&self, index: usize, result: ExecResult, mut output: Collected) -> io::Result<()> {
         let (mut stdout, mut stderr) = (io::stdout().lock(), io::stderr().lock());
+        let hint = self.job.import_hint(&output.stderr);
         if self.as_json {
-            let host = host::name(Place::Here);
-            let mut record = RunRecord::new(&self.template, host, self.limit, result, output);
-            record.index = index;
-            record.hint = self.job.import_hint(&output.stderr);
+            let record = RunRecord::new(index, result, &mut output, hint);
             let line = serde_json::to_string(&record)?;
             writeln!(stdout, "{line}")?;
         } else {
             stdout.write_all(&output.stdout)?;
             stderr.write_all(&output.stderr)?;
-            let hint = self.job.import_hint(&output.stderr);
-            for sentence in sentence(&result.outcome, self.limit)
-                .into_iter()
-                .chain(hint)
-            {
+            for sentence in result.error.into_iter().chain(hint) {
                 writeln!(stderr, "zygote: {sentence}")?;
             }
         }

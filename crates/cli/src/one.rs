@@ -3,32 +3,35 @@
 use crate::args::RunArgs;
 use crate::interrupt::Interrupts;
 use crate::out;
-use crate::program::Job;
-use crate::report::{exit_code, sentence};
+use crate::program::{Job, Stdin};
 use crate::run::End;
+use crate::running::{Output, follow};
 use anyhow::Context;
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use tokio::sync::mpsc;
-use zygote_engine::{Event, ExitStatus, Outcome, Stdin, Zygote};
+use zygote_api::ExecResult;
+use zygote_daemon::Client;
 
 /// Output that waits for a slow reader, in messages of up to 64 KiB.
-const EVENTS_MAX: usize = 16;
-const INPUT_CHUNK_BYTES: usize = 32 * 1024;
+const OUTPUT_MAX: usize = 16;
 /// How much of the end of standard error is remembered.
 const TAIL_BYTES: usize = 4096;
 
 /// Runs it to its end.
 pub async fn run(
-    zygote: &Zygote,
+    client: &Client,
     args: &RunArgs,
     job: Job,
     interrupts: &Interrupts,
 ) -> anyhow::Result<End> {
-    let (sender, events) = mpsc::channel(EVENTS_MAX);
-    let request = job.request(args, stdin_stream(), interrupts.for_program());
-    let running = zygote_engine::run(zygote, request, sender);
-    let mut printing = tokio::task::spawn_blocking(move || print_events(events));
+    let (sender, output) = mpsc::channel(OUTPUT_MAX);
+    let mut printing = tokio::task::spawn_blocking(move || print_output(output));
+    let running = async {
+        let input = job.input(Stdin::Ours);
+        let events = client.exec(&job.request(args, true), input).await?;
+        follow(client, events, interrupts.for_program(), sender).await
+    };
     let result = tokio::select! {
         result = running => result,
         // Only an error ends it first: nobody reads the output, and the fork is killed.
@@ -44,10 +47,9 @@ pub async fn run(
         Ok(tail) => tail,
         error => return reader_gone(error),
     };
+    let result = result?;
     let hint = job.import_hint(tail.as_slices().0);
-    let sentences = sentence(&result.outcome, args.timeout.0)
-        .into_iter()
-        .chain(hint);
+    let sentences = result.error.clone().into_iter().chain(hint);
     let sentences: Vec<String> = sentences.collect();
     // Not on this thread: who reads it may be slow, and signals must be heard.
     let telling = tokio::task::spawn_blocking(move || {
@@ -56,22 +58,18 @@ pub async fn run(
         }
     });
     telling.await.context("printing panicked")?;
-    Ok(end(&result.outcome, interrupts.last()))
+    Ok(end(&result, interrupts.last()))
 }
 
 /// Who was sent a signal, and passed it on to a program that it ended, dies of it too.
-pub fn end(outcome: &Outcome, signal: Option<i32>) -> End {
-    match (outcome, signal) {
-        (Outcome::Exited(ExitStatus::Signal { signal: by, .. }), Some(signal))
-            if i32::from(*by) == signal =>
-        {
-            End::Signal(signal)
-        }
-        _ => End::Code(exit_code(outcome)),
+pub fn end(result: &ExecResult, signal: Option<i32>) -> End {
+    match (result.signal, signal) {
+        (Some(by), Some(signal)) if i32::from(by) == signal => End::Signal(signal),
+        _ => End::Code(result.exit_code),
     }
 }
 
-fn reader_gone(printed: io::Result<VecDeque<u8>>) -> anyhow::Result<End> {
+pub fn reader_gone(printed: io::Result<VecDeque<u8>>) -> anyhow::Result<End> {
     Ok(End::Code(printed.map_or_else(
         |error| out::code(&error),
         |_| out::READER_GONE,
@@ -80,17 +78,16 @@ fn reader_gone(printed: io::Result<VecDeque<u8>>) -> anyhow::Result<End> {
 
 /// Prints output as it comes, until it ends; a reader that has gone ends it early. Gives back the
 /// end of standard error.
-fn print_events(mut events: mpsc::Receiver<Event>) -> io::Result<VecDeque<u8>> {
+pub fn print_output(mut output: mpsc::Receiver<Output>) -> io::Result<VecDeque<u8>> {
     let mut tail = VecDeque::new();
-    while let Some(event) = events.blocking_recv() {
-        match event {
-            Event::Activated => {}
-            Event::Stdout(data) => {
+    while let Some(piece) = output.blocking_recv() {
+        match piece {
+            Output::Stdout(data) => {
                 let mut stdout = io::stdout().lock();
                 stdout.write_all(&data)?;
                 stdout.flush()?;
             }
-            Event::Stderr(data) => {
+            Output::Stderr(data) => {
                 tail.extend(&data[data.len().saturating_sub(TAIL_BYTES)..]);
                 tail.drain(..tail.len().saturating_sub(TAIL_BYTES));
                 io::stderr().lock().write_all(&data)?;
@@ -99,19 +96,4 @@ fn print_events(mut events: mpsc::Receiver<Event>) -> io::Result<VecDeque<u8>> {
     }
     tail.make_contiguous();
     Ok(tail)
-}
-
-/// Standard input in chunks. The thread that reads it ends with the process.
-fn stdin_stream() -> Stdin {
-    let (sender, chunks) = mpsc::channel(4);
-    std::thread::spawn(move || {
-        let mut input = io::stdin().lock();
-        let mut chunk = vec![0; INPUT_CHUNK_BYTES];
-        while let Ok(count) = input.read(&mut chunk) {
-            if count == 0 || sender.blocking_send(chunk[..count].to_vec()).is_err() {
-                return;
-            }
-        }
-    });
-    Stdin::Stream(chunks)
 }

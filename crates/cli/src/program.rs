@@ -4,22 +4,39 @@ use crate::args::RunArgs;
 use crate::copy::Files;
 use crate::host;
 use std::ffi::{OsStr, OsString};
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use zygote_engine::{Program, PythonSource, RunRequest, Stdin};
+use zygote_api::{CHUNK_MAX_BYTES, ExecInput, ExecRequest, Octets, ProgramFile};
 
 /// Where programs start in the guest.
 const HOME: &str = "/root";
 
+/// Pieces of files and input that wait for the guest to take them.
+const WAITING_MAX: usize = 16;
+const INPUT_CHUNK_BYTES: usize = 32 * 1024;
+
 /// A program, and the files that go with it.
 #[derive(Clone, Debug)]
 pub struct Job {
-    program: Program,
+    /// Says what to run, and nothing else.
+    program: ExecRequest,
     files: Arc<Files>,
     /// The folder of a FILE on this host: what lies there does not go along by itself.
     pub beside: Option<PathBuf>,
+}
+
+/// A program's standard input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stdin {
+    /// At its end from the start.
+    Empty,
+    /// This program's.
+    Ours,
+    /// These bytes.
+    Copy(Arc<[u8]>),
 }
 
 /// Why there is nothing to run.
@@ -47,7 +64,11 @@ pub fn read(args: &RunArgs) -> Result<Job, Unreadable> {
     })
 }
 
-fn program(args: &RunArgs, files: &mut Files) -> Result<(Program, Option<PathBuf>), Unreadable> {
+fn program(
+    args: &RunArgs,
+    files: &mut Files,
+) -> Result<(ExecRequest, Option<PathBuf>), Unreadable> {
+    let nothing = ExecRequest::default;
     let usage = |text: &str| Unreadable::Usage(text.to_owned());
     if !args.command.is_empty() {
         if args.code.is_some() || !args.words.is_empty() {
@@ -55,46 +76,70 @@ fn program(args: &RunArgs, files: &mut Files) -> Result<(Program, Option<PathBuf
                 "give either Python code or a command after --, not both",
             ));
         }
-        return Ok((Program::Command(words(&args.command)), None));
+        let command = Some(words(&args.command));
+        return Ok((
+            ExecRequest {
+                command,
+                ..nothing()
+            },
+            None,
+        ));
     }
     if let Some(code) = &args.code {
-        let source = PythonSource::Code(code.as_bytes().to_vec());
-        let arguments = words(&args.words);
-        return Ok((Program::Python { source, arguments }, None));
+        let program = ExecRequest {
+            code: Some(octets(code)),
+            args: words(&args.words),
+            ..nothing()
+        };
+        return Ok((program, None));
     }
     let Some((file, arguments)) = args.words.split_first() else {
         return Err(usage(
             "nothing to run: give -c CODE, a FILE, `-` for standard input, or `-- COMMAND`",
         ));
     };
-    let arguments = words(arguments);
+    let with_arguments = ExecRequest {
+        args: words(arguments),
+        ..nothing()
+    };
     if file == "-" {
-        let source = PythonSource::Stdin;
-        return Ok((Program::Python { source, arguments }, None));
+        let program = ExecRequest {
+            program_from_stdin: true,
+            ..with_arguments
+        };
+        return Ok((program, None));
     }
-    let (source, beside) = file_source(file, files)?;
-    Ok((Program::Python { source, arguments }, beside))
+    let (file, beside) = file_source(file, files)?;
+    let program = ExecRequest {
+        file: Some(file),
+        ..with_arguments
+    };
+    Ok((program, beside))
 }
 
-fn words(words: &[OsString]) -> Vec<Vec<u8>> {
-    words.iter().map(|word| word.as_bytes().to_vec()).collect()
+fn octets(word: &OsStr) -> Octets {
+    word.as_bytes().to_vec().into()
+}
+
+fn words(words: &[OsString]) -> Vec<Octets> {
+    words.iter().map(|word| octets(word)).collect()
 }
 
 fn file_source(
     file: &OsStr,
     files: &mut Files,
-) -> Result<(PythonSource, Option<PathBuf>), Unreadable> {
+) -> Result<(ProgramFile, Option<PathBuf>), Unreadable> {
     let name = Path::new(file);
     let cannot = |why: String| Unreadable::File(format!("cannot open {}: {why}", name.display()));
     let path = std::path::absolute(name).map_err(|error| cannot(error.to_string()))?;
     files
         .add_program(&path)
         .map_err(|error| cannot(format!("{error:#}")))?;
-    let source = PythonSource::File {
-        argv0: file.as_bytes().to_vec(),
-        path: path.as_os_str().as_bytes().to_vec(),
+    let program = ProgramFile {
+        argv0: Some(octets(file)),
+        path: octets(path.as_os_str()),
     };
-    Ok((source, path.parent().map(Path::to_owned)))
+    Ok((program, path.parent().map(Path::to_owned)))
 }
 
 /// Standard input is the program's, unless several share it or a machine reads the results.
@@ -108,18 +153,31 @@ fn is_stdin_program(args: &RunArgs) -> bool {
 
 impl Job {
     /// For one sandbox.
-    pub fn request(&self, args: &RunArgs, stdin: Stdin, signals: mpsc::Receiver<u8>) -> RunRequest {
-        RunRequest {
-            program: self.program.clone(),
-            env: args.env.clone(),
+    pub fn request(&self, args: &RunArgs, has_stdin: bool) -> ExecRequest {
+        ExecRequest {
+            template: args.template.clone(),
+            env: args.env.iter().cloned().collect(),
             cwd: args.cwd.clone(),
-            stdin,
+            stdin_stream: has_stdin,
+            files_stream: !self.files.is_empty(),
             line_buffered: !args.json && host::stdout_is_terminal(),
-            puts: self.files.send(),
-            signals: Some(signals),
-            timeout: args.timeout.0,
+            timeout_seconds: args.timeout.0.map_or(0.0, |limit| limit.as_secs_f64()),
             measure: args.json,
+            allow_missing_walls: args.allow_missing_walls,
+            ..self.program.clone()
         }
+    }
+
+    /// What comes after the request: files first, then standard input.
+    pub fn input(&self, stdin: Stdin) -> Option<mpsc::Receiver<ExecInput>> {
+        if self.files.is_empty() && stdin == Stdin::Empty {
+            return None;
+        }
+        let (sender, input) = mpsc::channel(WAITING_MAX);
+        let files = Arc::clone(&self.files);
+        // Its thread ends with the sandbox; one that waits for standard input, with this process.
+        std::thread::spawn(move || send(&files, stdin, &sender));
+        Some(input)
     }
 
     /// What to tell somebody whose FILE could not import a module that lies beside it; `stderr`: the
@@ -142,6 +200,44 @@ impl Job {
     }
 }
 
+/// This program's standard input alone.
+pub fn stdin_input() -> mpsc::Receiver<ExecInput> {
+    let (sender, input) = mpsc::channel(WAITING_MAX);
+    // Its thread may wait for input until this process ends.
+    std::thread::spawn(move || send(&Files::default(), Stdin::Ours, &sender));
+    input
+}
+
+/// Ends early when nobody takes it any more.
+fn send(files: &Files, stdin: Stdin, sender: &mpsc::Sender<ExecInput>) -> Option<()> {
+    if !files.is_empty() {
+        files.send(sender)?;
+        sender.blocking_send(ExecInput::Start).ok()?;
+    }
+    let send = |bytes: &[u8]| {
+        let data = bytes.to_vec().into();
+        sender.blocking_send(ExecInput::Stdin { data }).ok()
+    };
+    match stdin {
+        Stdin::Empty => {}
+        Stdin::Copy(bytes) => {
+            for chunk in bytes.chunks(CHUNK_MAX_BYTES) {
+                send(chunk)?;
+            }
+        }
+        Stdin::Ours => {
+            let mut input = io::stdin().lock();
+            let mut chunk = vec![0; INPUT_CHUNK_BYTES];
+            while let Ok(count) = input.read(&mut chunk)
+                && count > 0
+            {
+                send(&chunk[..count])?;
+            }
+        }
+    }
+    sender.blocking_send(ExecInput::StdinEnd).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,7 +247,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("helper.py"), "").unwrap();
         let job = Job {
-            program: Program::Command(vec![]),
+            program: ExecRequest::default(),
             files: Arc::default(),
             beside: Some(folder.path().to_owned()),
         };

@@ -1,28 +1,21 @@
 //! `zygote run`: fork, run, pass streams and the exit code on.
 
-use crate::args::{Global, RunArgs};
-use crate::host::{self};
+use crate::args::{Global, RunArgs, Settings};
+use crate::engine::{self, Engine};
+use crate::host::{self, Place};
 use crate::interrupt::Interrupts;
 use crate::out::complain;
 use crate::program::{self, Job, Unreadable};
 use crate::report::die_of;
 use crate::{many, one, template};
-use anyhow::{Context, bail};
-use std::path::PathBuf;
-use std::sync::Arc;
+use anyhow::bail;
 use std::time::Duration;
-use zygote_engine::*;
-use zygote_runner::control::Load;
 use zygote_template::Store;
 
-/// Hidden verb by which this program becomes a zygote process.
-pub const ZYGOTE_VERB: &str = "zygote-process";
 /// What a lab may take beside a program's own time: loading and checking the template,
 const LAB_OVERHEAD_MAX: Duration = Duration::from_secs(300);
 /// and making each fork. Ten times what has been seen.
 const LAB_FORK_MAX: Duration = Duration::from_secs(10);
-/// How often a template may be replaced while it is being loaded.
-const REPLACED_MAX: u32 = 10;
 /// python3's own code for a program that it cannot open.
 const CANNOT_OPEN: u8 = 2;
 
@@ -45,29 +38,14 @@ pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<u8> {
         Err(Unreadable::Usage(sentence)) => bail!(sentence),
     };
     let store = host::store(global)?;
-    let place = host::choose(global, &store)?;
     let missing = template::is_missing(&store, &args.template)?;
-    if place == host::Place::Lab {
-        let _lock = if missing {
-            complain!(
-                "zygote: there is no template {} yet; building it first",
-                args.template
-            );
-            Some(template::gather_for(&store, &args.template)?)
-        } else {
-            None
-        };
-        return host::again_in_lab(&store, program::wants_stdin(args), lab_timeout(args));
-    }
-    if missing {
-        template::build_missing(&store, &args.template)?;
+    let is_alone = args.no_daemon || args.memory_max.is_some();
+    if is_alone && host::choose(global, &store)? == Place::Lab {
+        return alone_in_lab(&store, args, missing);
     }
     raise_descriptors();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    let end = runtime.block_on(conduct(&store, args, job));
+    let runtime = engine::runtime()?;
+    let end = runtime.block_on(conduct(global, &store, args, job, is_alone, missing));
     // A thread may still wait for standard input that nobody wants any more.
     runtime.shutdown_background();
     Ok(match end? {
@@ -76,8 +54,19 @@ pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<u8> {
     })
 }
 
-/// Each run takes four descriptors; the usual soft limit is for programs that use select(2).
-fn raise_descriptors() {
+/// A lab for this run, in which this program does without an engine that stays as well.
+fn alone_in_lab(store: &Store, args: &RunArgs, missing: bool) -> anyhow::Result<u8> {
+    let _lock = if missing {
+        template::say_missing(&args.template);
+        Some(template::gather_for(store, &args.template)?)
+    } else {
+        None
+    };
+    host::again_in_lab(store, program::wants_stdin(args), lab_timeout(args))
+}
+
+/// Each run takes descriptors; the usual soft limit is for programs that use select(2).
+pub fn raise_descriptors() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -92,18 +81,36 @@ fn lab_timeout(args: &RunArgs) -> Option<Duration> {
 }
 
 /// Runs all forks to their ends.
-async fn conduct(store: &Store, args: &RunArgs, job: Job) -> anyhow::Result<End> {
+async fn conduct(
+    global: &Global,
+    store: &Store,
+    args: &RunArgs,
+    job: Job,
+    is_alone: bool,
+    missing: bool,
+) -> anyhow::Result<End> {
     let interrupts = Interrupts::listen()?;
+    let prepared = async {
+        let engine = if is_alone {
+            Engine::own(global, store, &alone(args)).await?
+        } else {
+            Engine::shared(global, store).await?
+        };
+        if missing {
+            template::build_missing(engine.client(), &args.template).await?;
+        }
+        anyhow::Ok(engine)
+    };
     // Before there is a program, a signal is ours.
-    let zygotes = tokio::select! {
-        zygotes = load(store, args) => zygotes?,
+    let engine = tokio::select! {
+        engine = prepared => engine?,
         signal = interrupts.after(1) => return Ok(End::Signal(signal)),
     };
     let work = async {
         if args.count == 1 && !args.json {
-            one::run(&zygotes[0], args, job, &interrupts).await
+            one::run(engine.client(), args, job, &interrupts).await
         } else {
-            many::run(&zygotes, args, job, &interrupts).await
+            many::run(engine.client(), args, job, &interrupts).await
         }
     };
     // Leaving the block drops whatever runs, and with it the forks.
@@ -111,77 +118,17 @@ async fn conduct(store: &Store, args: &RunArgs, job: Job) -> anyhow::Result<End>
         end = work => end,
         signal = interrupts.after(2) => Ok(End::Signal(signal)),
     };
-    for zygote in zygotes {
-        zygote.shut_down().await;
-    }
+    engine.leave().await;
     end
 }
 
-/// A zygote for each replica that will be forked; they take turns, from a random one on. A template
-/// that is replaced meanwhile is looked up again.
-async fn load(store: &Store, args: &RunArgs) -> anyhow::Result<Vec<Zygote>> {
-    let mut replicas = store.replicas(&args.template)?;
-    for _ in 0..REPLACED_MAX {
-        let error = match load_all(store, args, &replicas).await {
-            Ok(zygotes) => return Ok(zygotes),
-            Err(error) => error,
-        };
-        let now = store.replicas(&args.template)?;
-        if now == replicas {
-            return Err(error);
-        }
-        replicas = now;
+/// The settings of an engine for one command: nothing is made ahead, and all of its runs may begin.
+fn alone(args: &RunArgs) -> Settings {
+    Settings {
+        pool_min: Some(0),
+        pool_max: Some(0),
+        runs_max: Some(many::AT_ONCE_MAX),
+        memory_max: args.memory_max.map(|bytes| bytes.to_string()),
+        ..Settings::default()
     }
-    bail!(
-        "the template {} is being replaced all the time",
-        args.template
-    )
-}
-
-async fn load_all(
-    store: &Store,
-    args: &RunArgs,
-    replicas: &[PathBuf],
-) -> anyhow::Result<Vec<Zygote>> {
-    let mut replicas = replicas.to_vec();
-    let random = uuid::Uuid::new_v4().as_u128() % replicas.len().max(1) as u128;
-    replicas.rotate_left(random as usize);
-    replicas.truncate(args.count as usize);
-    let mut budget = Budget::default();
-    budget.memory_max_bytes = args.memory_max.unwrap_or(budget.memory_max_bytes);
-    let admission = Admission::new(budget);
-    let mut zygotes = Vec::new();
-    for snapshot in replicas {
-        let load = Load {
-            snapshot,
-            pieces: store.pieces(),
-            stamps: store.stamps(),
-            group: None,
-        };
-        let zygote = Zygote::load(&config(args, &admission, load)?).await;
-        let zygote =
-            zygote.with_context(|| format!("cannot fork the template {}", args.template))?;
-        let walls = list_walls(zygote.missing_walls());
-        if !walls.is_empty() && zygotes.is_empty() {
-            complain!("zygote: warning: untrusted code could reach this host: no {walls}");
-        }
-        zygotes.push(zygote);
-    }
-    Ok(zygotes)
-}
-
-/// This program is also the zygote process.
-fn config(args: &RunArgs, admission: &Arc<Admission>, load: Load) -> anyhow::Result<EngineConfig> {
-    let program: PathBuf = std::env::current_exe().context("cannot find this program")?;
-    Ok(EngineConfig {
-        command: vec![program.into(), ZYGOTE_VERB.into()],
-        load,
-        admission: Arc::clone(admission),
-        allow_missing_walls: args.allow_missing_walls,
-        patience: if host::in_lab() {
-            PATIENCE_EMULATED
-        } else {
-            PATIENCE
-        },
-    })
 }

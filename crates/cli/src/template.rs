@@ -1,14 +1,21 @@
 //! `zygote template …`.
 
-use crate::args::{BuildArgs, Global, TemplateVerb};
+use crate::args::{BuildArgs, Global, Settings, TemplateVerb};
+use crate::engine::{self, Engine};
 use crate::host::{self, Place};
 use crate::out::{complain, say};
 use crate::progress::Reporter;
+use crate::settings;
 use anyhow::{Context, anyhow, bail};
 use serde_json::json;
 use std::fs::File;
 use std::time::Duration;
-use zygote_template::*;
+use zygote_api::{BuildEvent, BuildRequest, Built, TemplateInfo};
+use zygote_daemon::{Client, Found, find};
+use zygote_template::{
+    BUILT_IN, BuildOptions, Ingredients, Progress, Recipe, Store, StoreError, Template,
+    format_size, gather, up_to_date,
+};
 
 /// How long one replica may take in a lab: longer than the sum of what its guest may take for each
 /// of its steps.
@@ -22,7 +29,7 @@ pub fn run(global: &Global, verb: &TemplateVerb) -> anyhow::Result<u8> {
         TemplateVerb::Ls { json } => list(&store, *json),
         TemplateVerb::Inspect { name, json } => inspect(&store, name, *json),
         TemplateVerb::Rm { name, json } => {
-            store.remove(name)?;
+            remove(global, &store, name)?;
             print(*json, json!({"removed": name}), || say!("removed {name}"));
             Ok(0)
         }
@@ -85,48 +92,122 @@ fn gather_ingredients(
     Ok((lock, ingredients))
 }
 
-/// Builds a template that a run needs, and says so.
-pub fn build_missing(store: &Store, name: &str) -> anyhow::Result<()> {
-    if !host::in_lab() {
-        complain!("zygote: there is no template {name} yet; building it first");
-    }
-    let args = BuildArgs {
+/// Says that a template must be built first.
+pub fn say_missing(name: &str) {
+    complain!("zygote: there is no template {name} yet; building it first");
+}
+
+/// Has an engine build a template that a run needs, and says so.
+pub async fn build_missing(client: &Client, name: &str) -> anyhow::Result<()> {
+    say_missing(name);
+    let request = BuildRequest {
         recipe: name.to_owned(),
-        memory: None,
-        vcpus: None,
-        replicas: 1,
-        force: false,
-        json: false,
+        ..BuildRequest::default()
     };
-    build_here(store, &args).map(drop)
+    follow_build(client, &request).await.map(drop)
+}
+
+async fn follow_build(client: &Client, request: &BuildRequest) -> anyhow::Result<Built> {
+    let mut reporter = Reporter::new();
+    let mut events = client.build(request).await?;
+    while let Some(event) = events.next().await? {
+        match event {
+            BuildEvent::Progress {
+                message,
+                done: Some(done),
+                total: Some(total),
+            } => reporter.part(&message, done, total),
+            BuildEvent::Progress { message, .. } => reporter.say(&message),
+            BuildEvent::Built(built) => return Ok(built),
+            BuildEvent::Error { error } => return Err(error.into()),
+        }
+    }
+    bail!("the build has ended without a result")
 }
 
 fn build_verb(global: &Global, store: &Store, args: &BuildArgs) -> anyhow::Result<u8> {
-    if host::choose(global, store)? == Place::Lab {
-        let recipe = Recipe::find(&args.recipe)?;
+    // What is wrong with it is told before anything is started.
+    let recipe = Recipe::find(&args.recipe)?;
+    if args.no_daemon && host::choose(global, store)? == Place::Lab {
         let (_lock, ingredients) = gather_ingredients(store, &recipe, args.force)?;
-        let options = options(&recipe, args);
-        return match up_to_date(store, &recipe, &options, &ingredients) {
-            Some(template) => Ok(show_built(args, &Built::UpToDate(template))),
+        return match up_to_date(store, &recipe, &options(&recipe, args), &ingredients) {
+            Some(template) => {
+                show_built(args, false, &template);
+                Ok(0)
+            }
             None => {
                 let limit = LAB_REPLICA_MAX * args.replicas;
                 host::again_in_lab(store, false, Some(limit))
             }
         };
     }
-    Ok(show_built(args, &build_here(store, args)?))
+    let built = engine::runtime()?.block_on(async {
+        let engine = if args.no_daemon {
+            Engine::own(global, store, &Settings::default()).await?
+        } else {
+            Engine::shared(global, store).await?
+        };
+        let built = follow_build(engine.client(), &request(args)?).await;
+        engine.leave().await;
+        built
+    })?;
+    show_built(args, built.is_new, &template_of(built.template));
+    Ok(0)
 }
 
-fn show_built(args: &BuildArgs, built: &Built) -> u8 {
-    let (template, what) = match built {
-        Built::New(template) => (template, "built"),
-        Built::UpToDate(template) => (template, "up to date"),
+fn request(args: &BuildArgs) -> anyhow::Result<BuildRequest> {
+    let recipe = if args.recipe.ends_with(".toml") {
+        let path = std::path::absolute(&args.recipe).context("cannot resolve the recipe's path")?;
+        path.to_string_lossy().into_owned()
+    } else {
+        args.recipe.clone()
     };
+    Ok(BuildRequest {
+        recipe,
+        recipe_toml: None,
+        memory_bytes: args.memory,
+        vcpus: args.vcpus,
+        replicas: Some(args.replicas),
+        force: args.force,
+    })
+}
+
+fn template_of(info: TemplateInfo) -> Template {
+    let TemplateInfo {
+        name,
+        build: _,
+        created_unix_s,
+        memory_bytes,
+        vcpus,
+        replicas,
+        kernel_release,
+        interpreter,
+        base,
+        packages,
+        digest,
+        disk_bytes,
+    } = info;
+    Template {
+        name,
+        created_unix_s,
+        memory_bytes,
+        vcpus,
+        replicas,
+        kernel_release,
+        interpreter,
+        base,
+        packages,
+        digest,
+        disk_bytes,
+    }
+}
+
+fn show_built(args: &BuildArgs, is_new: bool, template: &Template) {
+    let what = if is_new { "built" } else { "up to date" };
     let value = json!({"result": what, "template": template});
     print(args.json, value, || {
         say!("{}: {what} ({})", template.name, summary(template));
     });
-    0
 }
 
 fn options(recipe: &Recipe, args: &BuildArgs) -> BuildOptions {
@@ -138,25 +219,19 @@ fn options(recipe: &Recipe, args: &BuildArgs) -> BuildOptions {
     }
 }
 
-fn build_here(store: &Store, args: &BuildArgs) -> anyhow::Result<Built> {
-    let recipe = Recipe::find(&args.recipe)?;
-    let options = options(&recipe, args);
-    let mut reporter = Reporter::new();
-    let _lock = match host::builds_lock() {
-        host::BuildsLock::OursToTake => {
-            Some(store.lock_builds(&mut |progress| tell(&mut reporter, &progress))?)
+/// Removes one; an engine that is there forgets it, none is started for that.
+fn remove(global: &Global, store: &Store, name: &str) -> anyhow::Result<()> {
+    let socket = settings::socket(global, store)?;
+    engine::runtime()?.block_on(async {
+        match find(&socket).await {
+            Ok(Found::Own(client, _)) => {
+                client.remove_template(name).await?;
+            }
+            // The files are ours all the same.
+            Ok(Found::Other(..) | Found::Nobody) | Err(_) => store.remove(name)?,
         }
-        host::BuildsLock::HeldOutside => None,
-        host::BuildsLock::OutOfReach => bail!(
-            "two labs that build would not see each other's locks: build from outside of the lab \
-             (zygote template build {}), or with zygote lab --throw-away",
-            args.recipe
-        ),
-    };
-    build(store, &recipe, &options, &mut |progress| {
-        tell(&mut reporter, &progress)
+        Ok(())
     })
-    .with_context(|| format!("cannot build the template {}", recipe.name))
 }
 
 fn summary(template: &Template) -> String {

@@ -108,7 +108,7 @@ impl Admission {
 }
 
 /// What programs can still get (proc_meminfo(5)).
-fn memory_left_bytes() -> Option<u64> {
+pub fn memory_left_bytes() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text
         .lines()

@@ -4,12 +4,14 @@
 //! One owner task a sandbox, one a zygote process; everything else sends them messages.
 
 mod admission;
-mod capture;
 mod conversation;
+mod engine;
 mod fork;
 mod identity;
+mod loaded;
 mod pool;
 mod pressure;
+mod queue;
 mod sandbox;
 mod socket;
 mod usage;
@@ -17,8 +19,10 @@ mod walls;
 mod zygote;
 
 pub use admission::{Admission, Budget, NoRoom};
-pub use capture::{CAPTURE_MAX_BYTES, Captured, OutputBudget, capture};
+pub use engine::{Engine, EngineError, LoadedStatus, Note, Order, Settings};
+pub use fork::ForkError;
 pub use pool::{Pool, PoolConfig, PoolStats};
+pub use queue::{NoTurn, QueueLimits, QueueStats};
 pub use sandbox::{Event, Outcome, RunRequest, RunResult, Stdin, run};
 pub use usage::Usage;
 pub use walls::{list as list_walls, remedy as walls_remedy};

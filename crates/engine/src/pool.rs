@@ -104,10 +104,12 @@ impl Pool {
 
     /// As [`crate::run`], from a fork made ahead if there is one.
     pub async fn run(&self, request: RunRequest, events: mpsc::Sender<Event>) -> RunResult {
-        sandbox::run_in(&self.zygote, self.take(), request, events).await
+        let requested = std::time::Instant::now();
+        sandbox::run_in(&self.zygote, requested, self.take(), request, events).await
     }
 
-    async fn take(&self) -> Result<Fork, ForkError> {
+    /// A fork made ahead, or else one made now.
+    pub(crate) async fn take(&self) -> Result<Fork, ForkError> {
         while let Some(mut fork) = self.pop() {
             if fork.is_alive() {
                 self.shared.hits.fetch_add(1, Ordering::Relaxed);
@@ -157,14 +159,23 @@ impl Pool {
     }
 
     /// Ends the forks that wait and the zygote, and waits until they are gone.
-    pub async fn shut_down(self) {
+    pub async fn shut_down(mut self) {
         self.owner.abort();
         // Cancelled, as asked for; its share of the zygote is dropped with it.
-        let _ = self.owner.await;
-        self.shared.idle().clear();
-        if let Some(zygote) = Arc::into_inner(self.zygote) {
+        let _ = (&mut self.owner).await;
+        let zygote = Arc::clone(&self.zygote);
+        drop(self);
+        if let Some(zygote) = Arc::into_inner(zygote) {
             zygote.shut_down().await;
         }
+    }
+}
+
+/// Ends by itself what [`Pool::shut_down`] waits for.
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.owner.abort();
+        self.shared.idle().clear();
     }
 }
 

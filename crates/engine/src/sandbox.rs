@@ -64,7 +64,10 @@ pub enum Stdin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// The fork is somebody, and the program can begin.
-    Activated,
+    Activated {
+        /// The sandbox's id.
+        id: Uuid,
+    },
     /// Bytes of standard output.
     Stdout(Vec<u8>),
     /// Bytes of standard error.
@@ -112,17 +115,17 @@ pub struct RunResult {
 /// keep up slows the program down, one that is dropped is ignored. Dropping the future kills the
 /// fork.
 pub async fn run(zygote: &Zygote, request: RunRequest, events: mpsc::Sender<Event>) -> RunResult {
-    run_in(zygote, Fork::of(zygote), request, events).await
+    run_in(zygote, Instant::now(), Fork::of(zygote), request, events).await
 }
 
-/// Runs a program in a fork of `zygote` that comes from elsewhere.
+/// Runs a program in a fork of `zygote` that comes from elsewhere; `requested`: when its clock began.
 pub(crate) async fn run_in(
     zygote: &Zygote,
+    requested: Instant,
     fork: impl Future<Output = Result<Fork, ForkError>>,
     request: RunRequest,
     events: mpsc::Sender<Event>,
 ) -> RunResult {
-    let requested = Instant::now();
     let mut clock = Clock::default();
     let mut id = Uuid::nil();
     let conducted = conduct(zygote, fork, request, events, &mut clock, &mut id).await;
@@ -217,7 +220,7 @@ async fn conduct(
         run: limit,
     };
     let heard = {
-        let listening = listen(zygote, &mut listener, &events, clock, &limits);
+        let listening = listen(zygote, drawn, &mut listener, &events, clock, &limits);
         converse(listening, speak(write, opening, speech)).await
     };
     clock.ended = Some(Instant::now());
@@ -275,6 +278,7 @@ struct Limits {
 /// Listens to the fork from its first word to the program's end.
 async fn listen(
     zygote: &Zygote,
+    id: Uuid,
     listener: &mut Listener,
     events: &mpsc::Sender<Event>,
     clock: &mut Clock,
@@ -296,7 +300,7 @@ async fn listen(
     }
     clock.activated = Some(Instant::now());
     // Whoever listens may have gone; the program runs on all the same.
-    let _ = events.send(Event::Activated).await;
+    let _ = events.send(Event::Activated { id }).await;
     let Ok(first) = timeout(limits.start, listener.next()).await else {
         return refused("it did not start the program in time");
     };

@@ -243,6 +243,11 @@ impl Zygote {
         timeout(self.patience, forked).await.map_err(late)?
     }
 
+    /// Whether its process has not ended yet, as far as is known.
+    pub fn is_alive(&self) -> bool {
+        !self.owner.is_finished() && !self.requests.is_closed()
+    }
+
     /// How long a step of a sandbox may take.
     pub fn patience(&self) -> Duration {
         self.patience

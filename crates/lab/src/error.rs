@@ -42,6 +42,9 @@ pub enum LabError {
         /// Which.
         signal: i32,
     },
+    /// Ended by its [`crate::Handle`].
+    #[error("the lab was ended")]
+    Ended,
     /// The command has not ended in time.
     #[error(
         "the command did not end within {limit:?}, and its lab was ended{}",

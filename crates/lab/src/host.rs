@@ -11,12 +11,12 @@ use crate::signals::Signals;
 use crate::wire::{Job, ToLab};
 use crate::{LabCommand, LabConfig, LabError, own, qemu};
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 /// A lab that is not up by then will never be; it takes 5 to 10 s, more on a busy machine.
@@ -49,7 +49,49 @@ pub fn run(config: &LabConfig, command: &LabCommand, streams: Streams) -> Result
     let (events, inbox) = channel();
     let _signals = Signals::send_to(events.clone()).map_err(own("catch signals"))?;
     let (ours, theirs) = UnixStream::pair().map_err(own("make a socket"))?;
-    let lab = start(config, theirs.into())?;
+    let lab = start(config, theirs.into(), None)?;
+    let link = Link::open(ours, streams, events).map_err(own("talk to the lab"))?;
+    conduct(&lab, config, command, link, &inbox)
+}
+
+/// A kept lab, for whoever may end it.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    events: Sender<Event>,
+    /// The emulator's process.
+    pub pid: u32,
+}
+
+impl Handle {
+    /// Ends the lab at once.
+    pub fn end(&self) {
+        // Fails if it has ended.
+        let _ = self.events.send(Event::Ended);
+    }
+}
+
+/// Runs a command in a fresh lab until it ends or the lab's handle, which `started` gets, ends it.
+/// `port` is the host's end of a stream whose other end the command finds with [`crate::port`].
+/// Signals of this process are nothing to it. Call it from a thread of its own: QEMU dies with it.
+///
+/// # Errors
+/// See [`LabError`].
+pub fn hold(
+    config: &LabConfig,
+    command: &LabCommand,
+    streams: Streams,
+    port: OwnedFd,
+    started: impl FnOnce(Handle),
+) -> Result<u8, LabError> {
+    let (events, inbox) = channel();
+    let (ours, theirs) = UnixStream::pair().map_err(own("make a socket"))?;
+    let lab = start(config, theirs.into(), Some(port))?;
+    let pid = lab.qemu.id();
+    let handle = Handle {
+        events: events.clone(),
+        pid,
+    };
+    started(handle);
     let link = Link::open(ours, streams, events).map_err(own("talk to the lab"))?;
     conduct(&lab, config, command, link, &inbox)
 }
@@ -82,6 +124,7 @@ fn conduct(
                 link.send(ToLab::Signal(signal));
             }
             Ok(Event::Signal(signal)) => return Err(LabError::Interrupted { signal }),
+            Ok(Event::Ended) => return Err(LabError::Ended),
             Ok(Event::Exited(status)) => {
                 return match forwarded {
                     Some(signal) if i32::from(status) == 128 + signal => {
@@ -120,10 +163,11 @@ impl Lab {
     }
 }
 
-fn start(config: &LabConfig, job: OwnedFd) -> Result<Lab, LabError> {
+fn start(config: &LabConfig, job: OwnedFd, port: Option<OwnedFd>) -> Result<Lab, LabError> {
     let program = std::env::current_exe().map_err(own("find this program"))?;
     let (console, log) = Console::create(config)?;
-    let mut command = qemu::command(config, &program, console.path());
+    let number = port.as_ref().map(AsRawFd::as_raw_fd);
+    let mut command = qemu::command(config, &program, console.path(), number);
     let log_again = log.try_clone().map_err(own("copy a descriptor"))?;
     command
         .stdin(Stdio::from(job))
@@ -131,9 +175,12 @@ fn start(config: &LabConfig, job: OwnedFd) -> Result<Lab, LabError> {
         .stderr(log_again)
         // Not in our group: Ctrl-C is for the program, by way of us.
         .process_group(0);
-    // SAFETY: one system call, safe between fork and exec.
+    // SAFETY: two system calls, safe between fork and exec.
     unsafe {
-        command.pre_exec(|| {
+        command.pre_exec(move || {
+            if let Some(port) = &port {
+                rustix::io::fcntl_setfd(port, rustix::io::FdFlags::empty())?;
+            }
             let signal = Some(rustix::process::Signal::KILL);
             Ok(rustix::process::set_parent_process_death_signal(signal)?)
         });

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "an ioctl")]
 
+use crate::qemu::PORT_NAME;
 use crate::wire::{self, FromLab, INPUT_WINDOW_BYTES, Job, PIECE_MAX_BYTES, ToLab};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use std::ffi::OsStr;
@@ -22,7 +23,7 @@ use std::time::Duration;
 const LAST_SILENCE_MAX: Duration = Duration::from_secs(1);
 /// or have written so much: more than a pipe holds, so what the program itself wrote is out.
 const LAST_OUTPUT_MAX_BYTES: u64 = 1 << 20;
-const PORT_NAME: &str = "zygote.lab";
+const JOB_PORT_NAME: &str = "zygote.lab";
 /// KVM_CREATE_VM (Linux include/uapi/linux/kvm.h).
 const KVM_CREATE_VM: libc::c_ulong = 0xae01;
 
@@ -40,7 +41,7 @@ pub fn init_main() -> ! {
 }
 
 fn live() -> io::Result<()> {
-    let mut reader = open_port()?;
+    let mut reader = open_port(JOB_PORT_NAME)?;
     let port: Port = Arc::new(Mutex::new(reader.try_clone()?));
     // One VM for the whole life of the lab: QEMU 7.2 with several threads can hang on a stale
     // instruction when the kernel patches the key that the first and last VM switch.
@@ -74,11 +75,19 @@ fn live() -> io::Result<()> {
     }
 }
 
-fn open_port() -> io::Result<File> {
+/// In a kept lab: the port by which its command is talked to ([`crate::hold`]).
+///
+/// # Errors
+/// If this is no kept lab.
+pub fn port() -> io::Result<File> {
+    open_port(PORT_NAME)
+}
+
+fn open_port(wanted: &str) -> io::Result<File> {
     for entry in fs::read_dir("/sys/class/virtio-ports")? {
         let entry = entry?;
         let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
-        if name.trim() == PORT_NAME {
+        if name.trim() == wanted {
             let device = Path::new("/dev").join(entry.file_name());
             return fs::OpenOptions::new().read(true).write(true).open(device);
         }

@@ -16,8 +16,8 @@ mod unpack;
 mod wire;
 
 pub use error::LabError;
-pub use host::run;
-pub use init::init_main;
+pub use host::{Handle, hold, run};
+pub use init::{init_main, port};
 pub use link::Streams;
 pub use qemu::{LabFiles, PrepareError, prepare};
 

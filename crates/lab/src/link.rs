@@ -43,6 +43,8 @@ pub enum Event {
     Up,
     /// This process has got a signal.
     Signal(i32),
+    /// Nobody wants the lab any more.
+    Ended,
     /// The program has ended, and its output is written.
     Exited(u8),
     /// The program could not be run.

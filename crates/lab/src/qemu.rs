@@ -5,6 +5,7 @@ use crate::unpack::unpacked;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
+use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,6 +25,8 @@ const MODULES: [&str; 7] = [
 const INIT: &str = include_str!("init.sh");
 /// xz takes a tenth of a second a module.
 const UNPACK_MAX_S: &str = "120";
+/// The port by which a command in a kept lab is talked to.
+pub const PORT_NAME: &str = "zygote.port";
 const BUSYBOX: &str = "/bin/busybox";
 /// Kernel parameters: no output but ours, a panic ends the lab, nothing that only costs time.
 const PARAMETERS: &str = "console=ttyS0 quiet panic=-1 mitigations=off nmi_watchdog=0 audit=0";
@@ -157,9 +160,9 @@ fn write(file: File, contents: &Contents) -> io::Result<()> {
     archive.finish()?.flush()
 }
 
-/// The command that boots the lab. The job's socket is descriptor 0 of QEMU; its own messages and
-/// the lab's console go to `console`.
-pub fn command(config: &LabConfig, program: &Path, console: &Path) -> Command {
+/// The command that boots the lab. The job's socket is descriptor 0 of QEMU, that of the second port
+/// is `port`; QEMU's own messages and the lab's console go to `console`.
+pub fn command(config: &LabConfig, program: &Path, console: &Path, port: Option<RawFd>) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     let acceleration = if config.icount {
         vec![
@@ -195,6 +198,14 @@ pub fn command(config: &LabConfig, program: &Path, console: &Path) -> Command {
         .args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci"])
         .args(["-chardev", "socket,id=job,fd=0"])
         .args(["-device", "virtserialport,chardev=job,name=zygote.lab"]);
+    if let Some(port) = port {
+        command
+            .args(["-chardev", &format!("socket,id=port,fd={port}")])
+            .args([
+                "-device",
+                &format!("virtserialport,chardev=port,name={PORT_NAME}"),
+            ]);
+    }
     share(&mut command, "root", Path::new("/"), true);
     for (index, folder) in config.writable.iter().enumerate() {
         share(&mut command, &tag(index), folder, false);

@@ -272,6 +272,49 @@ impl Store {
         Ok(())
     }
 
+    /// The build that a name stands for now: the name of its generation's folder.
+    ///
+    /// # Errors
+    /// If there is no such template.
+    pub fn current(&self, name: &str) -> Result<String, StoreError> {
+        let generation = self.generation(name)?;
+        let build = generation.file_name().unwrap_or_default();
+        Ok(build.to_string_lossy().into_owned())
+    }
+
+    /// The snapshot folders of one build of a template, one a replica.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; `NotFound` for a build that is not there any more.
+    pub fn replicas_of(&self, name: &str, build: &str) -> Result<Vec<PathBuf>, StoreError> {
+        let own = build.strip_prefix(name).is_some_and(|rest| {
+            rest.starts_with('-')
+                && rest
+                    .bytes()
+                    .all(|byte| byte == b'-' || byte.is_ascii_digit())
+        });
+        if !is_name(name) || !own {
+            let name = build.to_owned();
+            return Err(StoreError::Name { name });
+        }
+        let generation = self.generations().join(build);
+        let is_replica = |entry: &fs::DirEntry| {
+            let name = entry.file_name();
+            name.to_string_lossy().starts_with(REPLICA_PREFIX)
+        };
+        let entries = fs::read_dir(&generation).map_err(|_| StoreError::NotFound {
+            name: name.to_owned(),
+        })?;
+        let count = entries.flatten().filter(is_replica).count();
+        if count == 0 {
+            let path = generation.join(format!("{REPLICA_PREFIX}0"));
+            let name = name.to_owned();
+            return Err(StoreError::Description { name, path });
+        }
+        let replica = |index| generation.join(format!("{REPLICA_PREFIX}{index}"));
+        Ok((0..count).map(replica).collect())
+    }
+
     /// The folder of the generation that a name stands for.
     fn generation(&self, name: &str) -> Result<PathBuf, StoreError> {
         let name = name.to_owned();

@@ -1,0 +1,176 @@
+//! The catalogue of errors.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use utoipa::ToSchema;
+
+/// The body of every answer that is no success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: Failure,
+    /// The request's, as in the header `x-request-id`.
+    #[serde(default)]
+    pub request_id: String,
+}
+
+/// What went wrong, for programs and for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Failure {
+    /// For programs: stable.
+    pub code: ErrorCode,
+    /// One sentence.
+    pub message: String,
+    /// What it came from, if that says more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+    /// After how many seconds to try again, where that can help.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_seconds: Option<u32>,
+}
+
+/// Codes of errors, each with one HTTP status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// 400: the request is not what it should be; the message names the field.
+    BadRequest,
+    /// 403: not for this caller.
+    Forbidden,
+    /// 404: there is nothing at this path.
+    NotFound,
+    /// 405: not with this method.
+    MethodNotAllowed,
+    /// 404: there is no sandbox of this id, or it has ended.
+    SandboxNotFound,
+    /// 404: there is no such template.
+    TemplateNotFound,
+    /// 500: the template is there, but not usable.
+    TemplateUnusable,
+    /// 409: a template could not be built.
+    BuildFailed,
+    /// 409: this host does not allow what must stand between it and untrusted code.
+    MissingWalls,
+    /// 413: too long.
+    TooLarge,
+    /// 503: too many runs wait already, or this one waited too long; try again later.
+    Busy,
+    /// 503: the engine ends, and begins nothing more.
+    Stopping,
+    /// 503: there is no memory for one more sandbox.
+    NoRoom,
+    /// 503: the emulated host that held the machines has died, or does not come up.
+    LabDied,
+    /// 409: machines cannot run on this host.
+    NoMachines,
+    /// 409: something is in the way, such as work that goes on.
+    Conflict,
+    /// 500: a failure of the engine's own.
+    Internal,
+}
+
+impl ErrorCode {
+    /// The HTTP status.
+    #[must_use]
+    pub fn status(self) -> u16 {
+        match self {
+            Self::BadRequest => 400,
+            Self::Forbidden => 403,
+            Self::NotFound | Self::SandboxNotFound | Self::TemplateNotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::BuildFailed | Self::MissingWalls | Self::NoMachines | Self::Conflict => 409,
+            Self::TooLarge => 413,
+            Self::TemplateUnusable | Self::Internal => 500,
+            Self::Busy | Self::Stopping | Self::NoRoom | Self::LabDied => 503,
+        }
+    }
+}
+
+impl Failure {
+    /// With a sentence alone.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            cause: None,
+            remedy: None,
+            retry_after_seconds: None,
+        }
+    }
+
+    /// With what to do about it.
+    #[must_use]
+    pub fn remedy(self, remedy: impl Into<String>) -> Self {
+        let remedy = Some(remedy.into());
+        Self { remedy, ..self }
+    }
+
+    /// With what it came from.
+    #[must_use]
+    pub fn cause(self, cause: impl Into<String>) -> Self {
+        let cause = Some(cause.into());
+        Self { cause, ..self }
+    }
+
+    /// Worth another try after so many seconds.
+    #[must_use]
+    pub fn retry_after(self, seconds: u32) -> Self {
+        let retry_after_seconds = Some(seconds);
+        Self {
+            retry_after_seconds,
+            ..self
+        }
+    }
+
+    /// Code and remedy are the request's own fault.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::BadRequest, message)
+    }
+
+    /// A failure of the engine's own.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Internal, message)
+    }
+}
+
+/// For people: sentence, cause, remedy.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        if let Some(cause) = &self.cause {
+            write!(f, ": {cause}")?;
+        }
+        if let Some(remedy) = &self.remedy {
+            write!(f, "; {remedy}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Failure {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_tells_people_cause_and_remedy() {
+        let failure = Failure::new(ErrorCode::Busy, "too much work")
+            .cause("9 runs wait")
+            .remedy("try again later");
+        assert_eq!(
+            failure.to_string(),
+            "too much work: 9 runs wait; try again later"
+        );
+        let body = ErrorBody {
+            error: failure,
+            request_id: "1".into(),
+        };
+        let json = serde_json::to_value(&body).unwrap();
+        assert_eq!(json["error"]["code"], "busy");
+        assert_eq!(serde_json::from_value::<ErrorBody>(json).unwrap(), body);
+    }
+}

@@ -1,0 +1,32 @@
+//! The types of the API, version 1: what the engine's server and its clients say to each other. JSON
+//! over HTTP; streams are NDJSON (one object a line) or, from the server, server-sent events. No I/O.
+
+mod collect;
+mod error;
+mod exec;
+mod lines;
+mod octets;
+mod status;
+mod template;
+
+pub use collect::{COLLECTED_MAX_BYTES, Collected, OutputBudget};
+pub use error::{ErrorBody, ErrorCode, Failure};
+pub use exec::{
+    CommandRequest, ExecEvent, ExecInput, ExecRequest, ExecResult, ProgramFile, SentFile,
+    SignalRequest,
+};
+pub use lines::{LineSplitter, LineTooLong};
+pub use octets::Octets;
+pub use status::{
+    Health, LabStatus, PlaceKind, PoolStatus, RunsStatus, Status, StopRequest, Stopped,
+};
+pub use template::{BuildEvent, BuildRequest, Built, Removed, TemplateInfo};
+
+/// Content type of a stream of objects, one a line.
+pub const NDJSON: &str = "application/x-ndjson";
+/// Content type of server-sent events.
+pub const SSE: &str = "text/event-stream";
+/// Bytes of a file or of standard input that our own clients send in one line.
+pub const CHUNK_MAX_BYTES: usize = 64 * 1024;
+/// Longest line of a stream, and longest request that is not a stream: files go in as `data` lines.
+pub const LINE_MAX_BYTES: usize = 16 << 20;

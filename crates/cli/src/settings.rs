@@ -1,0 +1,202 @@
+//! From the command line and a file to what an engine is started with.
+
+use crate::args::{Global, Settings, parse_duration, parse_size};
+use crate::host::{self, Place};
+use anyhow::{Context, anyhow};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use zygote_api::PlaceKind;
+use zygote_daemon::{Config, LabSettings, Machines};
+use zygote_engine::{PATIENCE_EMULATED, Settings as EngineSettings};
+use zygote_template::Store;
+
+/// Hidden verb by which this program becomes a zygote process.
+pub const ZYGOTE_VERB: &str = "zygote-process";
+/// Hidden verb by which this program builds a template for an engine.
+pub const BUILD_VERB: &str = "build-process";
+/// Runs wait longer for each other where each takes a hundred times longer.
+const WAIT_MAX_EMULATED: Duration = Duration::from_secs(300);
+
+/// Where the engine listens that the user means.
+pub fn socket(global: &Global, store: &Store) -> anyhow::Result<PathBuf> {
+    match &global.socket {
+        Some(path) => std::path::absolute(path).context("cannot resolve the socket's path"),
+        None => Ok(zygote_daemon::default_socket(store.state_dir())),
+    }
+}
+
+/// The log of an engine in the background.
+pub fn log(store: &Store) -> PathBuf {
+    store.state_dir().join("log/engine.log")
+}
+
+/// Reads a file of settings.
+pub fn read(path: &Path) -> anyhow::Result<Settings> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+    toml::from_str(&text).map_err(|error| {
+        anyhow!(
+            "{} is no configuration: {}; see: zygote serve --help",
+            path.display(),
+            error.to_string().trim_end()
+        )
+    })
+}
+
+impl Settings {
+    /// These, and for what they do not say the others.
+    pub fn over(self, other: Self) -> Self {
+        Self {
+            listen: self.listen.or(other.listen),
+            idle_exit: self.idle_exit.or(other.idle_exit),
+            runs_max: self.runs_max.or(other.runs_max),
+            waiting_max: self.waiting_max.or(other.waiting_max),
+            wait_max: self.wait_max.or(other.wait_max),
+            memory_max: self.memory_max.or(other.memory_max),
+            pool_min: self.pool_min.or(other.pool_min),
+            pool_max: self.pool_max.or(other.pool_max),
+            pool_memory: self.pool_memory.or(other.pool_memory),
+            drain_after: self.drain_after.or(other.drain_after),
+            unload_after: self.unload_after.or(other.unload_after),
+            lab_memory: self.lab_memory.or(other.lab_memory),
+        }
+    }
+
+    /// As options, for the engine in a lab: all that is about sandboxes.
+    fn words(&self) -> Vec<OsString> {
+        let number = |n: &Option<usize>| n.map(|n| n.to_string());
+        let options = [
+            ("--runs-max", number(&self.runs_max)),
+            ("--waiting-max", number(&self.waiting_max)),
+            ("--wait-max", self.wait_max.clone()),
+            ("--memory-max", self.memory_max.clone()),
+            ("--pool-min", number(&self.pool_min)),
+            ("--pool-max", number(&self.pool_max)),
+            ("--pool-memory", self.pool_memory.clone()),
+            ("--drain-after", self.drain_after.clone()),
+            ("--unload-after", self.unload_after.clone()),
+        ];
+        let given = options.into_iter().filter_map(|(name, value)| {
+            let value = value?;
+            Some([OsString::from(name), OsString::from(value)])
+        });
+        given.flatten().collect()
+    }
+}
+
+fn time(name: &str, text: Option<&String>) -> anyhow::Result<Option<Duration>> {
+    let parse = |text: &String| {
+        let parsed = parse_duration(text).map_err(|why| anyhow!("{name} = {text:?}: {why}"))?;
+        Ok(parsed.0.unwrap_or_default())
+    };
+    text.map(parse).transpose()
+}
+
+fn size(name: &str, text: Option<&String>) -> anyhow::Result<Option<u64>> {
+    let parse = |text: &String| parse_size(text).map_err(|why| anyhow!("{name} = {text:?}: {why}"));
+    text.map(parse).transpose()
+}
+
+/// All that an engine needs to know.
+pub fn config(
+    global: &Global,
+    store: &Store,
+    place: Place,
+    settings: &Settings,
+) -> anyhow::Result<Config> {
+    let program: PathBuf = std::env::current_exe().context("cannot find this program")?;
+    let command = |verb: &str| vec![OsString::from(&program), OsString::from(verb)];
+    let mut engine = EngineSettings::new(command(ZYGOTE_VERB), store.clone());
+    if host::in_lab() {
+        engine.patience = PATIENCE_EMULATED;
+        engine.queue.wait_max = WAIT_MAX_EMULATED;
+    }
+    apply(&mut engine, settings)?;
+    let mut inner = command("serve");
+    inner.push("--lab-port".into());
+    inner.extend(settings.words());
+    let memory = size("lab_memory", settings.lab_memory.as_ref())?;
+    let memory_mib = memory.map(|bytes| u32::try_from(bytes >> 20)).transpose();
+    Ok(Config {
+        socket: socket(global, store)?,
+        listen: settings.listen,
+        lab_port: false,
+        idle_exit: time("idle_exit", settings.idle_exit.as_ref())?.filter(|time| !time.is_zero()),
+        place: if place == Place::Lab || host::in_lab() {
+            PlaceKind::Lab
+        } else {
+            PlaceKind::Kvm
+        },
+        machines: match place {
+            Place::Here => Machines::Here,
+            Place::Lab => Machines::InLab,
+        },
+        engine,
+        builder: command(BUILD_VERB),
+        lab: LabSettings {
+            memory_mib: memory_mib
+                .map_err(|_| anyhow!("lab_memory: too much"))?
+                .unwrap_or(host::LAB_MEMORY_MIB),
+            command: inner,
+        },
+        log: None,
+    })
+}
+
+fn apply(engine: &mut EngineSettings, settings: &Settings) -> anyhow::Result<()> {
+    let set = |place: &mut usize, value: Option<usize>| *place = value.unwrap_or(*place);
+    let set_time = |place: &mut Duration, value: Option<Duration>| {
+        *place = value.unwrap_or(*place);
+    };
+    set(&mut engine.queue.running_max, settings.runs_max);
+    engine.queue.running_max = engine.queue.running_max.max(1);
+    set(&mut engine.queue.waiting_max, settings.waiting_max);
+    set_time(
+        &mut engine.queue.wait_max,
+        time("wait_max", settings.wait_max.as_ref())?,
+    );
+    let memory = size("memory_max", settings.memory_max.as_ref())?;
+    engine.budget.memory_max_bytes = memory.unwrap_or(engine.budget.memory_max_bytes);
+    set(&mut engine.pool.idle_min, settings.pool_min);
+    set(&mut engine.pool.idle_max, settings.pool_max);
+    engine.pool.idle_max = engine.pool.idle_max.max(engine.pool.idle_min);
+    let memory = size("pool_memory", settings.pool_memory.as_ref())?;
+    engine.pool.memory_max_kib = memory.map_or(engine.pool.memory_max_kib, |bytes| bytes >> 10);
+    set_time(
+        &mut engine.pool.drain_after,
+        time("drain_after", settings.drain_after.as_ref())?,
+    );
+    set_time(
+        &mut engine.unload_after,
+        time("unload_after", settings.unload_after.as_ref())?,
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_win_over_the_file_and_a_wrong_word_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("zygote.toml");
+        std::fs::write(&path, "idle_exit = \"1h\"\nruns_max = 3\n").unwrap();
+        let given = Settings {
+            runs_max: Some(7),
+            ..Settings::default()
+        };
+        let both = given.over(read(&path).unwrap());
+        assert_eq!(
+            (both.runs_max, both.idle_exit.as_deref()),
+            (Some(7), Some("1h"))
+        );
+        assert_eq!(both.words(), ["--runs-max", "7"]);
+        std::fs::write(&path, "run_max = 3\n").unwrap();
+        assert!(read(&path).unwrap_err().to_string().contains("run_max"));
+        let bad = "soon".to_owned();
+        let error = time("idle_exit", Some(&bad)).unwrap_err();
+        assert!(error.to_string().contains("idle_exit"));
+    }
+}

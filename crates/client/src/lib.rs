@@ -1,0 +1,336 @@
+//! Asking an engine, over a Unix socket or any other stream of bytes: the command line's way, and that
+//! of an engine that passes on to another one. HTTP/2, so that many requests share a connection and
+//! each may go on in both directions.
+
+mod error;
+mod lines;
+
+pub use error::ClientError;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
+use hyper::body::{Frame, Incoming};
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper::{Method, Request, Response, header};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use lines::Lines;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::convert::Infallible;
+use std::path::Path;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use zygote_api::{
+    BuildEvent, BuildRequest, CommandRequest, ErrorBody, ExecEvent, ExecInput, ExecRequest,
+    Failure, Health, LINE_MAX_BYTES, NDJSON, Removed, SignalRequest, Status, StopRequest, Stopped,
+    TemplateInfo,
+};
+
+/// How long an answer may take that needs nothing but words.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// A silent engine is asked whether it is alive,
+const PING_EVERY: Duration = Duration::from_secs(10);
+/// and given up when it says nothing for so long: an emulated one may be slow.
+const SILENCE_MAX: Duration = Duration::from_secs(55);
+/// What may be on its way in one stream before its reader takes it,
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+/// and in all of them: a slow reader slows nobody but itself.
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
+
+type Body = BoxBody<Bytes, Infallible>;
+
+/// A connection to an engine. Dropping it ends what was asked for over it.
+pub struct Client {
+    requests: SendRequest<Body>,
+    connection: JoinHandle<()>,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.connection.abort();
+    }
+}
+
+impl Client {
+    /// Connects to a socket.
+    ///
+    /// # Errors
+    /// If nobody listens there.
+    pub async fn connect(socket: &Path) -> Result<Self, ClientError> {
+        let stream = UnixStream::connect(socket).await;
+        Self::over(stream.map_err(ClientError::Connect)?).await
+    }
+
+    /// Over a stream at whose other end an engine is.
+    ///
+    /// # Errors
+    /// If it is none.
+    pub async fn over<S>(stream: S) -> Result<Self, ClientError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (requests, connection) = Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(SILENCE_MAX)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(ClientError::broken)?;
+        // Its end is told to every request.
+        let connection = tokio::spawn(async move { drop(connection.await) });
+        Ok(Self {
+            requests,
+            connection,
+        })
+    }
+
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.connection.is_finished() || self.requests.is_closed()
+    }
+
+    /// Waits for the connection's end.
+    pub async fn closed(&mut self) {
+        // Fails only if it was aborted, which is an end too.
+        let _ = (&mut self.connection).await;
+    }
+
+    /// `GET /v1/health`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn health(&self) -> Result<Health, ClientError> {
+        self.ask(Method::GET, "/v1/health", None::<&()>).await
+    }
+
+    /// `GET /v1/status`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.ask(Method::GET, "/v1/status", None::<&()>).await
+    }
+
+    /// `POST /v1/stop`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn stop(&self, request: StopRequest) -> Result<Stopped, ClientError> {
+        self.ask(Method::POST, "/v1/stop", Some(&request)).await
+    }
+
+    /// `GET /v1/templates`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn templates(&self) -> Result<Vec<TemplateInfo>, ClientError> {
+        self.ask(Method::GET, "/v1/templates", None::<&()>).await
+    }
+
+    /// `DELETE /v1/templates/{name}`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn remove_template(&self, name: &str) -> Result<Removed, ClientError> {
+        let path = format!("/v1/templates/{}", escaped(name));
+        self.ask(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// `POST /v1/templates`: builds one. Dropping what is given back gives the build up.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn build(&self, request: &BuildRequest) -> Result<Events<BuildEvent>, ClientError> {
+        let input = None::<mpsc::Receiver<()>>;
+        self.stream("/v1/templates", request, input).await
+    }
+
+    /// `POST /v1/exec`: runs a program. `input` is what comes after the request. Dropping what is
+    /// given back kills the program.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn exec(
+        &self,
+        request: &ExecRequest,
+        input: Option<mpsc::Receiver<ExecInput>>,
+    ) -> Result<Events<ExecEvent>, ClientError> {
+        self.stream("/v1/exec", request, input).await
+    }
+
+    /// `POST /v1/lab/exec`: runs a command on the emulated host.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn lab_exec(
+        &self,
+        request: &CommandRequest,
+        input: Option<mpsc::Receiver<ExecInput>>,
+    ) -> Result<Events<ExecEvent>, ClientError> {
+        self.stream("/v1/lab/exec", request, input).await
+    }
+
+    /// `POST /v1/lab/down`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn lab_down(&self) -> Result<(), ClientError> {
+        let asked = self.ask(Method::POST, "/v1/lab/down", None::<&()>);
+        asked.await.map(|_: serde_json::Value| ())
+    }
+
+    /// `POST /v1/exec/{id}/signal`.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; the program may have ended.
+    pub async fn signal(&self, id: &str, signal: u8) -> Result<(), ClientError> {
+        let path = format!("/v1/exec/{}/signal", escaped(id));
+        let request = SignalRequest { signal };
+        let asked = self.ask(Method::POST, &path, Some(&request));
+        asked.await.map(|_: serde_json::Value| ())
+    }
+
+    /// Any request whose answer is a stream of events.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn stream<E: DeserializeOwned, I: Serialize + Send + Sync + 'static>(
+        &self,
+        path: &str,
+        request: &impl Serialize,
+        input: Option<mpsc::Receiver<I>>,
+    ) -> Result<Events<E>, ClientError> {
+        let head = stream::iter([line(request)?]);
+        let rest = stream::unfold(input, |mut input| async {
+            let next = input.as_mut()?.recv().await?;
+            Some((line(&next), input))
+        });
+        // None of our types fails to be written.
+        let rest = rest.filter_map(|line| std::future::ready(line.ok()));
+        let frames = head.chain(rest).map(|line| Ok(Frame::data(line)));
+        let body = BoxBody::new(StreamBody::new(frames));
+        let answer = self.send(Method::POST, path, NDJSON, body).await?;
+        Ok(Events {
+            lines: Lines::new(answer.into_body()),
+            kind: std::marker::PhantomData,
+        })
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        request: Option<&impl Serialize>,
+    ) -> Result<T, ClientError> {
+        let body = match request {
+            Some(request) => line(request)?,
+            None => Bytes::new(),
+        };
+        let body = BoxBody::new(http_body_util::Full::new(body));
+        let asking = async {
+            let answer = self.send(method, path, "application/json", body).await?;
+            let bytes = whole(answer.into_body()).await?;
+            serde_json::from_slice(&bytes).map_err(ClientError::nonsense)
+        };
+        timeout(ANSWER_MAX, asking)
+            .await
+            .map_err(|_| ClientError::Late(ANSWER_MAX))?
+    }
+
+    /// Gives back a good answer's head; any other is an error.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: Body,
+    ) -> Result<Response<Incoming>, ClientError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://localhost{path}"))
+            .header(header::CONTENT_TYPE, accept)
+            .header(header::ACCEPT, accept)
+            .body(body)
+            .map_err(|error| ClientError::Broken(error.to_string()))?;
+        let mut requests = self.requests.clone();
+        let answer = requests.send_request(request).await;
+        let answer = answer.map_err(ClientError::broken)?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let status = answer.status();
+        let body = whole(answer.into_body()).await?;
+        match serde_json::from_slice::<ErrorBody>(&body) {
+            Ok(body) => Err(ClientError::Refused(Box::new(body.error))),
+            Err(_) => Err(ClientError::Nonsense(format!("status {status}"))),
+        }
+    }
+}
+
+/// What happens, as the engine tells it.
+pub struct Events<E> {
+    lines: Lines,
+    kind: std::marker::PhantomData<fn() -> E>,
+}
+
+impl<E: DeserializeOwned> Events<E> {
+    /// The next event; `None` at the end.
+    ///
+    /// # Errors
+    /// If the stream breaks off.
+    pub async fn next(&mut self) -> Result<Option<E>, ClientError> {
+        self.lines.next().await
+    }
+}
+
+fn line(value: &impl Serialize) -> Result<Bytes, ClientError> {
+    let mut line = serde_json::to_vec(value).map_err(ClientError::nonsense)?;
+    if line.len() > LINE_MAX_BYTES {
+        let failure = Failure::new(
+            zygote_api::ErrorCode::TooLarge,
+            format!("the request has more than {} MiB", LINE_MAX_BYTES >> 20),
+        );
+        return Err(ClientError::Refused(Box::new(failure)));
+    }
+    line.push(b'\n');
+    Ok(line.into())
+}
+
+async fn whole(body: Incoming) -> Result<Bytes, ClientError> {
+    let limited = http_body_util::Limited::new(body, LINE_MAX_BYTES);
+    let collected = limited.collect().await;
+    collected
+        .map(|body| body.to_bytes())
+        .map_err(|error| ClientError::Broken(error.to_string()))
+}
+
+/// A path's segment (RFC 3986 §2.1).
+fn escaped(segment: &str) -> String {
+    let mut text = String::new();
+    for byte in segment.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_leave_its_place_in_a_path() {
+        assert_eq!(escaped("a-b_c.1"), "a-b_c.1");
+        assert_eq!(escaped("../x?y"), "..%2Fx%3Fy");
+    }
+}

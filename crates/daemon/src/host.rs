@@ -1,0 +1,457 @@
+//! What the daemon answers: from its own engine, or from the one in its lab.
+
+use crate::activity::Activity;
+use crate::build::{Builder, Step};
+use crate::build_process::{BuildsLock, Mode, builds_lock};
+use crate::config::{Config, Machines};
+use crate::keeper::{Keeper, Lab};
+use crate::{command, program};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, watch};
+use zygote_api::{
+    BuildEvent, BuildRequest, Built, CommandRequest, ErrorCode, ExecEvent, ExecInput, ExecRequest,
+    Failure, Health, Removed, SignalRequest, Status, StopRequest, Stopped, TemplateInfo,
+};
+use zygote_client::{ClientError, Events};
+use zygote_engine::Engine;
+use zygote_server::{Backend, Input, Local, template_failure, template_info};
+use zygote_template::Store;
+
+/// Input that waits for the lab.
+const INPUT_MAX: usize = 4;
+
+/// How far its end has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ending {
+    /// Not at all.
+    Not,
+    /// What runs may end, and nothing begins.
+    Drain,
+    /// What runs is killed.
+    Now,
+}
+
+/// A daemon's insides.
+pub struct Host {
+    pub config: Config,
+    pub local: Local,
+    pub keeper: Arc<Keeper>,
+    pub activity: Activity,
+    pub ending: watch::Sender<Ending>,
+    /// Signals for plain commands in this lab.
+    commands: Mutex<HashMap<String, mpsc::Sender<u8>>>,
+    started: Instant,
+    started_unix_s: u64,
+}
+
+impl Host {
+    /// With nothing loaded, and no lab.
+    pub fn new(config: Config) -> Arc<Self> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        Arc::new(Self {
+            local: Local::new(Engine::new(config.engine.clone()), config.place),
+            keeper: Keeper::new(config.lab.clone(), config.store().clone()),
+            config,
+            activity: Activity::new(),
+            ending: watch::Sender::new(Ending::Not),
+            commands: Mutex::default(),
+            started: Instant::now(),
+            started_unix_s: now.unwrap_or_default().as_secs(),
+        })
+    }
+
+    fn store(&self) -> &Store {
+        self.config.store()
+    }
+
+    fn commands(&self) -> MutexGuard<'_, HashMap<String, mpsc::Sender<u8>>> {
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to end, or hurries.
+    pub fn end(&self, ending: Ending) {
+        self.local.engine().close();
+        self.ending.send_if_modified(|now| {
+            let is_more = ending > *now;
+            *now = ending.max(*now);
+            is_more
+        });
+    }
+
+    fn is_ending(&self) -> bool {
+        *self.ending.borrow() != Ending::Not
+    }
+
+    fn check_open(&self) -> Result<(), Failure> {
+        if self.is_ending() {
+            let failure = Failure::new(ErrorCode::Stopping, "the engine is stopping");
+            return Err(failure.retry_after(1));
+        }
+        Ok(())
+    }
+
+    /// Asks the engine in the lab, and passes on what it says.
+    async fn pass<F>(
+        &self,
+        lab: &Arc<Lab>,
+        asked: F,
+        input: Input,
+        lines: mpsc::Sender<ExecInput>,
+        events: mpsc::Sender<ExecEvent>,
+    ) -> Result<(), Failure>
+    where
+        F: Future<Output = Result<Events<ExecEvent>, ClientError>>,
+    {
+        let passing = async {
+            let mut happening = asked.await?;
+            while let Some(event) = happening.next().await? {
+                let is_last = matches!(event, ExecEvent::Result(_) | ExecEvent::Error { .. });
+                // Whoever listens may have gone; then this is dropped.
+                let _ = events.send(event).await;
+                if is_last {
+                    return Ok(());
+                }
+            }
+            Err(ClientError::Broken("it ended without a result".to_owned()))
+        };
+        tokio::pin!(passing);
+        let passed = tokio::select! {
+            passed = &mut passing => passed,
+            fed = feed(input, lines) => match fed {
+                Ok(()) => passing.await,
+                Err(failure) => return Err(failure),
+            },
+        };
+        match passed {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.keeper.reason(lab, error).await),
+        }
+    }
+
+    async fn exec_in_lab(
+        &self,
+        mut request: ExecRequest,
+        input: Input,
+        events: mpsc::Sender<ExecEvent>,
+    ) -> Result<(), Failure> {
+        if request.build.is_none() {
+            // Names are this host's: the lab may remember an old one.
+            let build = self.store().current(&request.template);
+            request.build = Some(build.map_err(|error| template_failure(&error))?);
+        }
+        let lab = self.keeper.lab(&progress(&events)).await?;
+        let (sender, lines) = mpsc::channel(INPUT_MAX);
+        let asked = lab.client.exec(&request, Some(lines));
+        self.pass(&lab, asked, input, sender, events).await
+    }
+
+    /// A recipe by its text, so that a lab needs no file of the host's.
+    fn with_text(request: BuildRequest) -> Result<BuildRequest, Failure> {
+        if request.recipe_toml.is_some() || !request.recipe.ends_with(".toml") {
+            return Ok(request);
+        }
+        let path = std::path::Path::new(&request.recipe);
+        if !path.is_absolute() {
+            return Err(Failure::bad_request("recipe: the path must be absolute"));
+        }
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let sentence = format!("cannot read the recipe {}", path.display());
+            Failure::bad_request(sentence).cause(error.to_string())
+        })?;
+        Ok(BuildRequest {
+            recipe_toml: Some(text),
+            ..request
+        })
+    }
+
+    async fn builder(&self, mode: Mode, request: &BuildRequest) -> Result<Builder, Failure> {
+        let state = self.store().state_dir();
+        Builder::start(&self.config.builder, mode, state, request).await
+    }
+
+    async fn build_here(
+        &self,
+        request: &BuildRequest,
+        events: &mpsc::Sender<BuildEvent>,
+    ) -> Result<Built, Failure> {
+        let mode = match builds_lock() {
+            BuildsLock::OursToTake => Mode::Whole,
+            BuildsLock::HeldOutside => Mode::Machine,
+            BuildsLock::OutOfReach => {
+                let failure = Failure::new(
+                    ErrorCode::BuildFailed,
+                    "in a lab that was started by hand nobody can tell whether another build goes on",
+                );
+                return Err(failure.remedy("build on the host, which starts a lab by itself"));
+            }
+        };
+        match self.builder(mode, request).await?.step(events).await? {
+            Step::Built(built) => Ok(*built),
+            Step::Gathered => Err(Failure::internal(
+                "the process that builds stopped half-way",
+            )),
+        }
+    }
+
+    async fn build_in_lab(
+        &self,
+        request: &BuildRequest,
+        events: &mpsc::Sender<BuildEvent>,
+    ) -> Result<Built, Failure> {
+        let mut gatherer = self.builder(Mode::Gather, request).await?;
+        if let Step::Built(built) = gatherer.step(events).await? {
+            return Ok(*built);
+        }
+        let say = |message: &str| {
+            let message = message.to_owned();
+            let _ = events.try_send(BuildEvent::Progress {
+                message,
+                done: None,
+                total: None,
+            });
+        };
+        let lab = self.keeper.lab(&say).await?;
+        let building = async {
+            let mut happening = lab.client.build(request).await?;
+            while let Some(event) = happening.next().await? {
+                match event {
+                    BuildEvent::Built(built) => return Ok(built),
+                    BuildEvent::Error { error } => {
+                        return Err(ClientError::Refused(Box::new(error)));
+                    }
+                    progress @ BuildEvent::Progress { .. } => drop(events.try_send(progress)),
+                }
+            }
+            Err(ClientError::Broken("it ended without a result".to_owned()))
+        };
+        match building.await {
+            Ok(built) => Ok(built),
+            Err(error) => Err(self.keeper.reason(&lab, error).await),
+        }
+    }
+}
+
+/// Tells of what takes its time; who does not keep up misses some.
+fn progress(events: &mpsc::Sender<ExecEvent>) -> impl Fn(&str) + Sync + use<> {
+    let events = events.clone();
+    move |message: &str| {
+        let message = message.to_owned();
+        let _ = events.try_send(ExecEvent::Progress { message });
+    }
+}
+
+async fn feed(mut input: Input, lines: mpsc::Sender<ExecInput>) -> Result<(), Failure> {
+    while let Some(line) = input.recv().await {
+        // The lab's engine has gone, or wants no more: it tells.
+        if lines.send(line?).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// A command that can be sent signals, until it is dropped.
+struct Registered<'a> {
+    host: &'a Host,
+    id: String,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        self.host.commands().remove(&self.id);
+    }
+}
+
+impl Backend for Host {
+    fn health(&self) -> Health {
+        Health {
+            status: if self.is_ending() { "stopping" } else { "ok" }.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            program: program::identity(),
+            pid: std::process::id(),
+            host: self.config.place,
+            state_dir: self.store().state_dir().display().to_string(),
+        }
+    }
+
+    async fn status(&self) -> Status {
+        let (mut runs, mut templates) = (self.local.runs(), self.local.pools().await);
+        if let Some(lab) = self
+            .keeper
+            .is_up()
+            .filter(|_| self.config.machines == Machines::InLab)
+            && let Ok(inner) = lab.client.status().await
+        {
+            (runs, templates) = (inner.runs, inner.templates);
+        }
+        Status {
+            health: self.health(),
+            socket: self.config.socket.display().to_string(),
+            log: self
+                .config
+                .log
+                .as_ref()
+                .map(|path| path.display().to_string()),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            started_unix_s: self.started_unix_s,
+            idle_exit_seconds: self.config.idle_exit.map(|limit| limit.as_secs()),
+            runs,
+            templates,
+            lab: (self.config.machines == Machines::InLab || self.keeper.status().state != "down")
+                .then(|| self.keeper.status()),
+        }
+    }
+
+    async fn stop(&self, request: StopRequest) -> Result<Stopped, Failure> {
+        let running = self.activity.count();
+        if request.if_idle && running > 0 {
+            let message = format!("{running} runs or builds go on");
+            let failure = Failure::new(ErrorCode::Conflict, message);
+            return Err(failure.remedy("wait for them, or: zygote stop --now"));
+        }
+        self.end(if request.now {
+            Ending::Now
+        } else {
+            Ending::Drain
+        });
+        Ok(Stopped {
+            pid: std::process::id(),
+            running,
+        })
+    }
+
+    async fn exec(
+        &self,
+        request: ExecRequest,
+        input: Input,
+        events: mpsc::Sender<ExecEvent>,
+    ) -> Result<(), Failure> {
+        self.check_open()?;
+        let _work = self.activity.run();
+        match self.config.machines {
+            Machines::Here => self.local.exec(request, input, events).await,
+            Machines::InLab => self.exec_in_lab(request, input, events).await,
+        }
+    }
+
+    async fn signal(&self, id: &str, request: SignalRequest) -> Result<(), Failure> {
+        let command = self.commands().get(id).cloned();
+        if let Some(command) = command {
+            // One that takes none any more has ended.
+            let _ = command.try_send(request.signal);
+            return Ok(());
+        }
+        let own = self.local.signal(id, request);
+        match self.keeper.is_up() {
+            Some(lab) if own.is_err() => match lab.client.signal(id, request.signal).await {
+                Ok(()) => Ok(()),
+                Err(error) => Err(self.keeper.reason(&lab, error).await),
+            },
+            _ => own,
+        }
+    }
+
+    async fn lab_exec(
+        &self,
+        request: CommandRequest,
+        input: Input,
+        events: mpsc::Sender<ExecEvent>,
+    ) -> Result<(), Failure> {
+        self.check_open()?;
+        let _work = self.activity.other();
+        if self.config.lab_port {
+            let (sender, signals) = mpsc::channel(INPUT_MAX);
+            let id = uuid::Uuid::now_v7().to_string();
+            self.commands().insert(id.clone(), sender);
+            let registered = Registered { host: self, id };
+            forget_host();
+            let id = registered.id.clone();
+            return command::run(request, input, signals, id, events).await;
+        }
+        if std::env::var_os(zygote_lab::IN_LAB).is_some() {
+            let message = "this is a lab already, and none is started inside of one";
+            return Err(Failure::new(ErrorCode::NoMachines, message));
+        }
+        let lab = self.keeper.lab(&progress(&events)).await?;
+        let (sender, lines) = mpsc::channel(INPUT_MAX);
+        let asked = lab.client.lab_exec(&request, Some(lines));
+        self.pass(&lab, asked, input, sender, events).await
+    }
+
+    async fn lab_down(&self) -> Result<(), Failure> {
+        self.keeper.end(true).await;
+        Ok(())
+    }
+
+    async fn templates(&self) -> Result<Vec<TemplateInfo>, Failure> {
+        let mut all = Vec::new();
+        for (name, template) in self.store().list() {
+            if let (Ok(template), Ok(build)) = (template, self.store().current(&name)) {
+                all.push(template_info(build, template));
+            }
+        }
+        Ok(all)
+    }
+
+    async fn template(&self, name: &str) -> Result<TemplateInfo, Failure> {
+        let failed = |error| template_failure(&error);
+        let template = self.store().inspect(name).map_err(failed)?;
+        let build = self.store().current(name).map_err(failed)?;
+        Ok(template_info(build, template))
+    }
+
+    async fn remove(&self, name: &str) -> Result<Removed, Failure> {
+        if self.config.lab_port {
+            // The files are the host's, which has removed them.
+            self.local.engine().forget(name);
+            let removed = name.to_owned();
+            return Ok(Removed { removed });
+        }
+        let (store, removed) = (self.store().clone(), name.to_owned());
+        let removing = tokio::task::spawn_blocking(move || store.remove(&removed));
+        let done = removing
+            .await
+            .map_err(|error| Failure::internal(error.to_string()))?;
+        done.map_err(|error| template_failure(&error))?;
+        self.local.engine().forget(name);
+        if self.config.machines == Machines::InLab
+            && let Some(lab) = self.keeper.is_up()
+        {
+            // One that does not hear it forgets it by and by.
+            let _ = lab.client.remove_template(name).await;
+        }
+        let removed = name.to_owned();
+        Ok(Removed { removed })
+    }
+
+    async fn build(
+        &self,
+        request: BuildRequest,
+        events: mpsc::Sender<BuildEvent>,
+    ) -> Result<Built, Failure> {
+        self.check_open()?;
+        let _work = self.activity.other();
+        let request = Self::with_text(request)?;
+        match self.config.machines {
+            Machines::Here => {
+                if self.config.lab_port {
+                    forget_host();
+                }
+                self.build_here(&request, &events).await
+            }
+            Machines::InLab => self.build_in_lab(&request, &events).await,
+        }
+    }
+}
+
+/// In a kept lab: what is known of the host's files may be old. The kernel forgets names and unused
+/// content (Documentation/admin-guide/sysctl/vm.rst, drop_caches), and asks the host anew.
+fn forget_host() {
+    rustix::fs::sync();
+    for _ in 0..2 {
+        // The first time frees the names that the second needs: a layer lies over the host's root.
+        let _ = std::fs::write("/proc/sys/vm/drop_caches", "3");
+    }
+}

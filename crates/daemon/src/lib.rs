@@ -1,0 +1,30 @@
+//! The engine that stays: a socket, a backend behind it, and its end. Where the host has no KVM the
+//! machines are in a lab, and so is the engine that has them; this one passes on what needs it.
+//!
+//! Also the other side: finding the engine that is there, or starting one.
+
+mod activity;
+mod build;
+mod build_process;
+mod command;
+mod config;
+mod embedded;
+mod host;
+mod keeper;
+mod log;
+mod port;
+mod program;
+mod serve;
+mod socket;
+mod start;
+
+pub use build_process::{BuildsLock, build_main, builds_lock};
+pub use config::{Config, LabSettings, Machines};
+pub use embedded::Embedded;
+pub use serve::{Ready, serve};
+pub use socket::{SocketError, default_socket};
+pub use start::{Found, READY, Starter, find};
+pub use zygote_client::{Client, ClientError, Events};
+
+/// Tells the program in a lab who holds the lock of builds.
+pub const BUILDS_LOCK_HINT: &str = "ZYGOTE_BUILDS_LOCK";

@@ -1,0 +1,255 @@
+//! The daemon's life: it listens, serves whoever may come, and ends when it is told to, or when nobody
+//! has wanted anything for a while.
+
+use crate::config::{Config, Machines};
+use crate::host::{Ending, Host};
+use crate::keeper::GREETING;
+use crate::log::log;
+use crate::port::Port;
+use crate::socket::{self, Bound};
+use anyhow::{Context, bail};
+use axum::Router;
+use rustix::process::geteuid;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use zygote_server::{Origin, router, serve as serve_connection};
+
+/// How often it is looked whether anybody still wants something.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long answers may take to reach their clients once nothing runs any more.
+const ANSWERS_MAX: Duration = Duration::from_secs(5);
+/// How long what runs may go on after SIGTERM; a service manager waits 90 s before it kills.
+const TERMINATE_MAX: Duration = Duration::from_secs(60);
+/// After how long to listen again when the process has no descriptor left for one more client.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
+/// Where it can be asked.
+#[derive(Debug)]
+pub struct Ready {
+    /// The socket.
+    pub socket: std::path::PathBuf,
+    /// The address of TCP, if it was wanted.
+    pub address: Option<std::net::SocketAddr>,
+}
+
+/// Serves until its end. `ready` is called once clients can come.
+///
+/// # Errors
+/// `SocketError::Taken` among them, if there is an engine already.
+pub fn serve(config: Config, ready: impl FnOnce(&Ready)) -> anyhow::Result<()> {
+    if let Some(path) = &config.log {
+        crate::log::is_file(path.clone());
+    }
+    let (bound, listener) = socket::bind(&config.socket)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let served = runtime.block_on(run(config, &bound, listener, ready));
+    // A thread may still look at a large file.
+    runtime.shutdown_background();
+    drop(bound);
+    served
+}
+
+async fn run(
+    config: Config,
+    bound: &Bound,
+    listener: std::os::unix::net::UnixListener,
+    ready: impl FnOnce(&Ready),
+) -> anyhow::Result<()> {
+    let host = Host::new(config);
+    let listener = UnixListener::from_std(listener).context("cannot listen")?;
+    let tcp = listen(&host.config).await?;
+    let address = tcp.as_ref().and_then(|tcp| tcp.local_addr().ok());
+    ready(&Ready {
+        socket: host.config.socket.clone(),
+        address,
+    });
+    log!(
+        "engine {} is ready at {} (process {}, machines run in: {})",
+        env!("CARGO_PKG_VERSION"),
+        host.config.socket.display(),
+        std::process::id(),
+        host.config.place.name(),
+    );
+    if host.config.machines == Machines::InLab {
+        host.keeper.start();
+    }
+    let mut clients = Clients::new(router(Arc::clone(&host)));
+    if host.config.lab_port {
+        clients.add_port().await?;
+    }
+    let mut endings = host.ending.subscribe();
+    tokio::select! {
+        () = accept(&listener, tcp.as_ref(), &mut clients) => {}
+        () = host.local.engine().sweep() => {}
+        () = idle(&host) => {}
+        why = signalled() => {
+            log!("{why}: it ends");
+            host.end(Ending::Drain);
+            tokio::spawn(hurry(Arc::clone(&host)));
+        }
+        _ = endings.wait_for(|ending| *ending != Ending::Not) => {}
+    }
+    host.end(Ending::Drain);
+    bound.unlink();
+    drop((listener, tcp));
+    drain(&host, clients).await;
+    host.local.engine().shut_down().await;
+    host.keeper.end(true).await;
+    log!("ended");
+    Ok(())
+}
+
+/// TCP is for this machine alone until there are keys.
+async fn listen(config: &Config) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = config.listen else {
+        return Ok(None);
+    };
+    if !address.ip().is_loopback() {
+        bail!(
+            "--listen {address}: the engine has no keys yet, so it listens on loopback only \
+             (127.0.0.1 or [::1]); put a proxy that knows its users before it"
+        );
+    }
+    let listener = TcpListener::bind(address).await;
+    listener
+        .map(Some)
+        .with_context(|| format!("cannot listen at {address}"))
+}
+
+async fn drain(host: &Host, clients: Clients) {
+    let mut endings = host.ending.subscribe();
+    let count = host.activity.count();
+    if count > 0 {
+        log!("waiting for {count} runs or builds to end");
+    }
+    let is_drained = tokio::select! {
+        () = host.activity.ended() => true,
+        _ = endings.wait_for(|ending| *ending == Ending::Now) => false,
+    };
+    clients.end(is_drained).await;
+}
+
+/// A second signal, or too long a wait, kills what runs.
+async fn hurry(host: Arc<Host>) {
+    let _ = timeout(TERMINATE_MAX, signalled()).await;
+    host.end(Ending::Now);
+}
+
+async fn signalled() -> &'static str {
+    let caught = |kind| signal(kind).ok();
+    let mut terminate = caught(SignalKind::terminate());
+    let mut interrupt = caught(SignalKind::interrupt());
+    let mut hangup = caught(SignalKind::hangup());
+    async fn next(signal: &mut Option<tokio::signal::unix::Signal>) {
+        match signal {
+            Some(signal) => drop(signal.recv().await),
+            None => pending().await,
+        }
+    }
+    tokio::select! {
+        () = next(&mut terminate) => "SIGTERM",
+        () = next(&mut interrupt) => "SIGINT",
+        () = next(&mut hangup) => "SIGHUP",
+    }
+}
+
+/// Until nobody has wanted anything for as long as is configured.
+async fn idle(host: &Host) {
+    let Some(limit) = host.config.idle_exit else {
+        return pending().await;
+    };
+    loop {
+        sleep(LOOK_EVERY.min(limit)).await;
+        if host.activity.idle_for().is_some_and(|idle| idle >= limit) {
+            log!("nothing to do for {} s: it ends", limit.as_secs());
+            return;
+        }
+    }
+}
+
+async fn accept(listener: &UnixListener, tcp: Option<&TcpListener>, clients: &mut Clients) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted.map(|(stream, _)| clients.add_unix(stream)),
+            accepted = async { match tcp {
+                Some(tcp) => tcp.accept().await,
+                None => pending().await,
+            } } => accepted.map(|(stream, _)| {
+                // Small answers wait for nothing.
+                let _ = stream.set_nodelay(true);
+                clients.add(stream, Origin::Loopback);
+            }),
+            _ = clients.tasks.join_next(), if !clients.tasks.is_empty() => Ok(()),
+        };
+        if let Err(error) = accepted {
+            log!("cannot take one more client: {error}");
+            sleep(ACCEPT_AGAIN).await;
+        }
+    }
+}
+
+/// Connections, each a task.
+struct Clients {
+    router: Router,
+    tasks: JoinSet<()>,
+    ending: watch::Sender<bool>,
+}
+
+impl Clients {
+    fn new(router: Router) -> Self {
+        Self {
+            router,
+            tasks: JoinSet::new(),
+            ending: watch::Sender::new(false),
+        }
+    }
+
+    fn add<S>(&mut self, stream: S, origin: Origin)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let mut ending = self.ending.subscribe();
+        let ended = async move { drop(ending.wait_for(|ending| *ending).await) };
+        let serving = serve_connection(stream, self.router.clone(), origin, ended);
+        self.tasks.spawn(serving);
+    }
+
+    /// The socket's mode keeps others out; so does this, should somebody have changed that.
+    fn add_unix(&mut self, stream: UnixStream) {
+        let own = geteuid().as_raw();
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == own || peer.uid() == 0 => self.add(stream, Origin::Owner),
+            Ok(peer) => log!("refused a client of user {}", peer.uid()),
+            Err(error) => log!("refused a client of nobody knows whom: {error}"),
+        }
+    }
+
+    /// The port of the kept lab in which this process runs.
+    async fn add_port(&mut self) -> anyhow::Result<()> {
+        let port = zygote_lab::port().context("this is no kept lab")?;
+        let mut port = Port::new(port.into()).context("cannot use the lab's port")?;
+        port.write_all(GREETING).await.context("cannot greet")?;
+        self.add(port, Origin::Owner);
+        Ok(())
+    }
+
+    /// Lets answers out, if what they tell of has ended, and ends the connections.
+    async fn end(mut self, is_drained: bool) {
+        self.ending.send_replace(true);
+        if is_drained {
+            let ended = async { while self.tasks.join_next().await.is_some() {} };
+            let _ = timeout(ANSWERS_MAX, ended).await;
+        }
+        self.tasks.shutdown().await;
+    }
+}

@@ -1,0 +1,336 @@
+//! The engine: templates that stay loaded while they are used, a pool of forks for each, a line of
+//! those who want one, and the end of it all.
+
+use crate::admission::{Admission, Budget, memory_left_bytes};
+use crate::fork::ForkError;
+use crate::loaded::{Loaded, Replica};
+use crate::pool::{PoolConfig, PoolStats};
+use crate::queue::{NoTurn, Queue, QueueLimits, QueueStats};
+use crate::sandbox::{Event, RunRequest, RunResult, run_in};
+use crate::walls::{list, remedy};
+use crate::zygote::ZygoteError;
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::future::ready;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use zygote_runner::control::MissingWall;
+use zygote_template::{Store, StoreError};
+
+/// How often it is looked which templates nobody uses.
+const SWEEP_EVERY: Duration = Duration::from_secs(15);
+
+/// How an engine works.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Program and arguments that end in [`zygote_runner::zygote_main`].
+    pub command: Vec<OsString>,
+    /// Where templates are.
+    pub store: Store,
+    /// What all sandboxes may take.
+    pub budget: Budget,
+    /// How many may run at once.
+    pub queue: QueueLimits,
+    /// Forks made ahead, for each replica of a template.
+    pub pool: PoolConfig,
+    /// After so long without a run a template is unloaded.
+    pub unload_after: Duration,
+    /// Whether to run although main walls of the jail are missing.
+    pub allow_missing_walls: bool,
+    /// How long a step of a sandbox may take: [`crate::PATIENCE`], or
+    /// [`crate::PATIENCE_EMULATED`].
+    pub patience: Duration,
+}
+
+impl Settings {
+    /// What most hosts want.
+    pub fn new(command: Vec<OsString>, store: Store) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            command,
+            store,
+            budget: Budget::default(),
+            queue: QueueLimits::for_host(processors, memory_left_bytes().unwrap_or(u64::MAX)),
+            pool: PoolConfig::default(),
+            unload_after: Duration::from_secs(600),
+            allow_missing_walls: false,
+            patience: crate::PATIENCE,
+        }
+    }
+}
+
+/// A program to run, and from what.
+#[derive(Debug)]
+pub struct Order {
+    /// The template's name.
+    pub template: String,
+    /// One build of it; `None`: what the name stands for now.
+    pub build: Option<String>,
+    /// Whether this one may run although main walls are missing.
+    pub allow_missing_walls: bool,
+    /// The run.
+    pub request: RunRequest,
+}
+
+/// A word on the way to a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// Something takes its time.
+    Doing(String),
+    /// Something that its user should know.
+    Warning(String),
+}
+
+/// Why nothing was run.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// There is no turn.
+    #[error(transparent)]
+    NoTurn(#[from] NoTurn),
+    /// The template.
+    #[error(transparent)]
+    Template(#[from] StoreError),
+    /// This host does not allow what must stand between it and untrusted code.
+    #[error("this host does not allow {}, so untrusted code could reach it", list(.0))]
+    MissingWalls(Vec<MissingWall>),
+    /// Its snapshot cannot be forked.
+    #[error("cannot fork the template {template}")]
+    Fork {
+        /// Which template.
+        template: String,
+        /// Why.
+        #[source]
+        source: ForkError,
+    },
+}
+
+impl EngineError {
+    /// What to do about missing walls.
+    pub fn walls_remedy(walls: &[MissingWall]) -> &'static str {
+        remedy(walls)
+    }
+}
+
+/// A loaded snapshot.
+#[derive(Clone, Debug)]
+pub struct LoadedStatus {
+    /// The template.
+    pub template: String,
+    /// Which build of it.
+    pub build: String,
+    /// Which of its replicas.
+    pub replica: u32,
+    /// Its forks.
+    pub pool: PoolStats,
+}
+
+/// One for a host, or one for a process.
+pub struct Engine {
+    settings: Settings,
+    admission: Arc<Admission>,
+    queue: Arc<Queue>,
+    loaded: Mutex<HashMap<String, Arc<Loaded>>>,
+    last_run: Mutex<Instant>,
+}
+
+impl Engine {
+    /// With nothing loaded.
+    pub fn new(settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            admission: Admission::new(settings.budget),
+            queue: Queue::new(settings.queue),
+            settings,
+            loaded: Mutex::default(),
+            last_run: Mutex::new(Instant::now()),
+        })
+    }
+
+    /// How it works.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Runs a program in a fork. `events` gets its output, as [`crate::run`] gives it; `notes` gets what
+    /// else there is to say. Dropping the future kills the fork.
+    ///
+    /// # Errors
+    /// If there is no sandbox for it, see [`EngineError`]. What happens to a program that has one is
+    /// in the result.
+    pub async fn run(
+        &self,
+        order: Order,
+        events: mpsc::Sender<Event>,
+        notes: &(dyn Fn(Note) + Sync),
+    ) -> Result<RunResult, EngineError> {
+        let requested = Instant::now();
+        // First: who is not there is told at once, and waits in no line.
+        let loaded = self.find(&order.template, order.build)?;
+        let mut turn = self.queue.turn().await?;
+        let failed = |source| EngineError::Fork {
+            template: order.template.clone(),
+            source,
+        };
+        let mut again = true;
+        let (pool, fork) = loop {
+            let replica = loaded.next();
+            let pool = self.pool(&loaded, replica, notes).await;
+            let pool = pool.map_err(|error| failed(error.into()))?;
+            let missing = pool.zygote().missing_walls();
+            self.check_walls(missing, order.allow_missing_walls, notes)?;
+            match pool.take().await {
+                Ok(fork) => break (pool, fork),
+                // Its process was killed since it was asked last: one more is loaded.
+                Err(ForkError::Zygote(ZygoteError::Gone)) if again => again = false,
+                Err(error) => return Err(failed(error)),
+            }
+        };
+        let fork = ready(Ok(fork));
+        let result = run_in(pool.zygote(), requested, fork, order.request, events).await;
+        loaded.used();
+        self.used();
+        turn.done();
+        Ok(result)
+    }
+
+    /// What the template is loaded as; finds out what that is now.
+    fn find(&self, template: &str, build: Option<String>) -> Result<Arc<Loaded>, EngineError> {
+        let store = &self.settings.store;
+        let build = match build {
+            Some(build) => build,
+            None => store.current(template)?,
+        };
+        if let Some(loaded) = self.loaded().get(&build) {
+            loaded.used();
+            return Ok(Arc::clone(loaded));
+        }
+        let replicas = store.replicas_of(template, &build)?;
+        let fresh = Arc::new(Loaded::new(template, &build, replicas));
+        let mut loaded = self.loaded();
+        // A build that has been replaced serves those that have it, and nobody else.
+        let is_replaced = |other: &Loaded| other.template == template && other.build != build;
+        loaded.retain(|_, other| !is_replaced(other));
+        Ok(Arc::clone(loaded.entry(build).or_insert(fresh)))
+    }
+
+    async fn pool(
+        &self,
+        loaded: &Loaded,
+        replica: &Replica,
+        notes: &(dyn Fn(Note) + Sync),
+    ) -> Result<Arc<crate::Pool>, ZygoteError> {
+        let pooled = replica.pool(&self.settings, &self.admission, || {
+            let doing = format!("loading the template {}", loaded.template);
+            notes(Note::Doing(doing));
+        });
+        pooled.await
+    }
+
+    fn check_walls(
+        &self,
+        missing: &[MissingWall],
+        allowed: bool,
+        notes: &(dyn Fn(Note) + Sync),
+    ) -> Result<(), EngineError> {
+        if !missing.iter().any(|wall| wall.is_main) {
+            return Ok(());
+        }
+        if !allowed && !self.settings.allow_missing_walls {
+            return Err(EngineError::MissingWalls(missing.to_vec()));
+        }
+        let walls = list(missing);
+        let warning = format!("untrusted code could reach this host: no {walls}");
+        notes(Note::Warning(warning));
+        Ok(())
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, HashMap<String, Arc<Loaded>>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn used(&self) {
+        *self.last_run.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn all(&self) -> Vec<Arc<Loaded>> {
+        self.loaded().values().cloned().collect()
+    }
+
+    /// What is loaded, by template.
+    pub async fn status(&self) -> Vec<LoadedStatus> {
+        let mut all = Vec::new();
+        for loaded in self.all() {
+            for (number, replica) in loaded.replicas.iter().enumerate() {
+                if let Some(pool) = replica.loaded().await {
+                    all.push(LoadedStatus {
+                        template: loaded.template.clone(),
+                        build: loaded.build.clone(),
+                        replica: number as u32,
+                        pool: pool.stats(),
+                    });
+                }
+            }
+        }
+        all.sort_by(|a, b| (&a.build, a.replica).cmp(&(&b.build, b.replica)));
+        all
+    }
+
+    /// Who runs, and what has come of the others.
+    pub fn runs(&self) -> QueueStats {
+        self.queue.stats()
+    }
+
+    /// For how long nothing has run; `None` while something does.
+    pub fn idle_for(&self) -> Option<Duration> {
+        let last = *self.last_run.lock().unwrap_or_else(PoisonError::into_inner);
+        self.queue.is_empty().then(|| last.elapsed())
+    }
+
+    /// Unloads what nobody uses, for as long as it is polled.
+    pub async fn sweep(&self) {
+        loop {
+            tokio::time::sleep(SWEEP_EVERY).await;
+            self.unload_unused();
+        }
+    }
+
+    fn unload_unused(&self) {
+        let limit = self.settings.unload_after;
+        // Whoever runs from it has a share of it.
+        let is_used = |loaded: &Arc<Loaded>| Arc::strong_count(loaded) > 1;
+        self.loaded()
+            .retain(|_, loaded| loaded.idle_for() < limit || is_used(loaded));
+    }
+
+    /// Forgets a template that has been removed; those who run from it go on.
+    pub fn forget(&self, template: &str) {
+        self.loaded()
+            .retain(|_, loaded| loaded.template != template);
+    }
+
+    /// Begins nothing more.
+    pub fn close(&self) {
+        self.queue.close();
+    }
+
+    /// Whether it begins nothing more.
+    pub fn is_closed(&self) -> bool {
+        self.queue.is_closed()
+    }
+
+    /// Waits until nothing runs: as long as the longest run, so callers set a deadline.
+    pub async fn emptied(&self) {
+        self.queue.emptied().await;
+    }
+
+    /// Ends the pools and their zygotes, and waits until they are gone.
+    pub async fn shut_down(&self) {
+        self.close();
+        let all: Vec<_> = self.loaded().drain().map(|(_, loaded)| loaded).collect();
+        for loaded in all {
+            for replica in &loaded.replicas {
+                replica.shut_down().await;
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! What the routes call.
+
+use std::future::Future;
+use tokio::sync::mpsc;
+use zygote_api::{
+    BuildEvent, BuildRequest, Built, CommandRequest, ExecEvent, ExecInput, ExecRequest, Failure,
+    Health, Removed, SignalRequest, Status, StopRequest, Stopped, TemplateInfo,
+};
+
+/// Input of a run, in order; its sender is dropped at its end. An error ends the run.
+pub type Input = mpsc::Receiver<Result<ExecInput, Failure>>;
+
+/// Somebody who runs programs. All futures may be dropped: what they do is then undone or given up.
+pub trait Backend: Send + Sync + 'static {
+    /// Who answers.
+    fn health(&self) -> Health;
+
+    /// What it holds.
+    fn status(&self) -> impl Future<Output = Status> + Send;
+
+    /// Begins to stop.
+    fn stop(&self, request: StopRequest) -> impl Future<Output = Result<Stopped, Failure>> + Send;
+
+    /// Runs a program to its end. Nothing comes out of `events` after `result`; a failure that is
+    /// given back was not sent as an event. A receiver that does not keep up slows the program
+    /// down.
+    fn exec(
+        &self,
+        request: ExecRequest,
+        input: Input,
+        events: mpsc::Sender<ExecEvent>,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Sends a signal to a program that runs.
+    fn signal(
+        &self,
+        id: &str,
+        request: SignalRequest,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Runs any command on the emulated host, which is started if it is not up.
+    fn lab_exec(
+        &self,
+        request: CommandRequest,
+        input: Input,
+        events: mpsc::Sender<ExecEvent>,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// Ends the emulated host.
+    fn lab_down(&self) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// All templates that are usable, by name.
+    fn templates(&self) -> impl Future<Output = Result<Vec<TemplateInfo>, Failure>> + Send;
+
+    /// One of them.
+    fn template(&self, name: &str) -> impl Future<Output = Result<TemplateInfo, Failure>> + Send;
+
+    /// Removes one.
+    fn remove(&self, name: &str) -> impl Future<Output = Result<Removed, Failure>> + Send;
+
+    /// Builds one. `events` gets progress only.
+    fn build(
+        &self,
+        request: BuildRequest,
+        events: mpsc::Sender<BuildEvent>,
+    ) -> impl Future<Output = Result<Built, Failure>> + Send;
+}

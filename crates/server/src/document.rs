@@ -1,0 +1,123 @@
+//! The API's description, OpenAPI 3.1, from its types.
+
+use utoipa::openapi::OpenApi as Document;
+use utoipa::{OpenApi, openapi};
+use zygote_api::*;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Zygote",
+        description = "Fork real virtual machines the way fork(2) forks processes."
+    ),
+    paths(
+        health, status, stop, exec, signal, lab_exec, lab_down, templates, build, template, remove
+    ),
+    components(schemas(ExecInput, ExecEvent, BuildEvent))
+)]
+struct Api;
+
+/// The description.
+pub fn document() -> Document {
+    let mut document = Api::openapi();
+    document.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    document.info.license = Some(openapi::License::new("Apache-2.0"));
+    document
+}
+
+/// Who answers.
+#[utoipa::path(get, path = "/v1/health", responses((status = 200, body = Health)))]
+#[expect(dead_code, reason = "describes a route")]
+fn health() {}
+
+/// What the engine holds and has done.
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
+#[expect(dead_code, reason = "describes a route")]
+fn status() {}
+
+/// Ends the engine, once nothing runs any more.
+#[utoipa::path(post, path = "/v1/stop", request_body = StopRequest,
+    responses((status = 200, body = Stopped), (status = "default", body = ErrorBody)))]
+#[expect(dead_code, reason = "describes a route")]
+fn stop() {}
+
+/// Runs a program in a fresh fork of a template. With the content type application/x-ndjson the
+/// request is the first line, and files and standard input follow as further lines (`ExecInput`).
+/// With that type, or text/event-stream, accepted, the answer is a stream of `ExecEvent`.
+#[utoipa::path(post, path = "/v1/exec", request_body = ExecRequest,
+    responses(
+        (status = 200, content((ExecResult = "application/json"),
+            (ExecEvent = "application/x-ndjson"), (ExecEvent = "text/event-stream"))),
+        (status = "default", body = ErrorBody)))]
+#[expect(dead_code, reason = "describes a route")]
+fn exec() {}
+
+/// Sends a signal to a program that runs, and to what it has started.
+#[utoipa::path(post, path = "/v1/exec/{id}/signal", request_body = SignalRequest,
+    params(("id" = String, Path, description = "The sandbox's id, from `ready`")),
+    responses((status = 200), (status = "default", body = ErrorBody)))]
+#[expect(dead_code, reason = "describes a route")]
+fn signal() {}
+
+/// Runs any command on the emulated host, which is started if it is not up. Input and answer are those
+/// of `/v1/exec`.
+#[utoipa::path(post, path = "/v1/lab/exec", request_body = CommandRequest,
+    responses(
+        (status = 200, content((ExecResult = "application/json"),
+            (ExecEvent = "application/x-ndjson"), (ExecEvent = "text/event-stream"))),
+        (status = "default", body = ErrorBody)))]
+#[expect(dead_code, reason = "describes a route")]
+fn lab_exec() {}
+
+/// Ends the emulated host, and what runs on it.
+#[utoipa::path(post, path = "/v1/lab/down",
+    responses((status = 200), (status = "default", body = ErrorBody)))]
+#[expect(dead_code, reason = "describes a route")]
+fn lab_down() {}
+
+/// All templates.
+#[utoipa::path(get, path = "/v1/templates", responses((status = 200, body = Vec<TemplateInfo>)))]
+#[expect(dead_code, reason = "describes a route")]
+fn templates() {}
+
+/// Builds a template, if it is not there as its recipe says. With application/x-ndjson or
+/// text/event-stream accepted, the answer is a stream of `BuildEvent`.
+#[utoipa::path(post, path = "/v1/templates", request_body = BuildRequest,
+    responses(
+        (status = 200, content((Built = "application/json"),
+            (BuildEvent = "application/x-ndjson"), (BuildEvent = "text/event-stream"))),
+        (status = "default", body = ErrorBody)))]
+#[expect(dead_code, reason = "describes a route")]
+fn build() {}
+
+/// What a template is.
+#[utoipa::path(get, path = "/v1/templates/{name}",
+    params(("name" = String, Path, description = "Its name")),
+    responses((status = 200, body = TemplateInfo), (status = "default", body = ErrorBody)))]
+#[expect(dead_code, reason = "describes a route")]
+fn template() {}
+
+/// Removes a template; sandboxes that run from it go on.
+#[utoipa::path(delete, path = "/v1/templates/{name}",
+    params(("name" = String, Path, description = "Its name")),
+    responses((status = 200, body = Removed), (status = "default", body = ErrorBody)))]
+#[expect(dead_code, reason = "describes a route")]
+fn remove() {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_of_a_path_is_described() {
+        let json = serde_json::to_value(document()).unwrap();
+        assert!(json["openapi"].as_str().unwrap().starts_with("3.1"));
+        let schemas = json["components"]["schemas"].as_object().unwrap();
+        let text = json.to_string();
+        for reference in text.split("#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().unwrap();
+            assert!(schemas.contains_key(name), "{name}");
+        }
+        assert!(schemas.contains_key("ExecRequest") && schemas.contains_key("ExecInput"));
+    }
+}

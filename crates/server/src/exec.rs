@@ -1,0 +1,136 @@
+//! `POST /v1/exec`, in its three forms.
+
+use crate::answer::json;
+use crate::backend::{Backend, Input};
+use crate::lines::{Lines, object};
+use crate::stream::{EVENTS_MAX, Form, answer};
+use axum::http::{HeaderMap, Request, header};
+use axum::response::Response;
+use serde::de::DeserializeOwned;
+use std::sync::{Arc, LazyLock};
+use tokio::sync::mpsc;
+use zygote_api::{
+    COLLECTED_MAX_BYTES, Collected, ExecEvent, ExecInput, ExecResult, Failure, NDJSON, OutputBudget,
+};
+
+/// Output that is kept of all runs whose answer is one object.
+static BUDGET: LazyLock<Arc<OutputBudget>> = LazyLock::new(|| OutputBudget::new(1 << 30));
+/// Lines of input that wait for the sandbox.
+const INPUT_MAX: usize = 4;
+
+/// `POST /v1/exec`.
+pub async fn exec<B: Backend>(
+    backend: Arc<B>,
+    request: Request<axum::body::Body>,
+) -> Result<Response, Failure> {
+    answered(request, move |asked, input, events| async move {
+        backend.exec(asked, input, events).await
+    })
+    .await
+}
+
+/// `POST /v1/lab/exec`.
+pub async fn lab_exec<B: Backend>(
+    backend: Arc<B>,
+    request: Request<axum::body::Body>,
+) -> Result<Response, Failure> {
+    answered(request, move |asked, input, events| async move {
+        backend.lab_exec(asked, input, events).await
+    })
+    .await
+}
+
+async fn answered<T, W, F>(request: Request<axum::body::Body>, work: W) -> Result<Response, Failure>
+where
+    T: DeserializeOwned,
+    W: FnOnce(T, Input, mpsc::Sender<ExecEvent>) -> F,
+    F: Future<Output = Result<(), Failure>> + Send + 'static,
+{
+    let (head, body) = request.into_parts();
+    let form = Form::of(value(&head.headers, header::ACCEPT));
+    let (sender, input) = mpsc::channel(INPUT_MAX);
+    let is_lines = value(&head.headers, header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.split(';').next().unwrap_or_default().trim() == NDJSON);
+    let (asked, lines) = if is_lines {
+        let mut lines = Lines::new(body);
+        (lines.first().await?, Some(lines))
+    } else {
+        (object(body).await?, None)
+    };
+    let (events, happening) = mpsc::channel(EVENTS_MAX);
+    let running = run(
+        work(asked, input, events),
+        lines.map(|lines| (lines, sender)),
+    );
+    if form == Form::Json {
+        return collect(running, happening).await;
+    }
+    let work = Box::pin(async move { running.await.map(|()| None) });
+    answer(form, work, happening, |error| ExecEvent::Error { error }).await
+}
+
+fn value(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+type Feed = Option<(Lines, mpsc::Sender<Result<ExecInput, Failure>>)>;
+
+/// Runs while it reads the input.
+async fn run(
+    running: impl Future<Output = Result<(), Failure>>,
+    feed: Feed,
+) -> Result<(), Failure> {
+    let Some((lines, sender)) = feed else {
+        return running.await;
+    };
+    tokio::pin!(running);
+    tokio::select! {
+        ended = &mut running => ended,
+        // The program has had all of its input.
+        () = pass(lines, sender) => running.await,
+    }
+}
+
+async fn pass(mut lines: Lines, sender: mpsc::Sender<Result<ExecInput, Failure>>) {
+    loop {
+        let next = lines.next().await.transpose();
+        let Some(line) = next else { return };
+        let is_last = line.is_err();
+        if sender.send(line).await.is_err() || is_last {
+            return;
+        }
+    }
+}
+
+/// One object, with all output.
+async fn collect(
+    running: impl Future<Output = Result<(), Failure>>,
+    mut events: mpsc::Receiver<ExecEvent>,
+) -> Result<Response, Failure> {
+    let collecting = async {
+        let mut output = Collected::new(COLLECTED_MAX_BYTES, &BUDGET);
+        let mut end = Err(Failure::internal("the run has ended without a result"));
+        while let Some(event) = events.recv().await {
+            match event {
+                ExecEvent::Progress { .. }
+                | ExecEvent::Warning { .. }
+                | ExecEvent::Ready { .. } => {}
+                ExecEvent::Stdout { data } => output.push_stdout(&data.0),
+                ExecEvent::Stderr { data } => output.push_stderr(&data.0),
+                ExecEvent::Result(result) => end = Ok(*result),
+                ExecEvent::Error { error } => end = Err(error),
+            }
+        }
+        (end, output)
+    };
+    let (ran, (end, output)) = tokio::join!(running, collecting);
+    ran?;
+    Ok(json(&with_output(end?, output)))
+}
+
+fn with_output(mut result: ExecResult, mut output: Collected) -> ExecResult {
+    let (stdout, stderr) = output.take();
+    result.set_output(stdout, stderr);
+    result.truncated |= output.truncated;
+    result
+}

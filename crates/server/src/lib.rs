@@ -1,0 +1,20 @@
+//! The API over HTTP. Translation only: what is asked becomes calls of a [`Backend`], what comes of
+//! them becomes answers. Policy is the engine's; sockets are the daemon's.
+
+mod answer;
+mod backend;
+mod connection;
+mod document;
+mod exec;
+mod guard;
+mod lines;
+mod local;
+mod routes;
+mod stream;
+
+pub use backend::{Backend, Input};
+pub use connection::serve;
+pub use document::document;
+pub use guard::Origin;
+pub use local::{Local, template_failure, template_info};
+pub use routes::router;

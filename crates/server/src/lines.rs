@@ -1,0 +1,155 @@
+//! A request's body: one object, or a line each.
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+use tokio::time::timeout;
+use zygote_api::{ErrorCode, Failure, LINE_MAX_BYTES, LineSplitter};
+
+/// How long a client may take for the next piece of its first object.
+const PIECE_MAX: Duration = Duration::from_secs(60);
+
+/// Lines of a body.
+pub struct Lines {
+    body: Body,
+    splitter: LineSplitter,
+    is_over: bool,
+}
+
+impl Lines {
+    pub fn new(body: Body) -> Self {
+        Self {
+            body,
+            splitter: LineSplitter::default(),
+            is_over: false,
+        }
+    }
+
+    /// The next line that is not empty; `None` at the end of the body. Waits for as long as the
+    /// client takes.
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Failure> {
+        loop {
+            if let Some(line) = self.splitter.next_line() {
+                return parse(line).map(Some);
+            }
+            if self.splitter.is_too_long() {
+                return Err(too_large());
+            }
+            if self.is_over {
+                let rest = self.splitter.rest();
+                return rest.map(|rest| parse(&rest)).transpose();
+            }
+            match piece(&mut self.body).await? {
+                Some(piece) => self.splitter.push(&piece).map_err(|_| too_large())?,
+                None => self.is_over = true,
+            }
+        }
+    }
+
+    /// The first line, which is not waited for without end.
+    pub async fn first<T: DeserializeOwned>(&mut self) -> Result<T, Failure> {
+        let first = timeout(PIECE_MAX, self.next()).await.map_err(|_| late())?;
+        first?
+            .ok_or_else(|| Failure::bad_request("the body is empty: it must begin with an object"))
+    }
+}
+
+/// The whole body as one object.
+pub async fn object<T: DeserializeOwned>(mut body: Body) -> Result<T, Failure> {
+    let mut all = BytesMut::new();
+    while let Some(piece) = timeout(PIECE_MAX, piece(&mut body))
+        .await
+        .map_err(|_| late())??
+    {
+        if all.len() + piece.len() > LINE_MAX_BYTES {
+            return Err(too_large());
+        }
+        all.extend_from_slice(&piece);
+    }
+    if all.trim_ascii().is_empty() {
+        return Err(Failure::bad_request(
+            "the body is empty: it must be an object",
+        ));
+    }
+    parse(&all)
+}
+
+async fn piece(body: &mut Body) -> Result<Option<Bytes>, Failure> {
+    loop {
+        match body.frame().await {
+            None => return Ok(None),
+            Some(Ok(frame)) => {
+                // Trailers are nothing to us.
+                if let Ok(data) = frame.into_data() {
+                    return Ok(Some(data));
+                }
+            }
+            Some(Err(error)) => {
+                let failure = Failure::bad_request("the body has broken off");
+                return Err(failure.cause(error.to_string()));
+            }
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(text).map_err(|error| {
+        let failure = Failure::bad_request("the body is not what it should be");
+        failure.cause(error.to_string())
+    })
+}
+
+fn late() -> Failure {
+    Failure::bad_request(format!(
+        "nothing of the body has come for {} s",
+        PIECE_MAX.as_secs()
+    ))
+}
+
+fn too_large() -> Failure {
+    let failure = Failure::new(
+        ErrorCode::TooLarge,
+        format!("an object may have {} MiB at most", LINE_MAX_BYTES >> 20),
+    );
+    failure.remedy("send files and standard input in pieces, as lines after the request")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::stream;
+    use serde_json::Value;
+
+    fn body(pieces: &[&'static str]) -> Body {
+        let pieces: Vec<Result<&'static str, std::io::Error>> =
+            pieces.iter().copied().map(Ok).collect();
+        Body::from_stream(stream::iter(pieces))
+    }
+
+    #[tokio::test]
+    async fn lines_may_come_in_any_pieces() {
+        let mut lines = Lines::new(body(&["{\"a\"", ":1}\n\n[2", "]\r\n3", "", "4"]));
+        let mut seen = Vec::new();
+        while let Some(value) = lines.next::<Value>().await.unwrap() {
+            seen.push(value.to_string());
+        }
+        assert_eq!(seen, [r#"{"a":1}"#, "[2]", "34"]);
+        let error = Lines::new(body(&[])).first::<Value>().await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::BadRequest);
+    }
+
+    #[tokio::test]
+    async fn an_object_at_the_limit_is_read_and_a_longer_one_refused() {
+        for (length, is_good) in [(LINE_MAX_BYTES, true), (LINE_MAX_BYTES + 1, false)] {
+            let text = format!("{:<length$}", "7");
+            let read = object::<Value>(Body::from(text.clone())).await;
+            assert_eq!(read.is_ok(), is_good, "{length}");
+            let line = Lines::new(Body::from(text)).first::<Value>().await;
+            assert_eq!(line.is_ok(), is_good, "{length}");
+        }
+        let error = object::<Value>(Body::from("{")).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::BadRequest);
+    }
+}

@@ -1,0 +1,642 @@
+//! The engine of this process, asked in the API's words.
+
+use crate::backend::Input;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use zygote_api::{
+    ErrorCode, ExecEvent, ExecInput, ExecRequest, ExecResult, Failure, Octets, PlaceKind,
+    PoolStatus, RunsStatus, SignalRequest, TemplateInfo,
+};
+use zygote_engine::{
+    Engine, EngineError, Event, ExitStatus, ForkError, NoTurn, Note, Order, Outcome, Program, Put,
+    PythonSource, RunRequest, RunResult, STREAM_CHUNK_MAX_BYTES, StartFailure, Stdin, ZygoteError,
+};
+use zygote_template::{StoreError, Template};
+
+/// Events, puts and input that wait to be taken.
+const WAITING_MAX: usize = 16;
+/// After how long a busy engine is worth another try, in seconds.
+const RETRY_AFTER_S: u32 = 1;
+/// Longest time limit: a year.
+const TIMEOUT_MAX_S: f64 = 366.0 * 86400.0;
+
+/// An engine.
+pub struct Local {
+    engine: Arc<Engine>,
+    place: PlaceKind,
+    signals: Mutex<HashMap<String, mpsc::Sender<u8>>>,
+}
+
+impl Local {
+    /// Of an engine whose machines run in `place`.
+    pub fn new(engine: Arc<Engine>, place: PlaceKind) -> Self {
+        Self {
+            engine,
+            place,
+            signals: Mutex::default(),
+        }
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    fn signals(&self) -> MutexGuard<'_, HashMap<String, mpsc::Sender<u8>>> {
+        self.signals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`crate::Backend::exec`].
+    ///
+    /// # Errors
+    /// If there is no sandbox for it.
+    pub async fn exec(
+        &self,
+        request: ExecRequest,
+        input: Input,
+        events: mpsc::Sender<ExecEvent>,
+    ) -> Result<(), Failure> {
+        let limit = time_limit(request.timeout_seconds)?;
+        let template = request.template.clone();
+        let (order, mut feeder, signals) = order(request, limit)?;
+        let (sender, mut happening) = mpsc::channel(WAITING_MAX);
+        let notes = |note| {
+            // Who does not keep up misses it.
+            let _ = events.try_send(match note {
+                Note::Doing(message) => ExecEvent::Progress { message },
+                Note::Warning(message) => ExecEvent::Warning { message },
+            });
+        };
+        let mut registered = Registered {
+            local: self,
+            id: None,
+        };
+        let passing = async {
+            while let Some(event) = happening.recv().await {
+                if let Event::Activated { id } = &event {
+                    registered.enter(id.to_string(), signals.clone());
+                }
+                // The program runs on though nobody listens; whoever asked for it ends it.
+                let _ = events.send(told(event)).await;
+            }
+        };
+        let running = async {
+            let running = self.engine.run(order, sender, &notes);
+            let (result, ()) = tokio::join!(running, passing);
+            result
+        };
+        tokio::pin!(running);
+        let ran = tokio::select! {
+            ran = &mut running => ran,
+            fed = feeder.feed(input) => match fed {
+                Ok(()) => running.await,
+                // Dropped, the run is killed.
+                Err(failure) => return Err(failure),
+            },
+        };
+        let result = ran.map_err(|error| failure(&error))?;
+        let result = self.result(&template, limit, &result);
+        let _ = events.send(ExecEvent::Result(Box::new(result))).await;
+        Ok(())
+    }
+
+    /// See [`crate::Backend::signal`].
+    ///
+    /// # Errors
+    /// If there is no such program, or no such signal.
+    pub fn signal(&self, id: &str, request: SignalRequest) -> Result<(), Failure> {
+        if !(1..=64).contains(&request.signal) {
+            return Err(Failure::bad_request("signal: a number from 1 to 64"));
+        }
+        let sender = self.signals().get(id).cloned();
+        let sent = sender.map(|sender| sender.try_send(request.signal));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            Some(Err(mpsc::error::TrySendError::Full(_))) => Err(Failure::new(
+                ErrorCode::Busy,
+                "signals come faster than the sandbox takes them",
+            )
+            .retry_after(RETRY_AFTER_S)),
+            _ => Err(Failure::new(
+                ErrorCode::SandboxNotFound,
+                format!("there is no sandbox {id}, or it has ended"),
+            )),
+        }
+    }
+
+    /// What is loaded.
+    pub async fn pools(&self) -> Vec<PoolStatus> {
+        let loaded = self.engine.status().await;
+        let told = loaded.into_iter().map(|loaded| PoolStatus {
+            template: loaded.template,
+            build: loaded.build,
+            replica: loaded.replica,
+            idle: loaded.pool.idle,
+            hits: loaded.pool.hits,
+            misses: loaded.pool.misses,
+            refills: loaded.pool.made,
+            lost: loaded.pool.lost,
+        });
+        told.collect()
+    }
+
+    /// Who runs, and what has come of the others.
+    pub fn runs(&self) -> RunsStatus {
+        let (stats, limits) = (self.engine.runs(), self.engine.settings().queue);
+        RunsStatus {
+            running: stats.running,
+            running_max: limits.running_max as u64,
+            waiting: stats.waiting,
+            waiting_max: limits.waiting_max as u64,
+            ended: stats.ended,
+            refused: stats.refused,
+            cancelled: stats.cancelled,
+        }
+    }
+
+    fn result(&self, template: &str, limit: Option<Duration>, result: &RunResult) -> ExecResult {
+        let (signal, out_of_memory) = match result.outcome {
+            Outcome::Exited(ExitStatus::Signal {
+                signal,
+                out_of_memory,
+            }) => (Some(signal), out_of_memory),
+            _ => (None, false),
+        };
+        ExecResult {
+            id: result.id.to_string(),
+            template: template.to_owned(),
+            host: self.place.name().to_owned(),
+            exit_code: exit_code(&result.outcome),
+            signal,
+            timed_out: result.outcome == Outcome::TimedOut,
+            out_of_memory,
+            fork_time_ms: result.fork_time.map(milliseconds),
+            exec_time_ms: result.exec_time.map(milliseconds),
+            total_time_ms: milliseconds(result.total_time),
+            memory_private_kib: result.usage.map(|usage| usage.private_kib),
+            error: sentence(&result.outcome, limit),
+            ..ExecResult::default()
+        }
+    }
+}
+
+/// A run that can be sent signals, until it is dropped.
+struct Registered<'a> {
+    local: &'a Local,
+    id: Option<String>,
+}
+
+impl Registered<'_> {
+    fn enter(&mut self, id: String, signals: mpsc::Sender<u8>) {
+        self.local.signals().insert(id.clone(), signals);
+        self.id = Some(id);
+    }
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        if let Some(id) = &self.id {
+            self.local.signals().remove(id);
+        }
+    }
+}
+
+/// Milliseconds to the microsecond.
+fn milliseconds(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1000.0
+}
+
+fn time_limit(seconds: f64) -> Result<Option<Duration>, Failure> {
+    if !(0.0..=TIMEOUT_MAX_S).contains(&seconds) {
+        return Err(Failure::bad_request(format!(
+            "timeout_seconds: from 0 (no limit) to {TIMEOUT_MAX_S}"
+        )));
+    }
+    let limit = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    Ok((!limit.is_zero()).then_some(limit))
+}
+
+/// What the engine is to run, and what goes into it while it does.
+fn order(
+    request: ExecRequest,
+    timeout: Option<Duration>,
+) -> Result<(Order, Feeder, mpsc::Sender<u8>), Failure> {
+    let program = program(&request)?;
+    let has_files = request.files_stream || !request.files.is_empty();
+    let (puts, taken_puts) = mpsc::channel(WAITING_MAX);
+    let is_stream = request.stdin_stream || request.stdin.is_some();
+    let (stdin, taken_stdin) = mpsc::channel(WAITING_MAX);
+    let (signals, taken_signals) = mpsc::channel(WAITING_MAX);
+    if request.stdin_stream && request.stdin.is_some() {
+        return Err(Failure::bad_request(
+            "give stdin, or stdin_stream and lines, not both",
+        ));
+    }
+    if request
+        .env
+        .keys()
+        .any(|key| key.is_empty() || key.contains(['=', '\0']))
+        || request.env.values().any(|value| value.contains('\0'))
+    {
+        return Err(Failure::bad_request(
+            "env: names are not empty and have no =, and nothing has a NUL",
+        ));
+    }
+    let files = request.files.into_iter();
+    let files = files.flat_map(|file| whole_file(file.path, file.mode, file.content));
+    let feeder = Feeder {
+        files: files.collect(),
+        more_files: request.files_stream,
+        input: request.stdin.map(|octets| octets.0),
+        more_input: request.stdin_stream,
+        puts: has_files.then_some(puts),
+        stdin: is_stream.then_some(stdin),
+    };
+    let order = Order {
+        template: request.template,
+        build: request.build,
+        allow_missing_walls: request.allow_missing_walls,
+        request: RunRequest {
+            program,
+            env: request.env.into_iter().collect(),
+            cwd: request.cwd,
+            stdin: if is_stream {
+                Stdin::Stream(taken_stdin)
+            } else {
+                Stdin::Empty
+            },
+            line_buffered: request.line_buffered,
+            puts: has_files.then_some(taken_puts),
+            signals: Some(taken_signals),
+            timeout,
+            measure: request.measure,
+        },
+    };
+    Ok((order, feeder, signals))
+}
+
+fn whole_file(path: Octets, mode: u32, content: Octets) -> Vec<Put> {
+    let data = chunks(content).map(|data| Put::Data { data });
+    let file = Put::File { path: path.0, mode };
+    std::iter::once(file).chain(data).collect()
+}
+
+fn program(request: &ExecRequest) -> Result<Program, Failure> {
+    let words = |words: &[Octets]| words.iter().map(|word| word.0.clone()).collect::<Vec<_>>();
+    let arguments = words(&request.args);
+    let python = |source| {
+        Ok(Program::Python {
+            source,
+            arguments: arguments.clone(),
+        })
+    };
+    let ExecRequest {
+        code,
+        file,
+        command,
+        program_from_stdin,
+        ..
+    } = request;
+    match (code, file, command, program_from_stdin) {
+        (Some(code), None, None, false) => python(PythonSource::Code(code.0.clone())),
+        (None, Some(file), None, false) => python(PythonSource::File {
+            argv0: file.argv0.as_ref().unwrap_or(&file.path).0.clone(),
+            path: file.path.0.clone(),
+        }),
+        (None, None, None, true) => python(PythonSource::Stdin),
+        (None, None, Some(command), false) if command.is_empty() => {
+            Err(Failure::bad_request("command: it has no program"))
+        }
+        (None, None, Some(_), false) if !arguments.is_empty() => Err(Failure::bad_request(
+            "args: a command has its arguments in itself",
+        )),
+        (None, None, Some(command), false) => Ok(Program::Command(words(command))),
+        _ => Err(Failure::bad_request(
+            "exactly one of code, file, command and program_from_stdin says what to run",
+        )),
+    }
+}
+
+/// Gives a run its files and its input, in order.
+struct Feeder {
+    files: Vec<Put>,
+    more_files: bool,
+    input: Option<Vec<u8>>,
+    more_input: bool,
+    puts: Option<mpsc::Sender<Put>>,
+    stdin: Option<mpsc::Sender<Vec<u8>>>,
+}
+
+impl Feeder {
+    /// Ends when all has been taken, or nobody takes any more.
+    async fn feed(&mut self, mut input: Input) -> Result<(), Failure> {
+        if let Some(puts) = &self.puts {
+            for put in self.files.drain(..) {
+                if puts.send(put).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        if !self.more_files {
+            self.puts = None;
+        }
+        if let (Some(stdin), Some(bytes)) = (&self.stdin, self.input.take()) {
+            for chunk in chunks(bytes.into()) {
+                if stdin.send(chunk).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        if !self.more_input {
+            self.stdin = None;
+        }
+        while let Some(line) = input.recv().await {
+            self.take(line?).await?;
+        }
+        // The end of the lines is the end of all.
+        (self.puts, self.stdin) = (None, None);
+        Ok(())
+    }
+
+    async fn take(&mut self, line: ExecInput) -> Result<(), Failure> {
+        match line {
+            ExecInput::Folder { path, mode } => self.put(Put::Folder { path: path.0, mode }).await,
+            ExecInput::File { path, mode } => self.put(Put::File { path: path.0, mode }).await,
+            ExecInput::Data { data } => {
+                for chunk in chunks(data) {
+                    self.put(Put::Data { data: chunk }).await?;
+                }
+                Ok(())
+            }
+            ExecInput::Link { path, target } => {
+                let (path, target) = (path.0, target.0);
+                self.put(Put::Link { path, target }).await
+            }
+            ExecInput::Failed { message } => self.put(Put::Failed { message }).await,
+            ExecInput::Start => {
+                self.puts = None;
+                Ok(())
+            }
+            ExecInput::Stdin { data } => self.write(data).await,
+            ExecInput::StdinEnd => {
+                (self.puts, self.stdin) = (None, None);
+                Ok(())
+            }
+        }
+    }
+
+    async fn put(&mut self, put: Put) -> Result<(), Failure> {
+        let Some(puts) = &self.puts else {
+            return Err(unexpected("a file", "files_stream"));
+        };
+        // The sandbox has gone: its run tells.
+        let _ = puts.send(put).await;
+        Ok(())
+    }
+
+    async fn write(&mut self, data: Octets) -> Result<(), Failure> {
+        self.puts = None;
+        let Some(stdin) = &self.stdin else {
+            return Err(unexpected("stdin", "stdin_stream"));
+        };
+        for chunk in chunks(data) {
+            // A program that reads no more, or has ended.
+            let _ = stdin.send(chunk).await;
+        }
+        Ok(())
+    }
+}
+
+fn unexpected(what: &str, field: &str) -> Failure {
+    Failure::bad_request(format!(
+        "a line with {what}, though {field} is not set or its end has come"
+    ))
+}
+
+/// As the agent takes them.
+fn chunks(data: Octets) -> impl Iterator<Item = Vec<u8>> {
+    let mut rest = data.0;
+    std::iter::from_fn(move || {
+        let after = rest.split_off(rest.len().min(STREAM_CHUNK_MAX_BYTES));
+        let chunk = std::mem::replace(&mut rest, after);
+        (!chunk.is_empty()).then_some(chunk)
+    })
+}
+
+fn told(event: Event) -> ExecEvent {
+    match event {
+        Event::Activated { id } => ExecEvent::Ready { id: id.to_string() },
+        Event::Stdout(data) => ExecEvent::Stdout { data: data.into() },
+        Event::Stderr(data) => ExecEvent::Stderr { data: data.into() },
+    }
+}
+
+/// The exit code that tells a shell how a run ended.
+fn exit_code(outcome: &Outcome) -> u8 {
+    match outcome {
+        Outcome::Exited(ExitStatus::Code(code)) => *code,
+        Outcome::Exited(ExitStatus::Signal { signal, .. }) => 128_u8.saturating_add(*signal),
+        // timeout(1)'s.
+        Outcome::TimedOut => 124,
+        Outcome::StartFailed { reason, .. } => match reason {
+            StartFailure::NotFound => 127,
+            StartFailure::NotExecutable => 126,
+            StartFailure::Other => 125,
+        },
+        Outcome::Failed(_) => 125,
+    }
+}
+
+/// What people are told beside the program's own words; usually nothing.
+fn sentence(outcome: &Outcome, limit: Option<Duration>) -> Option<String> {
+    match outcome {
+        Outcome::Exited(ExitStatus::Code(_)) => None,
+        Outcome::Exited(ExitStatus::Signal { out_of_memory, .. }) => out_of_memory.then(|| {
+            "the program was killed because the guest ran out of memory; build the template with \
+             more: zygote template build NAME --memory SIZE"
+                .to_owned()
+        }),
+        Outcome::TimedOut => Some(format!(
+            "the program was killed at its time limit of {:?} (see --timeout)",
+            limit.unwrap_or_default()
+        )),
+        Outcome::StartFailed { message, .. } | Outcome::Failed(message) => Some(printable(message)),
+    }
+}
+
+/// A sentence in which a guest may have had its word, for a terminal: no control characters but the
+/// ends of lines.
+fn printable(text: &str) -> String {
+    let shown = |letter: char| match letter {
+        '\n' => letter,
+        '\t' => ' ',
+        letter if letter.is_control() => '\u{fffd}',
+        letter => letter,
+    };
+    text.chars().map(shown).collect()
+}
+
+/// Sentence and causes of an error, each once.
+fn chain(error: &dyn std::error::Error) -> Option<String> {
+    let mut words = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        words.push(cause.to_string());
+        next = cause.source();
+    }
+    words.dedup();
+    (!words.is_empty()).then(|| words.join(": "))
+}
+
+/// A failure of the engine in the API's words.
+fn failure(error: &EngineError) -> Failure {
+    let with = |code| {
+        let failure = Failure::new(code, error.to_string());
+        match chain(error) {
+            Some(cause) => failure.cause(cause),
+            None => failure,
+        }
+    };
+    match error {
+        EngineError::NoTurn(NoTurn::Closed) => with(ErrorCode::Stopping).retry_after(RETRY_AFTER_S),
+        EngineError::NoTurn(_) => with(ErrorCode::Busy)
+            .remedy("try again later, or raise the engine's limits")
+            .retry_after(RETRY_AFTER_S),
+        EngineError::Template(error) => template_failure(error),
+        EngineError::MissingWalls(walls) => {
+            with(ErrorCode::MissingWalls).remedy(EngineError::walls_remedy(walls))
+        }
+        EngineError::Fork {
+            source: ForkError::Zygote(ZygoteError::NoRoom(_)),
+            ..
+        } => with(ErrorCode::NoRoom).retry_after(RETRY_AFTER_S),
+        EngineError::Fork {
+            source: ForkError::Zygote(ZygoteError::Refused(_)),
+            ..
+        } => with(ErrorCode::TemplateUnusable),
+        EngineError::Fork { .. } => with(ErrorCode::Internal),
+    }
+}
+
+/// A failure of the store in the API's words.
+pub fn template_failure(error: &StoreError) -> Failure {
+    let code = match error {
+        StoreError::NotFound { .. } => ErrorCode::TemplateNotFound,
+        StoreError::Name { .. } => ErrorCode::BadRequest,
+        StoreError::Description { .. }
+        | StoreError::Snapshot { .. }
+        | StoreError::Damaged { .. } => ErrorCode::TemplateUnusable,
+        StoreError::Lock(_) => ErrorCode::Conflict,
+        StoreError::File { .. } => ErrorCode::Internal,
+    };
+    let failure = Failure::new(code, error.to_string());
+    match chain(error) {
+        Some(cause) => failure.cause(cause),
+        None => failure,
+    }
+}
+
+/// A template in the API's words.
+pub fn template_info(build: String, template: Template) -> TemplateInfo {
+    let Template {
+        name,
+        created_unix_s,
+        memory_bytes,
+        vcpus,
+        replicas,
+        kernel_release,
+        interpreter,
+        base,
+        packages,
+        digest,
+        disk_bytes,
+    } = template;
+    TemplateInfo {
+        name,
+        build,
+        created_unix_s,
+        memory_bytes,
+        vcpus,
+        replicas,
+        kernel_release,
+        interpreter,
+        base,
+        packages,
+        digest,
+        disk_bytes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_end_has_the_code_that_shells_know() {
+        let signal = |signal| {
+            Outcome::Exited(ExitStatus::Signal {
+                signal,
+                out_of_memory: false,
+            })
+        };
+        let start = |reason| Outcome::StartFailed {
+            reason,
+            message: String::new(),
+        };
+        let cases = [
+            (Outcome::Exited(ExitStatus::Code(7)), 7),
+            (signal(9), 137),
+            (signal(64), 192),
+            (Outcome::TimedOut, 124),
+            (start(StartFailure::NotFound), 127),
+            (start(StartFailure::NotExecutable), 126),
+            (start(StartFailure::Other), 125),
+            (Outcome::Failed(String::new()), 125),
+        ];
+        for (outcome, code) in cases {
+            assert_eq!(exit_code(&outcome), code, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn a_guest_cannot_write_to_the_terminal_by_way_of_our_sentences() {
+        let message = "died\u{1b}]0;owned\u{7}\r\nlast words\u{9b}2J".to_owned();
+        let told = sentence(&Outcome::Failed(message), None).unwrap();
+        assert!(told.contains("died") && told.contains("\nlast words"));
+        assert!(
+            !told
+                .chars()
+                .any(|letter| letter.is_control() && letter != '\n')
+        );
+    }
+
+    #[test]
+    fn exactly_one_thing_is_run() {
+        let parse = |text: &str| program(&serde_json::from_str(text).unwrap());
+        assert!(matches!(
+            parse(r#"{"code":"1","args":["a"]}"#).unwrap(),
+            Program::Python { arguments, .. } if arguments == [b"a"]
+        ));
+        assert!(parse(r#"{"command":["ls","-l"]}"#).is_ok());
+        for bad in [
+            "{}",
+            r#"{"code":"1","command":["ls"]}"#,
+            r#"{"command":[]}"#,
+            r#"{"command":["ls"],"args":["-l"]}"#,
+            r#"{"code":"1","program_from_stdin":true}"#,
+        ] {
+            assert_eq!(parse(bad).unwrap_err().code, ErrorCode::BadRequest, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_time_limit_is_a_number_of_seconds_or_none() {
+        assert_eq!(time_limit(0.0).unwrap(), None);
+        assert_eq!(time_limit(0.5).unwrap(), Some(Duration::from_millis(500)));
+        for bad in [-1.0, f64::NAN, f64::INFINITY, TIMEOUT_MAX_S * 2.0] {
+            assert!(time_limit(bad).is_err(), "{bad}");
+        }
+    }
+}

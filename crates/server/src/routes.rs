@@ -1,0 +1,143 @@
+//! Paths and methods.
+
+use crate::answer::{Failed, REQUEST_ID, RequestId, failed, json};
+use crate::backend::Backend;
+use crate::document::document;
+use crate::exec::{exec, lab_exec};
+use crate::guard::guarded;
+use crate::lines::object;
+use crate::stream::{EVENTS_MAX, Form, answer};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use axum::routing::{get, post};
+use serde::Serialize;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use zygote_api::{BuildEvent, ErrorCode, Failure};
+
+type Answer = Result<Response, Failed>;
+
+/// All of the API, in front of a backend.
+pub fn router<B: Backend>(backend: Arc<B>) -> Router {
+    Router::new()
+        .route("/v1/health", get(health::<B>))
+        .route("/v1/status", get(status::<B>))
+        .route("/v1/stop", post(stop::<B>))
+        .route("/v1/exec", post(run::<B>))
+        .route("/v1/exec/{id}/signal", post(signal::<B>))
+        .route("/v1/lab/exec", post(lab_run::<B>))
+        .route("/v1/lab/down", post(lab_down::<B>))
+        .route("/v1/templates", get(templates::<B>).post(build::<B>))
+        .route(
+            "/v1/templates/{name}",
+            get(template::<B>).delete(remove::<B>),
+        )
+        .route("/v1/openapi.json", get(|| async { json(&document()) }))
+        .fallback(no_path)
+        .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn(guarded))
+        .layer(middleware::from_fn(named))
+        .with_state(backend)
+}
+
+/// Names each request, and gives failures their shape.
+async fn named(mut request: Request, next: Next) -> Response {
+    let id = RequestId::draw();
+    request.extensions_mut().insert(id.clone());
+    let mut response = next.run(request).await;
+    if let Some(Failed(failure)) = response.extensions_mut().remove() {
+        response = failed(failure, &id);
+    }
+    if let Ok(value) = HeaderValue::from_str(&id.0) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+async fn no_path(request: Request) -> Failed {
+    let message = format!("there is nothing at {}", request.uri().path());
+    let failure = Failure::new(ErrorCode::NotFound, message);
+    Failed(failure.remedy("see /v1/openapi.json for what there is"))
+}
+
+async fn no_method(request: Request) -> Failed {
+    let (method, path) = (request.method(), request.uri().path());
+    let message = format!("{path} does not take {method}");
+    let failure = Failure::new(ErrorCode::MethodNotAllowed, message);
+    Failed(failure.remedy("see /v1/openapi.json for what it takes"))
+}
+
+async fn health<B: Backend>(State(backend): State<Arc<B>>) -> Response {
+    json(&backend.health())
+}
+
+async fn status<B: Backend>(State(backend): State<Arc<B>>) -> Response {
+    json(&backend.status().await)
+}
+
+fn told<T: Serialize>(result: Result<T, Failure>) -> Answer {
+    Ok(json(&result?))
+}
+
+async fn stop<B: Backend>(State(backend): State<Arc<B>>, body: Body) -> Answer {
+    told(backend.stop(object(body).await?).await)
+}
+
+async fn run<B: Backend>(State(backend): State<Arc<B>>, request: Request) -> Answer {
+    Ok(exec(backend, request).await?)
+}
+
+async fn lab_run<B: Backend>(State(backend): State<Arc<B>>, request: Request) -> Answer {
+    Ok(lab_exec(backend, request).await?)
+}
+
+async fn lab_down<B: Backend>(State(backend): State<Arc<B>>) -> Answer {
+    backend.lab_down().await?;
+    Ok(json(&serde_json::json!({ "lab": "down" })))
+}
+
+async fn signal<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    body: Body,
+) -> Answer {
+    backend.signal(&id, object(body).await?).await?;
+    Ok(json(&serde_json::json!({ "id": id })))
+}
+
+async fn templates<B: Backend>(State(backend): State<Arc<B>>) -> Answer {
+    told(backend.templates().await)
+}
+
+async fn template<B: Backend>(State(backend): State<Arc<B>>, Path(name): Path<String>) -> Answer {
+    told(backend.template(&name).await)
+}
+
+async fn remove<B: Backend>(State(backend): State<Arc<B>>, Path(name): Path<String>) -> Answer {
+    told(backend.remove(&name).await)
+}
+
+async fn build<B: Backend>(
+    State(backend): State<Arc<B>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer {
+    let accept = headers.get(header::ACCEPT);
+    let form = Form::of(accept.and_then(|value| value.to_str().ok()));
+    let request = object(body).await?;
+    let (events, happening) = mpsc::channel(EVENTS_MAX);
+    if form == Form::Json {
+        // Who wants no progress is told at the end.
+        drop(happening);
+        return told(backend.build(request, events).await);
+    }
+    let work = Box::pin(async move {
+        let built = backend.build(request, events).await?;
+        Ok(Some(BuildEvent::Built(built)))
+    });
+    Ok(answer(form, work, happening, |error| BuildEvent::Error { error }).await?)
+}
