@@ -3,12 +3,12 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::openapi::{RefOr, schema::Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 /// Bytes: a string, or `{"base64": "…"}` for those that are not UTF-8.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
-#[schema(value_type = Written)]
 pub struct Octets(pub Vec<u8>);
 
 #[derive(Serialize, Deserialize, ToSchema)]
@@ -17,6 +17,14 @@ enum Written {
     Text(String),
     Base64 { base64: String },
 }
+
+impl PartialSchema for Octets {
+    fn schema() -> RefOr<Schema> {
+        Written::schema()
+    }
+}
+
+impl ToSchema for Octets {}
 
 impl From<Octets> for Written {
     fn from(Octets(bytes): Octets) -> Self {
