@@ -186,10 +186,21 @@ fn own_folder(path: &Path) -> Result<(), SocketError> {
     Ok(())
 }
 
-fn lock(socket: &Path) -> Result<Lock, SocketError> {
+fn lock_path(socket: &Path) -> PathBuf {
     let mut path = socket.as_os_str().to_owned();
     path.push(".lock");
-    let path = PathBuf::from(path);
+    path.into()
+}
+
+/// Whether an engine is alive there, also one that does not listen yet, or no more.
+pub fn is_held(socket: &Path) -> bool {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = open(lock_path(socket), flags, Mode::empty());
+    file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
+}
+
+fn lock(socket: &Path) -> Result<Lock, SocketError> {
+    let path = lock_path(socket);
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     loop {
         let file = open(&path, flags, Mode::from_raw_mode(0o600));
@@ -216,7 +227,10 @@ mod tests {
         let (bound, listener) = bind(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert!(matches!(bind(&path), Err(SocketError::Taken(_))));
+        bound.unlink();
+        assert!(is_held(&path), "it has not ended yet");
         drop((bound, listener));
+        assert!(!is_held(&path));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
         // As after a kill: a socket that nobody listens at, and no lock.
         drop(UnixListener::bind(&path).unwrap());

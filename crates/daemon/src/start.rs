@@ -16,7 +16,7 @@ use zygote_client::{Client, ClientError};
 /// How long a new engine may take until it listens: it only checks its settings.
 const READY_MAX: Duration = Duration::from_secs(60);
 /// How long an engine of another version may take to end.
-const END_MAX: Duration = Duration::from_secs(30);
+const END_MAX: Duration = Duration::from_secs(60);
 /// How often it is looked whether it has.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How often an engine may end between being found and being asked.
@@ -95,15 +95,16 @@ impl Starter {
     pub async fn client(&self, say: &mut dyn FnMut(&str)) -> anyhow::Result<Client> {
         for _ in 0..TRIES_MAX {
             match find(&self.socket).await? {
-                Found::Own(_, health) if health.status == "stopping" => {
-                    self.wait_for_its_end(&health).await?;
+                Found::Own(client, health) if health.status == "stopping" => {
+                    drop(client);
+                    self.wait_for_its_end().await?;
                 }
                 Found::Own(client, health) => {
                     self.check(&health)?;
                     return Ok(client);
                 }
                 Found::Other(client, health) => self.replace(client, &health, say).await?,
-                Found::Nobody => self.start().await?,
+                Found::Nobody => self.start_or_wait().await?,
             }
         }
         bail!(
@@ -162,31 +163,46 @@ impl Starter {
             Err(ClientError::Broken(_)) => {}
             Err(error) => return Err(error.into()),
         }
-        say(&format!(
-            "the engine that was there was of another version ({}); starting one of this ({})",
-            health.version,
-            env!("CARGO_PKG_VERSION")
-        ));
-        self.wait_for_its_end(health).await
+        let own = env!("CARGO_PKG_VERSION");
+        say(&if health.version == own {
+            format!("the engine that was there was another build of {own}; starting one of this")
+        } else {
+            let other = &health.version;
+            format!(
+                "the engine that was there was of another version ({other}, this is {own}); starting one of this"
+            )
+        });
+        drop(client);
+        self.wait_for_its_end().await
     }
 
-    async fn wait_for_its_end(&self, health: &Health) -> anyhow::Result<()> {
+    /// Until nobody is there any more; one that listens again is somebody else.
+    async fn wait_for_its_end(&self) -> anyhow::Result<()> {
         let begun = Instant::now();
-        let process = PathBuf::from(format!("/proc/{}", health.pid));
-        // Nothing tells of the end of a process that is nobody's child here; pidfds do not reach out
-        // of all containers.
-        while process.exists() && self.socket.exists() {
+        // Nothing tells of a lock's release but taking it, which is for the new engine to do.
+        while socket::is_held(&self.socket) {
             if begun.elapsed() > END_MAX {
                 bail!(
-                    "the engine that is there (process {}) is stopping and does not come to its \
-                     end; see its log: {}, or: zygote stop --now",
-                    health.pid,
+                    "the engine that is there is stopping and does not come to its end; see its log: \
+                     {}, or: zygote stop --now",
                     self.log.display()
                 );
             }
             sleep(LOOK_EVERY).await;
         }
         Ok(())
+    }
+
+    /// Nobody listens: one may be starting or ending just now.
+    async fn start_or_wait(&self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while socket::is_held(&self.socket) && begun.elapsed() < END_MAX {
+            sleep(LOOK_EVERY).await;
+            if self.socket.exists() {
+                return Ok(());
+            }
+        }
+        self.start().await
     }
 
     /// Starts one in the background: no terminal, no folder of ours, nothing of our environment that
