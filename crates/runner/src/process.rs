@@ -79,6 +79,8 @@ fn run(
     if loaded.has_users {
         zygote_jail::become_runner(number)?;
     }
+    // Before there is a VM that would have to be told of each page.
+    loaded.memory.copy_ahead(&loaded.working_set);
     let mut machine = ManuallyDrop::new(Machine::restore(
         &loaded.host,
         &loaded.state,

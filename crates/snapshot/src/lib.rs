@@ -12,12 +12,14 @@ mod memory;
 mod reader;
 mod stamps;
 mod verify;
+mod watch;
 mod writer;
 
-pub use manifest::{DiskPiece, FORMAT_VERSION, Manifest, Origin};
+pub use manifest::{DiskPiece, FORMAT_VERSION, Manifest, Origin, PAGE_BYTES};
 pub use memory::CHUNK_BYTES;
 pub use reader::{OpenError, Snapshot, decode_machine};
 pub use verify::{Report, VerifyError};
+pub use watch::Watch;
 pub use writer::{WriteError, Writer, file_digest};
 
 /// File of the header and the manifest.

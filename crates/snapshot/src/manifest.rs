@@ -6,8 +6,12 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Version of the format that this program writes, and the only one that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of the format that this program writes.
+pub const FORMAT_VERSION: u32 = 2;
+/// Oldest version that it reads: the same, without a working set.
+pub const FORMAT_VERSION_OLDEST: u32 = 1;
+/// A page of the working set.
+pub const PAGE_BYTES: u64 = 4096;
 /// First word of the header.
 pub const MAGIC: &str = "zygote-snapshot";
 /// Largest manifest; a 16 GiB guest's is 0.6 MB.
@@ -28,6 +32,10 @@ pub struct Manifest {
     /// Disk images, in the order of their devices. They lie beside the snapshots that share them,
     /// in a folder of pieces, each under its digest.
     pub disks: Vec<DiskPiece>,
+    /// Pages that a run writes whatever its program: `[first, count]` each, in pages of 4 KiB of the
+    /// memory file, ascending and apart. A hint: forks copy them ahead.
+    #[serde(default)]
+    pub working_set: Vec<[u32; 2]>,
 }
 
 /// Where a snapshot comes from. Nothing in here changes how it is read.
@@ -92,7 +100,10 @@ pub enum ManifestError {
     #[error("it does not begin as a snapshot's manifest does")]
     NotASnapshot,
     /// Written by a later program.
-    #[error("it has format version {found}, and this program reads version {FORMAT_VERSION}")]
+    #[error(
+        "it has format version {found}, and this program reads versions {FORMAT_VERSION_OLDEST} to \
+         {FORMAT_VERSION}"
+    )]
     Version {
         /// The version that it names.
         found: u32,
@@ -138,7 +149,8 @@ impl Manifest {
             return Err(ManifestError::NotASnapshot);
         };
         let found: u32 = version.parse().map_err(|_| ManifestError::NotASnapshot)?;
-        if found != FORMAT_VERSION || version != found.to_string() {
+        let is_known = (FORMAT_VERSION_OLDEST..=FORMAT_VERSION).contains(&found);
+        if !is_known || version != found.to_string() {
             return Err(ManifestError::Version { found });
         }
         if blake3::hash(body).to_hex().as_str() != digest {
@@ -158,6 +170,16 @@ impl Manifest {
         }
         if self.disks.iter().any(|disk| !is_digest(&disk.digest)) {
             return Err(ManifestError::Contradiction("a disk's digest is not one"));
+        }
+        let mut end = 0;
+        for &[first, count] in &self.working_set {
+            let (first, count) = (u64::from(first), u64::from(count));
+            if count == 0 || first < end || (first + count) * PAGE_BYTES > self.memory.bytes {
+                return Err(ManifestError::Contradiction(
+                    "the working set is not one of its memory",
+                ));
+            }
+            end = first + count;
         }
         Ok(())
     }
@@ -202,6 +224,7 @@ pub(crate) mod tests {
                 chunks: vec![String::new()],
             },
             disks: vec![],
+            working_set: vec![[0, 1]],
         }
     }
 
@@ -221,17 +244,65 @@ pub(crate) mod tests {
 
     #[test]
     fn a_newer_version_is_refused_by_its_number_before_anything_else() {
-        let bytes = b"zygote-snapshot 2 whatever comes then\n{";
-        let Err(ManifestError::NotASnapshot | ManifestError::Version { found: 2 }) =
+        let bytes = b"zygote-snapshot 3 whatever comes then\n{";
+        let Err(ManifestError::NotASnapshot | ManifestError::Version { found: 3 }) =
             Manifest::decode(bytes)
         else {
             panic!("decoded");
         };
-        let bytes = b"zygote-snapshot 2 digest\n\xff\xfe not json";
+        let bytes = b"zygote-snapshot 3 digest\n\xff\xfe not json";
         let Err(error) = Manifest::decode(bytes) else {
             panic!("decoded");
         };
-        assert!(error.to_string().contains("version 2"), "{error}");
+        assert!(error.to_string().contains("version 3"), "{error}");
+    }
+
+    #[test]
+    fn a_working_set_beyond_the_memory_or_out_of_order_is_refused() {
+        let with = |working_set: &[[u32; 2]]| Manifest {
+            memory: MemoryPiece {
+                bytes: 8 * PAGE_BYTES,
+                chunks: vec![String::new()],
+            },
+            working_set: working_set.to_vec(),
+            ..manifest()
+        };
+        let read = |set: &[[u32; 2]]| Manifest::decode(&with(set).encode().unwrap());
+        assert!(read(&[[0, 2], [2, 1], [7, 1]]).is_ok());
+        for bad in [
+            &[[8, 1]][..],
+            &[[7, 2]],
+            &[[1, 0]],
+            &[[4, 1], [3, 1]],
+            &[[3, 2], [4, 1]],
+        ] {
+            let read = read(bad);
+            assert!(
+                matches!(read, Err(ManifestError::Contradiction(_))),
+                "{bad:?}"
+            );
+        }
+        assert!(read(&[[u32::MAX, u32::MAX]]).is_err());
+    }
+
+    #[test]
+    fn version_1_had_no_working_set() {
+        let bytes = Manifest {
+            working_set: vec![],
+            ..manifest()
+        }
+        .encode()
+        .unwrap();
+        let text = String::from_utf8(bytes).unwrap();
+        let (_, body) = text.split_once('\n').unwrap();
+        let body = body.replace(",\n  \"working_set\": []", "");
+        assert!(!body.contains("working_set"));
+        let digest = blake3::hash(body.as_bytes()).to_hex();
+        let old = format!("{MAGIC} 1 {digest}\n{body}");
+        assert_eq!(
+            Manifest::decode(old.as_bytes()).unwrap().working_set,
+            [[0; 2]; 0]
+        );
     }
 
     #[test]

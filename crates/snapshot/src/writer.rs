@@ -68,6 +68,7 @@ pub struct Writer {
     vcpus: u32,
     memory: Option<MemoryPiece>,
     disks: Vec<DiskPiece>,
+    working_set: Vec<[u32; 2]>,
 }
 
 impl Writer {
@@ -83,6 +84,7 @@ impl Writer {
             vcpus: 0,
             memory: None,
             disks: Vec::new(),
+            working_set: Vec::new(),
         })
     }
 
@@ -144,6 +146,11 @@ impl Writer {
         self.disks.push(disk);
     }
 
+    /// Records what a run writes whatever its program: see [`Manifest::working_set`].
+    pub fn working_set(&mut self, ranges: Vec<[u32; 2]>) {
+        self.working_set = ranges;
+    }
+
     /// Writes the manifest: now it is a snapshot, safe on disk.
     ///
     /// # Errors
@@ -158,6 +165,7 @@ impl Writer {
             machine,
             memory,
             disks: self.disks,
+            working_set: self.working_set,
         };
         let bytes = manifest.encode().map_err(WriteError::Manifest)?;
         let path = self.directory.join(MANIFEST_FILE);

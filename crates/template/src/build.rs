@@ -4,6 +4,7 @@ use crate::Progress;
 use crate::guest::{Boot, COMMAND_LINE, Guest, GuestError};
 use crate::ingredients::{GatherError, Ingredients, gather};
 use crate::recipe::Recipe;
+use crate::rehearsal::working_set;
 use crate::store::{Fresh, Store, StoreError, Template, disk_bytes};
 use std::fs::File;
 use std::io;
@@ -208,6 +209,10 @@ fn make_replica(
     writer.memory(guest.machine.paused_memory()?)?;
     writer.machine(&state)?;
     writer.disk(ingredients.root.clone());
+    drop(guest);
+    tell("recording what every run writes");
+    let root = open_root(store, ingredients)?;
+    writer.working_set(working_set(&directory, &state, options.memory_bytes, root)?);
     let cpuid = state.vcpus.first().map(|vcpu| &vcpu.cpuid[..]);
     writer.finish(Origin {
         template: recipe.name.clone(),
@@ -220,7 +225,6 @@ fn make_replica(
         interpreter: recipe.interpreter.clone(),
         cpu_vendor: zygote_snapshot::cpu::vendor(cpuid.unwrap_or_default()),
     })?;
-    drop(guest);
     tell("verifying the snapshot");
     let snapshot = Snapshot::open(&directory, &store.pieces()).map_err(VerifyError::from)?;
     snapshot.verify_once(&store.stamps(), &mut |_, _| true)?;
@@ -232,16 +236,20 @@ fn boot(
     options: &BuildOptions,
     ingredients: &Ingredients,
 ) -> Result<Guest, BuildError> {
-    let root = store.pieces().join(&ingredients.root.digest);
     Ok(Guest::boot(Boot {
         memory_bytes: options.memory_bytes,
         vcpus: options.vcpus,
         kernel: File::open(&ingredients.kernel.image).map_err(BuildError::Open)?,
         initramfs: ingredients.initramfs_file().map_err(BuildError::Open)?,
-        root: File::open(root)
-            .and_then(|file| Disk::new(file, ingredients.root.digest.clone()))
-            .map_err(BuildError::Open)?,
+        root: open_root(store, ingredients)?,
     })?)
+}
+
+fn open_root(store: &Store, ingredients: &Ingredients) -> Result<Disk, BuildError> {
+    let digest = &ingredients.root.digest;
+    File::open(store.pieces().join(digest))
+        .and_then(|file| Disk::new(file, digest.clone()))
+        .map_err(BuildError::Open)
 }
 
 fn unix_seconds() -> u64 {

@@ -9,7 +9,8 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use zygote_protocol::{AgentMessage, FrameDecoder, FrameError, HostMessage, encode};
 use zygote_runner::Console;
-use zygote_vmm::{BootConfig, Disk, Machine, MachineError, StopReason};
+use zygote_snapshot::state::MachineState;
+use zygote_vmm::{BootConfig, Disk, GuestMemory, Host, Machine, MachineError, StopReason};
 
 const AGENT: u64 = 0;
 const STOP: u64 = 1;
@@ -124,6 +125,35 @@ impl Guest {
         let console = Console::default();
         let sink = Box::new(console.clone());
         let machine = Machine::boot(config, agent.try_clone()?.into(), sink)?;
+        Self::begin(machine, console, agent, stream)
+    }
+
+    /// Goes on from a saved state; it runs when this returns.
+    pub fn restore(
+        state: &MachineState,
+        memory: GuestMemory,
+        root: Disk,
+    ) -> Result<Self, GuestError> {
+        let (agent, stream) = UnixStream::pair()?;
+        agent.set_nonblocking(true)?;
+        let console = Console::default();
+        let machine = Machine::restore(
+            &Host::open()?,
+            state,
+            memory,
+            vec![root],
+            agent.try_clone()?.into(),
+            Box::new(console.clone()),
+        )?;
+        Self::begin(machine, console, agent, stream)
+    }
+
+    fn begin(
+        machine: Machine,
+        console: Console,
+        agent: UnixStream,
+        stream: UnixStream,
+    ) -> Result<Self, GuestError> {
         let set = watch(&agent, &machine, &stream).map_err(io::Error::from)?;
         stream.set_nonblocking(true)?;
         let mut guest = Self {

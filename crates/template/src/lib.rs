@@ -9,6 +9,7 @@ mod guest;
 mod ingredients;
 mod lock;
 mod recipe;
+mod rehearsal;
 mod rootfs;
 mod size;
 mod store;

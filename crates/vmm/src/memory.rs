@@ -1,5 +1,7 @@
 //! Guest memory: where it lies in the guest's address space and what backs it on the host.
 
+#![expect(unsafe_code, reason = "madvise")]
+
 use kvm_bindings::kvm_userspace_memory_region;
 use std::fs::File;
 use vm_memory::mmap::MmapRegionBuilder;
@@ -96,6 +98,66 @@ impl GuestMemory {
             .collect()
     }
 
+    /// Copies pages ahead of their first write: `ranges` of RAM offsets and lengths in bytes. A kernel
+    /// that cannot (before Linux 5.14) copies none, and each is copied when it is written.
+    pub fn copy_ahead(&self, ranges: &[(u64, u64)]) {
+        let regions = self.host_ranges();
+        for &(offset, length) in ranges {
+            let end = offset.saturating_add(length);
+            let region = regions
+                .iter()
+                .find(|(start, _, bytes)| *start <= offset && end <= start + *bytes as u64);
+            let Some((start, host, _)) = region else {
+                continue;
+            };
+            // SAFETY: within a mapping of ours, as compared above; the content stays as it is.
+            let copied = unsafe {
+                let address = host.add((offset - start) as usize);
+                rustix::mm::madvise(
+                    address.cast(),
+                    length as usize,
+                    rustix::mm::Advice::LinuxPopulateWrite,
+                )
+            };
+            if copied.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Pages that have been copied since the memory was mapped privately, as `[first, count]` in pages
+    /// of 4 KiB of its backing.
+    ///
+    /// # Errors
+    /// If the kernel does not tell (Documentation/admin-guide/mm/pagemap.rst).
+    pub fn copied(&self) -> std::io::Result<Vec<[u32; 2]>> {
+        use std::os::unix::fs::FileExt;
+        const PAGE: usize = 4096;
+        const PRESENT_OR_SWAPPED: u64 = 0b11 << 62;
+        const OF_A_FILE: u64 = 1 << 61;
+        let pagemap = File::open("/proc/self/pagemap")?;
+        let mut copied: Vec<[u32; 2]> = Vec::new();
+        for (offset, host, length) in self.host_ranges() {
+            let mut entries = vec![0; length / PAGE * 8];
+            pagemap.read_exact_at(&mut entries, (host as usize / PAGE * 8) as u64)?;
+            let first = (offset / PAGE as u64) as u32;
+            for (number, entry) in entries.chunks_exact(8).enumerate() {
+                let mut bits = [0; 8];
+                bits.copy_from_slice(entry);
+                let bits = u64::from_ne_bytes(bits);
+                if bits & PRESENT_OR_SWAPPED == 0 || bits & OF_A_FILE != 0 {
+                    continue;
+                }
+                let page = first + number as u32;
+                match copied.last_mut() {
+                    Some([begin, count]) if *begin + *count == page => *count += 1,
+                    _ => copied.push([page, 1]),
+                }
+            }
+        }
+        Ok(copied)
+    }
+
     /// The map that devices read and write through.
     pub fn map_ref(&self) -> &GuestMemoryMmap {
         &self.map
@@ -138,5 +200,40 @@ impl GuestMemory {
         let map = GuestMemoryMmap::from_regions(regions).map_err(MemoryError::Layout)?;
         debug_assert!(map.last_addr().raw_value() >= bytes - 1);
         Ok(Self { map, bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn what_is_copied_ahead_is_what_was_written_and_keeps_its_content() {
+        let mut file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..16 * 4096_u32).map(|n| (n / 4096) as u8).collect();
+        file.write_all(&content).unwrap();
+        let memory = || GuestMemory::map_any_size(16 * 4096, Some(&file)).unwrap();
+        let written = memory();
+        for page in [1_u64, 2, 9] {
+            let place = GuestAddress(page * 4096 + 7);
+            written.map_ref().write_obj(0xff_u8, place).unwrap();
+        }
+        // A page that is only read is nobody's copy.
+        let _: u8 = written.map_ref().read_obj(GuestAddress(5 * 4096)).unwrap();
+        let copied = written.copied().unwrap();
+        assert_eq!(copied, [[1, 2], [9, 1]]);
+        let ahead = memory();
+        let bytes = |&[first, count]: &[u32; 2]| (u64::from(first) << 12, u64::from(count) << 12);
+        ahead.copy_ahead(&copied.iter().map(bytes).collect::<Vec<_>>());
+        assert_eq!(ahead.copied().unwrap(), copied);
+        let nine: u8 = ahead
+            .map_ref()
+            .read_obj(GuestAddress(9 * 4096 + 8))
+            .unwrap();
+        assert_eq!(nine, 9);
+        // What lies outside is left alone.
+        memory().copy_ahead(&[(15 * 4096, 8192), (u64::MAX - 4096, 4096), (1 << 40, 4096)]);
     }
 }
