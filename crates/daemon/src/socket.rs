@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 /// Longest path of a socket (unix(7): sun_path has 108 bytes, with an end).
@@ -31,6 +31,12 @@ pub enum SocketError {
     /// What is there is no socket.
     #[error("{} is there, and no socket; name another path with --socket", .0.display())]
     NoSocket(PathBuf),
+    /// Somebody else's.
+    #[error(
+        "another program listens at {}, and it is no engine; name another path with --socket",
+        .0.display()
+    )]
+    Foreign(PathBuf),
     /// Its folder is not ours alone.
     #[error(
         "the folder of the engine's socket, {}, belongs to somebody else or can be written by \
@@ -148,6 +154,10 @@ pub fn bind(path: &Path) -> Result<(Bound, UnixListener), SocketError> {
     let lock = lock(path)?;
     match fs::symlink_metadata(path) {
         Ok(meta) if meta.file_type().is_socket() => {
+            // Nobody holds the lock, so no engine is alive there.
+            if UnixStream::connect(path).is_ok() {
+                return Err(SocketError::Foreign(path.to_owned()));
+            }
             fs::remove_file(path).map_err(at("remove the old socket", path))?;
         }
         Ok(_) => return Err(SocketError::NoSocket(path.to_owned())),

@@ -1,0 +1,163 @@
+//! A zygote process without any VM, whose guests do what the program's first word says.
+
+use rustix::net::{SendFlags, send};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use zygote_protocol::{
+    AgentMessage, ExitStatus, FrameDecoder, HostMessage, Program, Start, encode,
+};
+use zygote_runner::control::{FromRunner, FromZygote, PACKET_MAX_BYTES, encode as encode_packet};
+use zygote_runner::packet;
+
+/// Serves the engine to its end.
+pub fn zygote() -> ! {
+    let control = rustix::io::dup(rustix::stdio::stdin()).unwrap();
+    let mut bytes = [0; PACKET_MAX_BYTES];
+    packet::receive(&control, &mut bytes).unwrap();
+    tell(
+        &control,
+        &FromZygote::Loaded {
+            memory_bytes: 1,
+            vcpus: 1,
+            missing_walls: vec![],
+        },
+    );
+    for number in 1.. {
+        let (length, descriptors) = packet::receive(&control, &mut bytes).unwrap();
+        if length == 0 {
+            break;
+        }
+        let Ok([agent, runner]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+            panic!("two descriptors");
+        };
+        // A process that the engine can measure, and ends.
+        let mut process = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let pidfd = pidfd_open(Pid::from_child(&process), PidfdFlags::empty()).unwrap();
+        let forked = encode_packet(&FromZygote::Forked { pid: number }).unwrap();
+        if packet::send(&control, &forked, &[pidfd.as_fd()]).is_err() {
+            // The engine has been killed.
+            break;
+        }
+        let control = control.try_clone().unwrap();
+        std::thread::spawn(move || {
+            let stream = UnixStream::from(agent);
+            let _ = play(number, stream, &runner);
+            // The engine may have ended it.
+            let _ = process.kill();
+            process.wait().unwrap();
+            tell(
+                &control,
+                &FromZygote::Ended {
+                    pid: number,
+                    status: 9,
+                },
+            );
+        });
+    }
+    std::process::exit(0)
+}
+
+fn tell(control: &OwnedFd, message: &FromZygote) {
+    let bytes = encode_packet(message).unwrap();
+    // The engine may be gone already.
+    let _ = send(control, &bytes, SendFlags::NOSIGNAL);
+}
+
+struct Agent {
+    stream: UnixStream,
+    decoder: FrameDecoder,
+}
+
+impl Agent {
+    fn hear(&mut self) -> Option<HostMessage> {
+        loop {
+            if let Some(message) = self.decoder.next_message().ok()? {
+                return Some(message);
+            }
+            let mut bytes = [0; 65536];
+            match self.stream.read(&mut bytes) {
+                Ok(0) | Err(_) => return None,
+                Ok(count) => self.decoder.extend(&bytes[..count]),
+            }
+        }
+    }
+
+    fn say(&mut self, message: &AgentMessage) -> Option<()> {
+        self.stream.write_all(&encode(message).unwrap()).ok()
+    }
+
+    fn print(&mut self, data: Vec<u8>) -> Option<()> {
+        self.say(&AgentMessage::Stdout { process: 1, data })
+    }
+
+    fn exit(&mut self, code: u8) -> Option<()> {
+        let status = ExitStatus::Code(code);
+        self.say(&AgentMessage::Exited { process: 1, status })
+    }
+}
+
+/// `None` once the engine has let go.
+fn play(number: u32, stream: UnixStream, control: &OwnedFd) -> Option<()> {
+    stream.set_nonblocking(false).ok()?;
+    let mut agent = Agent {
+        stream,
+        decoder: FrameDecoder::default(),
+    };
+    let parked = encode_packet(&FromRunner::Parked).unwrap();
+    let _ = packet::send(control, &parked, &[]);
+    agent.hear()?;
+    let mut files = Vec::new();
+    let start = loop {
+        match agent.hear()? {
+            HostMessage::Put(put) => files.push(format!("{put:?}")),
+            HostMessage::Start(start) => break start,
+            _ => {}
+        }
+    };
+    let mut random_sample = vec![0; 32];
+    random_sample[..4].copy_from_slice(&number.to_le_bytes());
+    agent.say(&AgentMessage::Activated { random_sample })?;
+    agent.say(&AgentMessage::Started { process: 1, pid: 2 })?;
+    obey(&mut agent, &start, &files)?;
+    // Until the engine lets go.
+    let _ = packet::receive(control, &mut [0]);
+    Some(())
+}
+
+fn obey(agent: &mut Agent, start: &Start, files: &[String]) -> Option<()> {
+    let Program::Command(words) = &start.program else {
+        agent.print(format!("{:?}", start.program).into_bytes())?;
+        return agent.exit(0);
+    };
+    let words: Vec<String> = words
+        .iter()
+        .map(|word| String::from_utf8_lossy(word).into_owned())
+        .collect();
+    match words[0].as_str() {
+        "echo" => agent.print(words[1..].join(" ").into_bytes())?,
+        "bytes" => agent.print(vec![0xff, 0, b'x'])?,
+        "files" => agent.print(files.join("\n").into_bytes())?,
+        "cat" => {
+            while let Some(HostMessage::Stdin { data, .. }) = agent.hear() {
+                agent.print(data)?;
+            }
+        }
+        "flood" => loop {
+            agent.print(vec![b'x'; 60_000])?;
+        },
+        "die" => return None,
+        // Until a signal comes, or the engine lets go.
+        "wait" => {
+            agent.print(b"waiting".to_vec())?;
+            let Some(HostMessage::Signal { signal, .. }) = agent.hear() else {
+                return None;
+            };
+            agent.print(format!(" {signal}").into_bytes())?;
+        }
+        other => panic!("{other}"),
+    }
+    agent.exit(3)
+}
