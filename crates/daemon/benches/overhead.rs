@@ -1,0 +1,198 @@
+//! What the API costs on top of the engine's own call: the same pooled run, of a guest that answers at
+//! once (no VM), asked in the process and over HTTP on a Unix socket.
+//!
+//!     cargo bench -p zygote-daemon
+//!
+//! One after the other, in turns, so that what else goes on meets all of them; medians of 1000.
+
+#![allow(clippy::unwrap_used, reason = "a bench")]
+
+#[path = "../tests/support/fake.rs"]
+mod fake;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use zygote_api::{ExecEvent, ExecRequest, PlaceKind, StopRequest};
+use zygote_daemon::{Client, Config, LabSettings, Machines, serve};
+use zygote_engine::*;
+use zygote_template::Store;
+
+const ZYGOTE_VERB: &str = "--zygote";
+const SERVE_VERB: &str = "--serve";
+const ROUNDS: usize = 1000;
+
+fn main() {
+    let words: Vec<String> = std::env::args().collect();
+    match words.get(1).map(String::as_str) {
+        Some(ZYGOTE_VERB) => fake::zygote(),
+        Some(SERVE_VERB) => return serve(config(Path::new(&words[2])), |_| {}).unwrap(),
+        _ => {}
+    }
+    let home = tempfile::tempdir().unwrap();
+    let generation = home.path().join("generations/fake-1-1/replica-0");
+    fs::create_dir_all(generation).unwrap();
+    fs::create_dir_all(home.path().join("templates")).unwrap();
+    let link = home.path().join("templates/fake");
+    std::os::unix::fs::symlink("../generations/fake-1-1", link).unwrap();
+    // A process of its own, as in life.
+    let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
+        .arg(SERVE_VERB)
+        .arg(home.path())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(measure(home.path()));
+    daemon.wait().unwrap();
+}
+
+fn config(home: &Path) -> Config {
+    Config {
+        socket: home.join("zygote.sock"),
+        listen: None,
+        lab_port: false,
+        idle_exit: None,
+        place: PlaceKind::Kvm,
+        machines: Machines::Here,
+        engine: settings(home),
+        builder: vec![],
+        lab: LabSettings {
+            memory_mib: 512,
+            command: vec![],
+        },
+        log: None,
+    }
+}
+
+fn settings(home: &Path) -> Settings {
+    let command = vec![std::env::current_exe().unwrap().into(), ZYGOTE_VERB.into()];
+    let mut settings = Settings::new(command, Store::open(home.to_owned()));
+    settings.pool.idle_min = 4;
+    settings
+}
+
+async fn measure(home: &Path) {
+    let engine = Engine::new(settings(home));
+    while !home.join("zygote.sock").exists() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let client = Client::connect(&home.join("zygote.sock")).await.unwrap();
+    let mut plain = UnixStream::connect(home.join("zygote.sock")).unwrap();
+    let mut times: [Vec<Duration>; 4] = Default::default();
+    // The first loads.
+    own_call(&engine).await;
+    over(&client).await;
+    for _ in 0..ROUNDS {
+        while engine.status().await[0].pool.idle < 4 {
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+        times[0].push(own_call(&engine).await);
+        for (way, times) in times[1..].iter_mut().enumerate() {
+            while client.status().await.unwrap().templates[0].idle < 4 {
+                tokio::time::sleep(Duration::from_micros(200)).await;
+            }
+            times.push(match way {
+                0 => over_plain(&mut plain),
+                1 => over(&client).await,
+                _ => {
+                    let begun = Instant::now();
+                    let client = Client::connect(&home.join("zygote.sock")).await.unwrap();
+                    over(&client).await;
+                    begun.elapsed()
+                }
+            });
+        }
+    }
+    let hits = client.status().await.unwrap().templates[0].hits;
+    assert!(hits as usize >= 3 * ROUNDS, "not all were pooled: {hits}");
+    let names = [
+        "the engine's own call",
+        "HTTP/1.1, one object, connection kept",
+        "HTTP/2, events, connection kept",
+        "HTTP/2, events, connection made for it",
+    ];
+    for (name, mut times) in names.into_iter().zip(times) {
+        times.sort_unstable();
+        let at = |share: f64| times[(times.len() as f64 * share) as usize].as_micros();
+        println!("{name:<40} p50 {:>5} us   p90 {:>5} us", at(0.5), at(0.9));
+    }
+    let request = StopRequest {
+        now: true,
+        if_idle: false,
+    };
+    client.stop(request).await.unwrap();
+    engine.shut_down().await;
+}
+
+async fn own_call(engine: &Arc<Engine>) -> Duration {
+    let begun = Instant::now();
+    let (sender, mut events) = mpsc::channel(16);
+    let (_signals, taken) = mpsc::channel(1);
+    let order = Order {
+        template: "fake".to_owned(),
+        build: None,
+        allow_missing_walls: false,
+        request: RunRequest {
+            program: Program::Command(vec![b"echo".to_vec(), b"1".to_vec()]),
+            env: vec![],
+            cwd: String::new(),
+            stdin: Stdin::Empty,
+            line_buffered: false,
+            puts: None,
+            signals: Some(taken),
+            timeout: None,
+            measure: false,
+        },
+    };
+    let reading = async { while events.recv().await.is_some() {} };
+    let (result, ()) = tokio::join!(engine.run(order, sender, &|_| {}), reading);
+    assert_eq!(
+        result.unwrap().outcome,
+        Outcome::Exited(ExitStatus::Code(3))
+    );
+    begun.elapsed()
+}
+
+/// As an SDK asks: one answer with everything.
+fn over_plain(stream: &mut UnixStream) -> Duration {
+    let begun = Instant::now();
+    let body = r#"{"template":"fake","command":["echo","1"],"timeout_seconds":0}"#;
+    let length = body.len();
+    let request =
+        format!("POST /v1/exec HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    let mut piece = [0; 4096];
+    while !answer.ends_with(b"}\n") {
+        let count = stream.read(&mut piece).unwrap();
+        answer.extend_from_slice(&piece[..count]);
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 200"));
+    begun.elapsed()
+}
+
+async fn over(client: &Client) -> Duration {
+    let begun = Instant::now();
+    let request = ExecRequest {
+        template: "fake".to_owned(),
+        command: Some(vec!["echo".into(), "1".into()]),
+        timeout_seconds: 0.0,
+        ..ExecRequest::default()
+    };
+    let mut events = client.exec(&request, None).await.unwrap();
+    while let Some(event) = events.next().await.unwrap() {
+        if let ExecEvent::Result(result) = event {
+            assert_eq!(result.exit_code, 3);
+        }
+    }
+    begun.elapsed()
+}
