@@ -1,5 +1,6 @@
 //! The system tests: built here, run where machines can run: on this host, else in labs, one for each
-//! group of tests, two at a time; those that are named share one.
+//! group of tests, two at a time; those that are named run in the one that the engine keeps, which is
+//! up when the next ones come.
 //!
 //! nextest runs them where it is installed, in the lab too: one that hangs is ended and named. And
 //! each group has a deadline of its own.
@@ -37,6 +38,10 @@ pub fn test(names: &[String]) -> anyhow::Result<()> {
     }
     let built = Built::new()?;
     let place = place()?;
+    if place == "kvm" || names.is_empty() {
+        // It has built the templates. Its processes would be counted, and its lab takes memory.
+        run(zygote()?.arg("stop"))?;
+    }
     step(&format!("system tests ({place})"), || {
         if !names.is_empty() {
             return report(vec![wait_for(built.start_named(names, &place)?)]);
@@ -139,7 +144,12 @@ impl Built {
             );
         };
         let filters: Vec<String> = names.iter().map(|name| format!("test({name})")).collect();
-        begin("named", described.command(&filters.join(" + ")), place)
+        let words = described.command(&filters.join(" + "));
+        let log = Path::new("target/system/named.log");
+        match place {
+            "kvm" => begin("named", words, place),
+            _ => spawn("named", log, in_kept_lab()?, words),
+        }
     }
 }
 
@@ -217,14 +227,7 @@ struct Running {
 
 fn begin(name: &str, words: Vec<String>, place: &str) -> anyhow::Result<Running> {
     let log = PathBuf::from(format!("target/system/{name}.log"));
-    let output = File::create(&log).context("cannot create a log")?;
-    let again = output.try_clone().context("cannot create a log")?;
-    let state = Path::new(STATE)
-        .canonicalize()
-        .context("cannot find the tests' state")?;
-    let zygote = Path::new(PROGRAM)
-        .canonicalize()
-        .context("cannot find zygote")?;
+    let (state, zygote) = (canonical(STATE)?, canonical(PROGRAM)?);
     let mut command = if place == "kvm" {
         Command::new(&words[0])
     } else {
@@ -239,16 +242,54 @@ fn begin(name: &str, words: Vec<String>, place: &str) -> anyhow::Result<Running>
         command
     };
     command
-        .args(&words[1..])
         .env("ZYGOTE_STATE_DIR", &state)
-        .env("ZYGOTE_PROGRAM", &zygote)
+        .env("ZYGOTE_PROGRAM", &zygote);
+    spawn(name, &log, command, words[1..].to_vec())
+}
+
+fn canonical(path: &str) -> anyhow::Result<PathBuf> {
+    let path = Path::new(path).canonicalize();
+    path.context("cannot find what was built")
+}
+
+/// In the lab that the engine keeps. The templates are there to read; what the tests change is in a
+/// layer of their own, and their engine listens elsewhere.
+fn in_kept_lab() -> anyhow::Result<Command> {
+    let (state, program) = (canonical(STATE)?, canonical(PROGRAM)?);
+    run(zygote()?.args(["lab", "up"]))?;
+    let script = format!(
+        "set -e; layer=$(mktemp -d /run/tests-XXXXXX); mkdir $layer/upper $layer/work; \
+         mount -t overlay overlay -o lowerdir='{state}',upperdir=$layer/upper,workdir=$layer/work '{state}'; \
+         export ZYGOTE_SOCKET=$layer/zygote.sock ZYGOTE_PROGRAM={program}; \
+         status=0; \"$@\" || status=$?; {program} stop --now || true; exit $status",
+        state = state.display(),
+        program = program.display()
+    );
+    let mut command = zygote()?;
+    command
+        .args(["lab", "--timeout"])
+        .arg(format!("{}s", GROUP_MAX.as_secs()))
+        .args(["--", "unshare", "--mount", "sh", "-c", &script, "sh"]);
+    Ok(command)
+}
+
+fn spawn(
+    name: &str,
+    log: &Path,
+    mut command: Command,
+    words: Vec<String>,
+) -> anyhow::Result<Running> {
+    let output = File::create(log).context("cannot create a log")?;
+    let again = output.try_clone().context("cannot create a log")?;
+    command
+        .args(words)
         .stdin(Stdio::null())
         .stdout(output)
         .stderr(again);
     let child = start(&mut command)?;
     Ok(Running {
         name: name.to_owned(),
-        log,
+        log: log.to_owned(),
         command,
         child,
     })

@@ -29,9 +29,12 @@ fn words(arguments: &[&str]) -> (Option<i32>, String, String) {
 
 #[test]
 fn every_verb_has_help_and_the_main_ones_have_examples() {
-    let verbs: [&[&str]; 6] = [
+    let verbs: [&[&str]; 9] = [
         &[],
         &["run"],
+        &["serve"],
+        &["status"],
+        &["stop"],
         &["template", "build"],
         &["doctor"],
         &["lab"],
@@ -95,6 +98,42 @@ fn what_is_not_there_is_told_with_its_remedy() {
             err.contains(sentence) && out.is_empty(),
             "{case:?}: {out}{err}"
         );
+    }
+}
+
+#[test]
+fn an_engine_that_is_not_there_is_told_and_none_is_started_for_that() {
+    let state = tempfile::tempdir().unwrap();
+    let (code, out, _) = said(&zygote(state.path(), &["status"]));
+    assert_eq!(code, Some(3));
+    assert!(out.contains("there is no engine") && out.contains("zygote serve"));
+    let (code, out, _) = said(&zygote(state.path(), &["status", "--json"]));
+    let status: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, status["status"].as_str()), (Some(3), Some("none")));
+    let (code, out, _) = said(&zygote(state.path(), &["stop"]));
+    assert!(code == Some(0) && out.contains("there is no engine"));
+    let (code, out, _) = said(&zygote(state.path(), &["lab", "status"]));
+    assert!(code == Some(0) && out.contains("down"), "{out}");
+    assert!(std::fs::read_dir(state.path()).unwrap().next().is_none());
+}
+
+#[test]
+fn settings_that_an_engine_cannot_have_are_told_by_name() {
+    let state = tempfile::tempdir().unwrap();
+    let file = state.path().join("zygote.toml");
+    std::fs::write(&file, "run_max = 3\n").unwrap();
+    let long = state.path().join("x".repeat(120));
+    let cases: [(&[&str], &str); 5] = [
+        (&["serve", "--config", file.to_str().unwrap()], "run_max"),
+        (&["serve", "--config", "/no/such.toml"], "/no/such.toml"),
+        (&["serve", "--idle-exit", "soon"], "idle_exit"),
+        (&["serve", "--listen", "0.0.0.0:7070"], "loopback"),
+        (&["serve", "--socket", long.to_str().unwrap()], "--socket"),
+    ];
+    for (case, word) in cases {
+        let (code, _, err) = said(&zygote(state.path(), &[case, &["--host", "lab"]].concat()));
+        assert_eq!(code, Some(125), "{case:?}: {err}");
+        assert!(err.contains(word), "{case:?}: {err}");
     }
 }
 
