@@ -11,6 +11,7 @@ use crate::running::{Output, follow};
 use crate::{one, report, settings};
 use anyhow::bail;
 use std::ffi::OsStr;
+use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -201,8 +202,11 @@ fn environment() -> Vec<(Octets, Octets)> {
     let theirs = ours.filter(|(key, _)| {
         !["ZYGOTE_HOST", "ZYGOTE_STATE_DIR", "ZYGOTE_SOCKET"].contains(&&*key.to_string_lossy())
     });
+    let terminal = std::io::stdout().is_terminal();
+    let hint = terminal.then(|| (host::TERMINAL_HINT.into(), "1".into()));
     theirs
         .map(|(key, value)| (octets(&key), octets(&value)))
+        .chain(hint)
         .collect()
 }
 

@@ -60,10 +60,18 @@ impl Client {
     /// Connects to a socket.
     ///
     /// # Errors
-    /// If nobody listens there.
+    /// If nobody listens there, or another user does (`PermissionDenied`).
     pub async fn connect(socket: &Path) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(socket).await;
-        Self::over(stream.map_err(ClientError::Connect)?).await
+        let stream = stream.map_err(ClientError::Connect)?;
+        let peer = stream.peer_cred().map_err(ClientError::Connect)?.uid();
+        let own = rustix::process::geteuid().as_raw();
+        // What is asked is for nobody's eyes but its owner's. Root may ask anybody.
+        if own != 0 && peer != own && peer != 0 {
+            let error = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+            return Err(ClientError::Connect(error));
+        }
+        Self::over(stream).await
     }
 
     /// Over a stream at whose other end an engine is.

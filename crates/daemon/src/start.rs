@@ -279,8 +279,11 @@ fn is_needed(key: &str) -> bool {
         "LANG",
         "TMPDIR",
         "RUST_BACKTRACE",
+        "ZYGOTE_AGENT",
+        zygote_lab::IN_LAB,
+        crate::BUILDS_LOCK_HINT,
     ];
-    let prefixes = ["LC_", "XDG_", "ZYGOTE_"];
+    let prefixes = ["LC_", "XDG_"];
     let lower = key.to_ascii_lowercase();
     names.contains(&key)
         || prefixes.iter().any(|prefix| key.starts_with(prefix))
@@ -299,6 +302,7 @@ mod tests {
         for key in [
             "AWS_SECRET_ACCESS_KEY",
             "GITHUB_TOKEN",
+            "ZYGOTE_ALLOW_MISSING_WALLS",
             "SSH_AUTH_SOCK",
             "PS1",
         ] {
