@@ -15,7 +15,13 @@ use zygote_tests::*;
 /// Until the kernel shows what has been asked for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Ends the engine that other tests have left, with its forks: here processes are counted.
+fn alone() {
+    zygote_tests::zygote(&["stop", "--now"]).good();
+}
+
 async fn zygote() -> Zygote {
+    alone();
     let store = Store::open(state());
     let load = Load {
         snapshot: store.replicas("python").unwrap().remove(0),
@@ -168,10 +174,11 @@ async fn a_killed_zygote_ends_its_sandboxes_with_a_sentence() {
 
 #[test]
 fn nothing_outlives_a_killed_engine() {
+    alone();
     // The lab's first process is this program too.
     let before = processes("zygote");
     let mut engine = Command::new(program())
-        .args(["run", "--", "sleep", "1000"])
+        .args(["run", "--no-daemon", "--", "sleep", "1000"])
         .env("ZYGOTE_STATE_DIR", state())
         .stdin(Stdio::null())
         .spawn()
@@ -186,6 +193,7 @@ fn nothing_outlives_a_killed_engine() {
 
 #[test]
 fn guests_that_eat_ten_times_what_there_is_take_nothing_but_themselves() {
+    alone();
     let eat =
         "b = bytearray(150 << 20)\nfor at in range(0, len(b), 4096): b[at] = 1\nprint('full')";
     let arguments = [
@@ -207,7 +215,8 @@ fn guests_that_eat_ten_times_what_there_is_take_nothing_but_themselves() {
         assert!(error.contains("out of memory"), "{record}");
         assert_eq!(record["stdout"], "", "{record}");
     }
-    assert_eq!(python("print(1)").good().text(), "1\n");
+    let next = zygote_tests::zygote(&["run", "--no-daemon", "-c", "print(1)"]);
+    assert_eq!(next.good().text(), "1\n");
     assert!(!std::path::Path::new("/sys/fs/cgroup/zygote").exists());
 }
 
@@ -223,6 +232,8 @@ fn a_host_without_a_wall_is_refused_unless_that_is_allowed() {
     for word in ["mount namespace", "empty root", "--allow-missing-walls"] {
         assert!(refused.error().contains(word), "no {word} in {refused:?}");
     }
+    // An engine that has loaded it without walls does not keep that for those who want them.
+    assert_eq!(python("print(3)").good().text(), "3\n");
     assert_eq!(allowed.text(), "2\n", "{allowed:?}");
     assert!(allowed.error().contains("warning"), "{allowed:?}");
     assert!(
@@ -233,9 +244,10 @@ fn a_host_without_a_wall_is_refused_unless_that_is_allowed() {
 
 #[test]
 fn an_engine_whose_output_nobody_reads_can_be_ended() {
+    alone();
     // More than the pipe takes, and less than waits in the engine: the program ends.
     let mut engine = Command::new(program())
-        .args(["run", "-c", "print('x' * 1000000)"])
+        .args(["run", "--no-daemon", "-c", "print('x' * 1000000)"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -268,6 +280,7 @@ fn parent(process: &std::path::Path) -> PathBuf {
 /// Each step of an end has a deadline of five seconds, and then somebody is killed.
 #[test]
 fn a_stopped_process_holds_nobody_up() {
+    alone();
     let victims: [fn(PathBuf) -> PathBuf; 3] = [
         |runner| runner,
         |runner| parent(&runner),
@@ -277,6 +290,7 @@ fn a_stopped_process_holds_nobody_up() {
         let mut engine = Command::new(program())
             .args([
                 "run",
+                "--no-daemon",
                 "--timeout",
                 "3s",
                 "-c",

@@ -8,8 +8,9 @@ use crate::keeper::{Keeper, Lab};
 use crate::{command, program};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use zygote_api::{
     BuildEvent, BuildRequest, Built, CommandRequest, ErrorCode, ExecEvent, ExecInput, ExecRequest,
     Failure, Health, Removed, SignalRequest, Status, StopRequest, Stopped, TemplateInfo,
@@ -19,6 +20,8 @@ use zygote_engine::Engine;
 use zygote_server::{Backend, Input, Local, template_failure, template_info};
 use zygote_template::Store;
 
+/// How long the engine in a lab may take to say how it is; its lab may be dying.
+const STATUS_MAX: Duration = Duration::from_secs(5);
 /// Input that waits for the lab.
 const INPUT_MAX: usize = 4;
 
@@ -282,7 +285,7 @@ impl Backend for Host {
             .keeper
             .is_up()
             .filter(|_| self.config.machines == Machines::InLab)
-            && let Ok(inner) = lab.client.status().await
+            && let Ok(Ok(inner)) = timeout(STATUS_MAX, lab.client.status()).await
         {
             (runs, templates) = (inner.runs, inner.templates);
         }

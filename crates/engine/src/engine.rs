@@ -2,9 +2,9 @@
 //! those who want one, and the end of it all.
 
 use crate::admission::{Admission, Budget, memory_left_bytes};
-use crate::fork::ForkError;
+use crate::fork::{Fork, ForkError};
 use crate::loaded::{Loaded, Replica};
-use crate::pool::{PoolConfig, PoolStats};
+use crate::pool::{Pool, PoolConfig, PoolStats};
 use crate::queue::{NoTurn, Queue, QueueLimits, QueueStats};
 use crate::sandbox::{Event, RunRequest, RunResult, run_in};
 use crate::walls::{list, remedy};
@@ -167,30 +167,60 @@ impl Engine {
         // First: who is not there is told at once, and waits in no line.
         let loaded = self.find(&order.template, order.build)?;
         let mut turn = self.queue.turn().await?;
-        let failed = |source| EngineError::Fork {
-            template: order.template.clone(),
-            source,
-        };
-        let mut again = true;
-        let (pool, fork) = loop {
-            let replica = loaded.next();
-            let pool = self.pool(&loaded, replica, notes).await;
-            let pool = pool.map_err(|error| failed(error.into()))?;
-            let missing = pool.zygote().missing_walls();
-            self.check_walls(missing, order.allow_missing_walls, notes)?;
-            match pool.take().await {
-                Ok(fork) => break (pool, fork),
-                // Its process was killed since it was asked last: one more is loaded.
-                Err(ForkError::Zygote(ZygoteError::Gone)) if again => again = false,
-                Err(error) => return Err(failed(error)),
+        let forked = self.fork(&loaded, order.allow_missing_walls, notes).await;
+        let ended = match forked {
+            Ok((pool, fork)) => {
+                let fork = ready(Ok(fork));
+                Ok(run_in(pool.zygote(), requested, fork, order.request, events).await)
             }
+            Err(error) => Err(error),
         };
-        let fork = ready(Ok(fork));
-        let result = run_in(pool.zygote(), requested, fork, order.request, events).await;
         loaded.used();
         self.used();
         turn.done();
-        Ok(result)
+        ended
+    }
+
+    /// A fork of the replica whose turn it is. What is loaded but of no use is loaded once more: its
+    /// process may have been killed since it was asked last, or the host may allow walls by now that
+    /// it did not allow then.
+    async fn fork(
+        &self,
+        loaded: &Loaded,
+        allow_missing_walls: bool,
+        notes: &(dyn Fn(Note) + Sync),
+    ) -> Result<(Arc<Pool>, Fork), EngineError> {
+        let failed = |source| EngineError::Fork {
+            template: loaded.template.clone(),
+            source,
+        };
+        let replica = loaded.next();
+        let mut again = true;
+        loop {
+            let pool = self.pool(loaded, replica, notes).await;
+            let pool = pool.map_err(|error| failed(error.into()))?;
+            let missing = pool.zygote().missing_walls();
+            let taken = match self.check_walls(missing, allow_missing_walls, notes) {
+                Ok(()) => pool.take().await.map_err(failed),
+                Err(error) => Err(error),
+            };
+            let is_stale = matches!(
+                taken,
+                Err(EngineError::MissingWalls(_)
+                    | EngineError::Fork {
+                        source: ForkError::Zygote(ZygoteError::Gone),
+                        ..
+                    })
+            );
+            if is_stale {
+                replica.unload(&pool).await;
+            }
+            match taken {
+                Ok(fork) => return Ok((pool, fork)),
+                Err(_) if is_stale && again => again = false,
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// What the template is loaded as; finds out what that is now.
@@ -218,7 +248,7 @@ impl Engine {
         loaded: &Loaded,
         replica: &Replica,
         notes: &(dyn Fn(Note) + Sync),
-    ) -> Result<Arc<crate::Pool>, ZygoteError> {
+    ) -> Result<Arc<Pool>, ZygoteError> {
         let pooled = replica.pool(&self.settings, &self.admission, || {
             let doing = format!("loading the template {}", loaded.template);
             notes(Note::Doing(doing));

@@ -129,6 +129,17 @@ impl Replica {
         filled.as_ref().map(|filled| Arc::clone(&filled.pool))
     }
 
+    /// Forgets a pool; those who run from it go on.
+    pub async fn unload(&self, pool: &Arc<Pool>) {
+        let mut filled = self.pool.lock().await;
+        if filled
+            .as_ref()
+            .is_some_and(|filled| Arc::ptr_eq(&filled.pool, pool))
+        {
+            *filled = None;
+        }
+    }
+
     /// Ends it, and waits until it is gone if nobody else has a share of it.
     pub async fn shut_down(&self) {
         let pool = self.pool.lock().await.take();
