@@ -29,6 +29,18 @@ fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
+/// Waits for `up`.
+fn is_up(run: &mut Child) {
+    let mut first = [0; 3];
+    std::io::Read::read_exact(run.stdout.as_mut().unwrap(), &mut first).unwrap();
+    assert_eq!(&first, b"up\n");
+}
+
+fn signal(pid: u64, name: &str) {
+    let sent = Command::new("kill").args([name, &pid.to_string()]).status();
+    assert!(sent.unwrap().success());
+}
+
 fn start(code: &str) -> Child {
     Command::new(program())
         .args(["run", "-c", code])
@@ -37,11 +49,6 @@ fn start(code: &str) -> Child {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap()
-}
-
-fn kill(pid: u64) {
-    let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
-    assert!(killed.unwrap().success());
 }
 
 fn is_gone(pid: u64) -> bool {
@@ -92,10 +99,9 @@ fn a_killed_engine_or_lab_is_told_to_those_who_wait_and_replaced_for_the_next() 
     let victims = emulator().into_iter().chain([engine]);
     for victim in victims {
         let mut waiting = start("print('up', flush=True); import time; time.sleep(600)");
-        let mut first = [0; 3];
-        std::io::Read::read_exact(waiting.stdout.as_mut().unwrap(), &mut first).unwrap();
+        is_up(&mut waiting);
         let lab = emulator();
-        kill(victim);
+        signal(victim, "-9");
         let output = waiting.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(125), "{said}");
@@ -104,6 +110,29 @@ fn a_killed_engine_or_lab_is_told_to_those_who_wait_and_replaced_for_the_next() 
         let next = zygote(&["run", "-c", "print(2)"]).good();
         assert_eq!((next.text(), next.error()), ("2\n".into(), String::new()));
     }
+}
+
+#[test]
+fn an_interrupt_is_the_programs_and_a_killed_client_ends_its_run() {
+    let code = "import time\nprint('up', flush=True)\ntry:\n  while True: time.sleep(0.05)\n\
+                except KeyboardInterrupt:\n  print('caught', flush=True); raise SystemExit(7)";
+    let mut run = start(code);
+    is_up(&mut run);
+    signal(run.id().into(), "-INT");
+    let output = run.wait_with_output().unwrap();
+    assert_eq!(
+        (output.status.code(), &output.stdout[..]),
+        (Some(7), &b"caught\n"[..])
+    );
+    let given_up = || status()["runs"]["cancelled"].as_u64().unwrap();
+    let before = given_up();
+    let mut run = start(code);
+    is_up(&mut run);
+    signal(run.id().into(), "-KILL");
+    run.wait().unwrap();
+    until("the run is given up", || {
+        given_up() == before + 1 && status()["runs"]["running"] == 0
+    });
 }
 
 #[test]

@@ -7,7 +7,7 @@ use anyhow::bail;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use zygote_api::{LabStatus, PoolStatus, Status, StopRequest};
+use zygote_api::{LabStatus, PlaceKind, PoolStatus, Status, StopRequest};
 use zygote_daemon::{Client, ClientError, Found, find};
 use zygote_template::format_size;
 
@@ -86,28 +86,31 @@ fn show(status: &Status) {
         runs.refused,
         runs.cancelled
     );
-    match &status.lab {
-        Some(lab) => show_lab(lab),
-        None => say!("  machines    run on this host's KVM"),
+    if health.host == PlaceKind::Kvm {
+        say!("  machines    run on this host's KVM");
+    }
+    if let Some(lab) = &status.lab {
+        show_lab(lab, health.host == PlaceKind::Lab);
     }
     for pool in &status.templates {
         show_pool(pool);
     }
 }
 
-fn show_lab(lab: &LabStatus) {
+fn show_lab(lab: &LabStatus, has_machines: bool) {
+    let what = if has_machines {
+        "machines    run in a lab, an emulated host"
+    } else {
+        "lab         an emulated host"
+    };
     let memory = lab.memory_bytes.map(format_size).unwrap_or_default();
     let most = format_size(lab.memory_max_bytes);
     match (lab.pid, lab.uptime_seconds) {
         (Some(pid), Some(seconds)) => say!(
-            "  machines    run in a lab, an emulated host: up for {}, process {pid}, {memory} of memory \
-             (at most {most})",
+            "  {what}: up for {}, process {pid}, {memory} of memory (at most {most})",
             time(seconds)
         ),
-        _ => say!(
-            "  machines    run in a lab, an emulated host, which is {}",
-            lab.state
-        ),
+        _ => say!("  {what}, which is {}", lab.state),
     }
     if let Some(why) = &lab.last_failure {
         say!("              the last one died: {why}");

@@ -27,6 +27,7 @@ use zygote_template::Store;
 
 const ZYGOTE_VERB: &str = "--zygote";
 const SERVE_VERB: &str = "--serve";
+const CONNECT_VERB: &str = "--connect";
 const TEMPLATE: &str = "fake";
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     match words.get(1).map(String::as_str) {
         Some(ZYGOTE_VERB) => fake::zygote(),
         Some(SERVE_VERB) => return daemon(&words[2..]),
+        Some(CONNECT_VERB) => return connect(Path::new(&words[2])),
         _ => {}
     }
     let tests: Vec<Trial> = TESTS
@@ -64,6 +66,7 @@ tests!(
     who_finds_the_line_full_is_told_when_to_come_again,
     two_that_start_at_once_end_up_as_one,
     a_killed_daemon_is_replaced_without_a_word,
+    another_user_is_kept_out_by_the_sockets_mode_and_by_the_engine,
     another_build_is_replaced_when_it_is_idle_and_left_alone_when_not,
     a_daemon_without_work_ends_by_itself_and_leaves_nothing,
     stop_waits_for_what_runs_and_stop_now_does_not,
@@ -640,6 +643,56 @@ fn a_killed_daemon_is_replaced_without_a_word() {
         echo(&again, "new").await;
         assert_ne!(again.health().await.unwrap().pid, pid);
     });
+}
+
+/// Asks an engine how it is.
+fn connect(socket: &Path) -> ExitCode {
+    let asked = runtime().block_on(async { Client::connect(socket).await?.health().await });
+    match asked {
+        Ok(health) => println!("{health:?}"),
+        Err(error) => println!("{error}"),
+    }
+    ExitCode::SUCCESS
+}
+
+fn another_user_is_kept_out_by_the_sockets_mode_and_by_the_engine() {
+    if !rustix::process::geteuid().is_root() {
+        println!("not checked: only root can become another user");
+        return;
+    }
+    let home = Home::new();
+    let client = runtime().block_on(started(&home, &[]));
+    let open = |path: &Path, mode: u32| {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    };
+    let program = home.folder.path().join("program");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    open(home.folder.path(), 0o755);
+    let ask = || {
+        let output = std::process::Command::new("setpriv")
+            .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+            .args([
+                program.as_os_str(),
+                CONNECT_VERB.as_ref(),
+                home.socket().as_os_str(),
+            ])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let kept_out = ask();
+    assert!(kept_out.contains("denied"), "{kept_out}");
+    // As if somebody had changed the modes.
+    open(home.socket().parent().unwrap(), 0o755);
+    open(&home.socket(), 0o666);
+    let refused = ask();
+    assert!(refused.contains("broke off"), "{refused}");
+    assert!(
+        home.said().contains("refused a client of user 65534"),
+        "{}",
+        home.said()
+    );
+    drop(client);
 }
 
 fn another_build_is_replaced_when_it_is_idle_and_left_alone_when_not() {
