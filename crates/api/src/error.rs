@@ -101,6 +101,15 @@ impl Failure {
         }
     }
 
+    /// An error's sentence, and its causes.
+    #[must_use]
+    pub fn of(code: ErrorCode, error: &dyn std::error::Error) -> Self {
+        Self {
+            cause: causes(error),
+            ..Self::new(code, error.to_string())
+        }
+    }
+
     /// With what to do about it.
     #[must_use]
     pub fn remedy(self, remedy: impl Into<String>) -> Self {
@@ -136,6 +145,27 @@ impl Failure {
     }
 }
 
+/// What an error came from, each cause once.
+fn causes(error: &dyn std::error::Error) -> Option<String> {
+    let mut words = Vec::new();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        words.push(cause.to_string());
+        next = cause.source();
+    }
+    words.dedup();
+    (!words.is_empty()).then(|| words.join(": "))
+}
+
+/// An error with what it came from, in one line.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    match causes(error) {
+        Some(causes) => format!("{error}: {causes}"),
+        None => error.to_string(),
+    }
+}
+
 /// For people: sentence, cause, remedy.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -155,6 +185,37 @@ impl std::error::Error for Failure {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn causes_are_told_in_order_and_once() {
+        #[derive(Debug)]
+        struct Error(&'static str, Option<Box<Error>>);
+        impl fmt::Display for Error {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.0)
+            }
+        }
+        impl std::error::Error for Error {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                self.1.as_deref().map(|cause| cause as _)
+            }
+        }
+        let inner = Error(
+            "b",
+            Some(Box::new(Error("b", Some(Box::new(Error("c", None)))))),
+        );
+        let error = Error("a", Some(Box::new(inner)));
+        assert_eq!(with_causes(&error), "a: b: c");
+        let failure = Failure::of(ErrorCode::Internal, &error);
+        assert_eq!(
+            (&*failure.message, failure.cause.as_deref()),
+            ("a", Some("b: c"))
+        );
+        assert_eq!(
+            Failure::of(ErrorCode::Internal, &Error("a", None)).cause,
+            None
+        );
+    }
 
     #[test]
     fn a_failure_tells_people_cause_and_remedy() {

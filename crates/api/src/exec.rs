@@ -57,7 +57,7 @@ pub struct ExecRequest {
     #[serde(default = "default_timeout")]
     #[schema(default = 300.0)]
     pub timeout_seconds: f64,
-    /// Measure at its end what the sandbox has cost (takes some 0.1 ms more).
+    /// Measure at its end what the sandbox has cost.
     #[serde(default, skip_serializing_if = "is_false")]
     pub measure: bool,
     /// Run although this host does not allow all walls between it and untrusted code.

@@ -10,7 +10,7 @@ mod status;
 mod template;
 
 pub use collect::{COLLECTED_MAX_BYTES, Collected, OutputBudget};
-pub use error::{ErrorBody, ErrorCode, Failure};
+pub use error::{ErrorBody, ErrorCode, Failure, with_causes};
 pub use exec::{
     CommandRequest, ExecEvent, ExecInput, ExecRequest, ExecResult, ProgramFile, SentFile,
     SignalRequest,

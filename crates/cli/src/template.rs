@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow, bail};
 use serde_json::json;
 use std::fs::File;
 use std::time::Duration;
-use zygote_api::{BuildEvent, BuildRequest, Built, TemplateInfo};
+use zygote_api::{BuildEvent, BuildRequest, Built};
 use zygote_daemon::{Client, Found, find};
 use zygote_template::{
     BUILT_IN, BuildOptions, Ingredients, Progress, Recipe, Store, StoreError, Template,
@@ -151,7 +151,7 @@ fn build_verb(global: &Global, store: &Store, args: &BuildArgs) -> anyhow::Resul
         engine.leave().await;
         built
     })?;
-    show_built(args, built.is_new, &template_of(built.template));
+    show_built(args, built.is_new, &store.inspect(&built.template.name)?);
     Ok(0)
 }
 
@@ -170,36 +170,6 @@ fn request(args: &BuildArgs) -> anyhow::Result<BuildRequest> {
         replicas: Some(args.replicas),
         force: args.force,
     })
-}
-
-fn template_of(info: TemplateInfo) -> Template {
-    let TemplateInfo {
-        name,
-        build: _,
-        created_unix_s,
-        memory_bytes,
-        vcpus,
-        replicas,
-        kernel_release,
-        interpreter,
-        base,
-        packages,
-        digest,
-        disk_bytes,
-    } = info;
-    Template {
-        name,
-        created_unix_s,
-        memory_bytes,
-        vcpus,
-        replicas,
-        kernel_release,
-        interpreter,
-        base,
-        packages,
-        digest,
-        disk_bytes,
-    }
 }
 
 fn show_built(args: &BuildArgs, is_new: bool, template: &Template) {

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::time::Duration;
-use zygote_api::Failure;
+use zygote_api::{Failure, with_causes};
 
 /// Why there is no answer, or not the one that was hoped for.
 #[derive(Debug)]
@@ -23,14 +23,7 @@ pub enum ClientError {
 
 impl ClientError {
     pub(crate) fn broken(error: hyper::Error) -> Self {
-        let mut words = vec![error.to_string()];
-        let mut next = error.source();
-        while let Some(cause) = next {
-            words.push(cause.to_string());
-            next = cause.source();
-        }
-        words.dedup();
-        Self::Broken(words.join(": "))
+        Self::Broken(with_causes(&error))
     }
 
     pub(crate) fn nonsense(error: serde_json::Error) -> Self {

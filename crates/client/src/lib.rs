@@ -104,12 +104,6 @@ impl Client {
         self.connection.is_finished() || self.requests.is_closed()
     }
 
-    /// Waits for the connection's end.
-    pub async fn closed(&mut self) {
-        // Fails only if it was aborted, which is an end too.
-        let _ = (&mut self.connection).await;
-    }
-
     /// `GET /v1/health`.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
-use zygote_api::{BuildRequest, Built, ErrorCode, Failure};
+use zygote_api::{BuildRequest, Built, ErrorCode, Failure, with_causes};
 use zygote_template::{
     BuildError, BuildOptions, Built as BuiltHere, Progress, Recipe, Store, gather, up_to_date,
 };
@@ -162,13 +162,7 @@ fn recipe(request: &BuildRequest) -> Result<Recipe, Failure> {
         }
         None => Recipe::find(name),
     };
-    recipe.map_err(|error| {
-        let failure = Failure::bad_request(error.to_string());
-        match std::error::Error::source(&error) {
-            Some(cause) => failure.cause(cause.to_string()),
-            None => failure,
-        }
-    })
+    recipe.map_err(|error| Failure::of(ErrorCode::BadRequest, &error))
 }
 
 fn options(recipe: &Recipe, request: &BuildRequest) -> Result<BuildOptions, Failure> {
@@ -193,14 +187,7 @@ fn options(recipe: &Recipe, request: &BuildRequest) -> Result<BuildOptions, Fail
 
 fn failed(recipe: &Recipe, error: &dyn std::error::Error) -> Failure {
     let sentence = format!("cannot build the template {}", recipe.name);
-    let mut words = vec![error.to_string()];
-    let mut next = error.source();
-    while let Some(cause) = next {
-        words.push(cause.to_string());
-        next = cause.source();
-    }
-    words.dedup();
-    Failure::new(ErrorCode::BuildFailed, sentence).cause(words.join(": "))
+    Failure::new(ErrorCode::BuildFailed, sentence).cause(with_causes(error))
 }
 
 fn built(store: &Store, made: BuiltHere) -> Result<Told, Failure> {

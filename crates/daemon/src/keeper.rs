@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use zygote_api::{ErrorCode, Failure, LabStatus, StopRequest};
+use zygote_api::{ErrorCode, Failure, LabStatus, StopRequest, with_causes};
 use zygote_client::{Client, ClientError};
 use zygote_lab::{Handle, LabCommand, LabConfig, LabError, Streams, hold, prepare};
 use zygote_template::Store;
@@ -120,7 +120,7 @@ impl Keeper {
             let why = match ended {
                 Err(LabError::Ended) | Ok(0) => None,
                 Ok(status) => Some(format!("the engine in it has ended with status {status}")),
-                Err(error) => Some(sentence(&error)),
+                Err(error) => Some(with_causes(&error)),
             };
             log!(
                 "the lab has ended{}",
@@ -142,7 +142,7 @@ impl Keeper {
         let files = prepare(&self.store.cache(), &mut |doing| self.doing(number, doing));
         let files = files.map_err(|error| LabError::Own {
             operation: "prepare the lab",
-            source: io::Error::other(sentence(&error)),
+            source: io::Error::other(with_causes(&error)),
         })?;
         self.doing(number, "starting the lab");
         let config = LabConfig {
@@ -339,17 +339,6 @@ fn died(why: &str) -> Failure {
     );
     let failure = failure.cause(why.trim()).retry_after(1);
     failure.remedy("run the command again, and a new one starts")
-}
-
-fn sentence(error: &dyn std::error::Error) -> String {
-    let mut words = vec![error.to_string()];
-    let mut next = error.source();
-    while let Some(cause) = next {
-        words.push(cause.to_string());
-        next = cause.source();
-    }
-    words.dedup();
-    words.join(": ")
 }
 
 /// What a process has of the real memory (proc_pid_statm(5)).

@@ -131,7 +131,6 @@ pub struct Engine {
     admission: Arc<Admission>,
     queue: Arc<Queue>,
     loaded: Mutex<HashMap<String, Arc<Loaded>>>,
-    last_run: Mutex<Instant>,
 }
 
 impl Engine {
@@ -142,7 +141,6 @@ impl Engine {
             queue: Queue::new(settings.queue),
             settings,
             loaded: Mutex::default(),
-            last_run: Mutex::new(Instant::now()),
         })
     }
 
@@ -176,7 +174,6 @@ impl Engine {
             Err(error) => Err(error),
         };
         loaded.used();
-        self.used();
         turn.done();
         ended
     }
@@ -278,10 +275,6 @@ impl Engine {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn used(&self) {
-        *self.last_run.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
     fn all(&self) -> Vec<Arc<Loaded>> {
         self.loaded().values().cloned().collect()
     }
@@ -310,12 +303,6 @@ impl Engine {
         self.queue.stats()
     }
 
-    /// For how long nothing has run; `None` while something does.
-    pub fn idle_for(&self) -> Option<Duration> {
-        let last = *self.last_run.lock().unwrap_or_else(PoisonError::into_inner);
-        self.queue.is_empty().then(|| last.elapsed())
-    }
-
     /// Unloads what nobody uses, for as long as it is polled.
     pub async fn sweep(&self) {
         loop {
@@ -341,16 +328,6 @@ impl Engine {
     /// Begins nothing more.
     pub fn close(&self) {
         self.queue.close();
-    }
-
-    /// Whether it begins nothing more.
-    pub fn is_closed(&self) -> bool {
-        self.queue.is_closed()
-    }
-
-    /// Waits until nothing runs: as long as the longest run, so callers set a deadline.
-    pub async fn emptied(&self) {
-        self.queue.emptied().await;
     }
 
     /// Ends the pools and their zygotes, and waits until they are gone.

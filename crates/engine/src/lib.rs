@@ -25,7 +25,7 @@ pub use pool::{Pool, PoolConfig, PoolStats};
 pub use queue::{NoTurn, QueueLimits, QueueStats};
 pub use sandbox::{Event, Outcome, RunRequest, RunResult, Stdin, run};
 pub use usage::Usage;
-pub use walls::{list as list_walls, remedy as walls_remedy};
+pub use walls::remedy as walls_remedy;
 pub use zygote::{EngineConfig, PATIENCE, PATIENCE_EMULATED, Runner, Zygote, ZygoteError};
 pub use zygote_protocol::{
     ExitStatus, Program, Put, PythonSource, STREAM_CHUNK_MAX_BYTES, StartFailure,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 /// Memory that the default reckons for each run: most take less.
@@ -78,7 +78,6 @@ pub struct Queue {
     ended: AtomicU64,
     refused: AtomicU64,
     cancelled: AtomicU64,
-    left: Notify,
 }
 
 /// A run's turn, until it is dropped.
@@ -93,7 +92,6 @@ struct Waiting<'a>(&'a Queue);
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Ordering::AcqRel);
-        self.0.left.notify_waiters();
     }
 }
 
@@ -113,7 +111,6 @@ impl Drop for Turn<'_> {
         };
         counter.fetch_add(1, Ordering::Relaxed);
         self.queue.running.fetch_sub(1, Ordering::AcqRel);
-        self.queue.left.notify_waiters();
     }
 }
 
@@ -128,7 +125,6 @@ impl Queue {
             ended: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
-            left: Notify::new(),
         })
     }
 
@@ -185,29 +181,6 @@ impl Queue {
     pub fn close(&self) {
         self.places.close();
     }
-
-    /// Whether it gives no more.
-    pub fn is_closed(&self) -> bool {
-        self.places.is_closed()
-    }
-
-    /// Whether nobody runs or waits.
-    pub fn is_empty(&self) -> bool {
-        let left = |counter: &AtomicU64| counter.load(Ordering::Acquire);
-        left(&self.running) == 0 && left(&self.waiting) == 0
-    }
-
-    /// Waits until nobody runs or waits: as long as the longest run, so callers set a deadline.
-    pub async fn emptied(&self) {
-        loop {
-            // Before looking, so that none is missed.
-            let left = self.left.notified();
-            if self.is_empty() {
-                return;
-            }
-            left.await;
-        }
-    }
 }
 
 #[cfg(test)]
@@ -251,14 +224,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_closed_line_tells_those_in_it_and_is_empty_when_they_have_gone() {
+    async fn a_closed_line_tells_those_in_it() {
         let queue = queue(1, 5, 10_000);
-        let first = queue.turn().await.unwrap();
+        let _first = queue.turn().await.unwrap();
         let (second, ()) = tokio::join!(queue.turn(), async { queue.close() });
         assert_eq!(second.err(), Some(NoTurn::Closed));
         assert_eq!(queue.turn().await.err(), Some(NoTurn::Closed));
-        assert!(!queue.is_empty());
-        tokio::join!(queue.emptied(), async { drop(first) });
+        let stats = queue.stats();
+        assert_eq!((stats.running, stats.waiting), (1, 0));
     }
 
     #[test]

@@ -478,27 +478,9 @@ fn printable(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
-/// Sentence and causes of an error, each once.
-fn chain(error: &dyn std::error::Error) -> Option<String> {
-    let mut words = Vec::new();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        words.push(cause.to_string());
-        next = cause.source();
-    }
-    words.dedup();
-    (!words.is_empty()).then(|| words.join(": "))
-}
-
 /// A failure of the engine in the API's words.
 fn failure(error: &EngineError) -> Failure {
-    let with = |code| {
-        let failure = Failure::new(code, error.to_string());
-        match chain(error) {
-            Some(cause) => failure.cause(cause),
-            None => failure,
-        }
-    };
+    let with = |code| Failure::of(code, error);
     match error {
         EngineError::NoTurn(NoTurn::Closed) => with(ErrorCode::Stopping).retry_after(RETRY_AFTER_S),
         EngineError::NoTurn(_) => with(ErrorCode::Busy)
@@ -531,11 +513,7 @@ pub fn template_failure(error: &StoreError) -> Failure {
         StoreError::Lock(_) => ErrorCode::Conflict,
         StoreError::File { .. } => ErrorCode::Internal,
     };
-    let failure = Failure::new(code, error.to_string());
-    match chain(error) {
-        Some(cause) => failure.cause(cause),
-        None => failure,
-    }
+    Failure::of(code, error)
 }
 
 /// A template in the API's words.
