@@ -1,10 +1,13 @@
 //! A fork before it is somebody: its process, and the engine's ends of its sockets.
 
+use crate::identity;
 use crate::socket::ControlSocket;
 use crate::zygote::{Runner, Zygote, ZygoteError};
 use std::io;
 use std::os::unix::net::UnixStream as StdStream;
 use tokio::net::UnixStream;
+use uuid::Uuid;
+use zygote_protocol::Identity;
 use zygote_runner::control::{FromRunner, decode};
 use zygote_runner::packet;
 
@@ -14,13 +17,20 @@ pub enum ForkError {
     /// Our side of its sockets.
     #[error("cannot make the sandbox's sockets: {0}")]
     Sockets(#[from] io::Error),
+    /// The kernel's generator.
+    #[error("cannot draw an identity: {0}")]
+    Identity(#[source] io::Error),
     /// The zygote's word.
     #[error("{0}")]
     Zygote(#[from] ZygoteError),
 }
 
-/// A forked runner. The first byte on `stream` starts its machine; dropping it ends the process.
+/// A forked runner, and who it will be. The first byte on `stream` starts its machine; dropping it ends the process.
 pub struct Fork {
+    /// The sandbox's id.
+    pub id: Uuid,
+    /// What makes it somebody: drawn for it alone.
+    pub identity: Identity,
     /// To the guest's agent.
     pub stream: UnixStream,
     /// To the runner.
@@ -36,8 +46,11 @@ impl Fork {
         let (control, runner_control) = packet::pair()?;
         ours.set_nonblocking(true)?;
         agent.set_nonblocking(true)?;
+        let (id, identity) = identity::draw().map_err(ForkError::Identity)?;
         let runner = zygote.fork(agent.into(), runner_control).await?;
         Ok(Self {
+            id,
+            identity,
             stream: UnixStream::from_std(ours)?,
             control: ControlSocket::new(control)?,
             runner,

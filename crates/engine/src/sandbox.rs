@@ -5,11 +5,9 @@
 
 use crate::conversation::{Broken, Listener, Speech, speak};
 use crate::fork::{Fork, ForkError};
-use crate::identity;
 use crate::socket::ControlSocket;
 use crate::usage::{Meter, Usage};
 use crate::zygote::{Runner, Zygote};
-use std::io;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -155,8 +153,6 @@ struct Clock {
 /// Our own failures, before the guest has a say.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    #[error("cannot draw an identity: {0}")]
-    Identity(#[from] io::Error),
     #[error("{0}")]
     Fork(#[from] ForkError),
     #[error("the request is too large to send: {0}")]
@@ -171,8 +167,6 @@ async fn conduct(
     clock: &mut Clock,
     id: &mut Uuid,
 ) -> Result<(Outcome, Option<Usage>), Failure> {
-    let (drawn, identity) = identity::draw()?;
-    *id = drawn;
     let RunRequest {
         program,
         env,
@@ -192,7 +186,6 @@ async fn conduct(
         stdin: matches!(stdin, Stdin::Stream(_)),
         line_buffered,
     };
-    let opening = message(&HostMessage::Activate(identity))?;
     let speech = Speech {
         process: PROCESS,
         puts,
@@ -204,10 +197,14 @@ async fn conduct(
         signals,
     };
     let Fork {
+        id: own,
+        identity,
         stream,
         control,
         mut runner,
     } = fork.await?;
+    *id = own;
+    let opening = message(&HostMessage::Activate(identity))?;
     let (read, write) = stream.into_split();
     let mut listener = Listener::new(read);
     let limits = Limits {
@@ -220,7 +217,7 @@ async fn conduct(
         run: limit,
     };
     let heard = {
-        let listening = listen(zygote, drawn, &mut listener, &events, clock, &limits);
+        let listening = listen(zygote, own, &mut listener, &events, clock, &limits);
         converse(listening, speak(write, opening, speech)).await
     };
     clock.ended = Some(Instant::now());
