@@ -35,7 +35,7 @@ enum Verb {
     },
     /// The system tests alone; everything must be built.
     System {
-        /// Only tests whose names contain one of these, in one lab.
+        /// Only tests whose names contain one of these, in the lab that the engine keeps.
         names: Vec<String>,
     },
     /// Install what is missing, build, and show two forks of the `python` template.
