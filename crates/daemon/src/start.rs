@@ -56,6 +56,8 @@ pub async fn find(path: &Path) -> anyhow::Result<Found> {
     let client = match Client::connect(path).await {
         Ok(client) => client,
         Err(ClientError::Connect(error)) => return no_one(path, &error),
+        // It ended just now, or is no engine: the one that is started next finds out.
+        Err(ClientError::Broken(_)) => return Ok(Found::Nobody),
         Err(error) => return Err(error.into()),
     };
     match client.health().await {

@@ -605,24 +605,27 @@ fn a_full_disk_costs_the_log_and_nothing_else() {
 }
 
 fn what_listens_there_and_is_no_engine_is_told() {
-    let home = Home::new();
-    fs::create_dir_all(home.socket().parent().unwrap()).unwrap();
-    let listener = std::os::unix::net::UnixListener::bind(home.socket()).unwrap();
-    let others = std::thread::spawn(move || {
-        // Us, and the engine that we start.
-        for _ in 0..2 {
-            let (mut stream, _) = listener.accept().unwrap();
-            let _ = stream.write_all(b"SSH-2.0-something\r\n");
-        }
-    });
-    let error = runtime().block_on(home.starter(&[]).client(&mut silent));
-    let error = error.err().unwrap().to_string();
-    assert!(
-        error.contains("no engine") && error.contains("--socket"),
-        "{error}"
-    );
-    others.join().unwrap();
-    fs::remove_file(home.socket()).unwrap();
+    // One that says nothing is gone before it is asked, or while it is.
+    for word in ["SSH-2.0-something\r\n", ""] {
+        let home = Home::new();
+        fs::create_dir_all(home.socket().parent().unwrap()).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(home.socket()).unwrap();
+        let others = std::thread::spawn(move || {
+            // Us, and the engine that we start.
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().unwrap();
+                let _ = stream.write_all(word.as_bytes());
+            }
+        });
+        let error = runtime().block_on(home.starter(&[]).client(&mut silent));
+        let error = error.err().unwrap().to_string();
+        assert!(
+            error.contains("no engine") && error.contains("--socket"),
+            "{error}"
+        );
+        others.join().unwrap();
+        fs::remove_file(home.socket()).unwrap();
+    }
 }
 
 fn tcp_is_for_loopback_and_not_for_pages_in_a_browser() {
