@@ -10,12 +10,25 @@ mod files;
 mod guest;
 mod identity;
 mod interpreter;
+mod owners;
 mod process;
 mod serve;
 
 use std::process::ExitCode;
 
+/// For measuring, in a guest: whose its pages are.
+const OWNERS_VERB: &str = "owners";
+
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(OWNERS_VERB) {
+        return match owners::print() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("zygote-agent: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let served = guest::bring_up()
         .and_then(|()| channel::connect())
         .and_then(serve::serve);

@@ -114,6 +114,9 @@ pub enum Verb {
     },
     /// Fork the `python` template twice and show what differs and what it cost
     Demo,
+    /// Measure what forks cost on this host
+    #[command(subcommand)]
+    Bench(BenchVerb),
     /// Run a command on an emulated host with working KVM, or keep such a host
     #[command(
         args_conflicts_with_subcommands = true,
@@ -261,6 +264,41 @@ pub enum TemplateVerb {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Subcommand)]
+pub enum BenchVerb {
+    /// Count the pages that a run writes and the faults that it takes, by owner and by phase
+    #[command(
+        override_usage = "zygote bench pages [OPTIONS] [-c CODE]\n       \
+            zygote bench pages [OPTIONS] -- <CMD> [ARGS]...",
+        after_help = "Examples:\n  zygote bench pages\n  \
+            zygote bench pages -c 'import json; print(json.dumps([1]))'\n  \
+            zygote bench pages -t mine --json -- true"
+    )]
+    Pages(PagesArgs),
+}
+
+#[derive(Args)]
+pub struct PagesArgs {
+    /// The template to fork
+    #[arg(short, long, default_value = "python", value_name = "NAME")]
+    pub template: String,
+    /// Python code
+    #[arg(
+        short = 'c',
+        value_name = "CODE",
+        allow_hyphen_values = true,
+        default_value = "print(1+1)",
+        conflicts_with = "command"
+    )]
+    pub code: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// A program of the guest, with its arguments
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
 }
 
 #[derive(Args, Clone)]

@@ -1,6 +1,6 @@
 //! `zygote lab`: a command on an emulated host, the one that is kept or a fresh one.
 
-use crate::args::{Global, HostChoice, LabArgs, LabVerb};
+use crate::args::{Global, HostChoice, LabArgs, LabVerb, Timeout};
 use crate::engine::{self, Engine};
 use crate::host::{self, LabJob};
 use crate::interrupt::Interrupts;
@@ -9,8 +9,8 @@ use crate::program::stdin_input;
 use crate::run::End;
 use crate::running::{Output, follow};
 use crate::{one, report, settings};
-use anyhow::bail;
-use std::ffi::OsStr;
+use anyhow::{Context, bail};
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
@@ -120,6 +120,30 @@ fn status(global: &Global, store: &Store, as_json: bool) -> anyhow::Result<u8> {
         say!("the last one died: {why}");
     }
     Ok(0)
+}
+
+/// This program again, with the same arguments, in the lab that is up, or in a fresh one.
+pub fn again(global: &Global, store: &Store) -> anyhow::Result<u8> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let mut command: Vec<OsString> = vec!["env".into()];
+    let mut state = OsString::from("ZYGOTE_STATE_DIR=");
+    state.push(store.state_dir());
+    command.extend([state, program.into()]);
+    command.extend(
+        std::env::args_os()
+            .skip(1)
+            .filter(|word| word != "--host=lab"),
+    );
+    let args = LabArgs {
+        verb: None,
+        fresh: false,
+        icount: false,
+        share: Vec::new(),
+        throw_away: false,
+        timeout: Timeout(None),
+        command,
+    };
+    self::command(global, store, &args)
 }
 
 /// In the lab that is up, unless something is asked for that it cannot have any more.

@@ -1,6 +1,7 @@
 //! `zygote`: one binary, thin; the work is in the crates below.
 
 mod args;
+mod bench;
 mod copy;
 mod demo;
 mod doctor;
@@ -63,6 +64,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Stop { now, json } => status::stop(global, *now, *json),
         Verb::Doctor { json } => doctor::run(global, *json),
         Verb::Demo => demo::run(global),
+        Verb::Bench(verb) => bench::run(global, verb),
         Verb::Lab(args) => lab::run(global, args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use zygote_protocol::{AgentMessage, FrameDecoder, FrameError, HostMessage, encode};
 use zygote_runner::Console;
 use zygote_snapshot::state::MachineState;
-use zygote_vmm::{BootConfig, Disk, GuestMemory, Host, Machine, MachineError, StopReason};
+use zygote_vmm::{
+    BootConfig, Disk, GuestMemory, Host, Machine, MachineError, Statistics, StopReason,
+};
 
 const AGENT: u64 = 0;
 const STOP: u64 = 1;
@@ -71,6 +73,8 @@ pub struct Guest {
     _agent: UnixStream,
     epoll: OwnedFd,
     decoder: FrameDecoder,
+    /// KVM's counters, if its kernel has any.
+    pub statistics: Option<Statistics>,
 }
 
 /// What to boot.
@@ -132,7 +136,7 @@ impl Guest {
     pub fn restore(
         state: &MachineState,
         memory: GuestMemory,
-        root: Disk,
+        disks: Vec<Disk>,
     ) -> Result<Self, GuestError> {
         let (agent, stream) = UnixStream::pair()?;
         agent.set_nonblocking(true)?;
@@ -141,7 +145,7 @@ impl Guest {
             &Host::open()?,
             state,
             memory,
-            vec![root],
+            disks,
             agent.try_clone()?.into(),
             Box::new(console.clone()),
         )?;
@@ -156,6 +160,7 @@ impl Guest {
     ) -> Result<Self, GuestError> {
         let set = watch(&agent, &machine, &stream).map_err(io::Error::from)?;
         stream.set_nonblocking(true)?;
+        let statistics = machine.statistics().ok();
         let mut guest = Self {
             machine,
             console,
@@ -163,6 +168,7 @@ impl Guest {
             _agent: agent,
             epoll: set,
             decoder: FrameDecoder::default(),
+            statistics,
         };
         guest.machine.start()?;
         Ok(guest)

@@ -9,12 +9,14 @@ mod guest;
 mod ingredients;
 mod lock;
 mod recipe;
-mod rehearsal;
+pub mod rehearsal;
 mod rootfs;
 mod size;
 mod store;
+mod working_set;
 
 pub use build::{BuildError, BuildOptions, Built, build, up_to_date};
+pub use guest::{Guest, GuestError};
 pub use ingredients::{GatherError, Ingredients, gather};
 pub use recipe::{BUILT_IN, Recipe, RecipeError, memory_problem};
 pub use rootfs::has_user_ids;

@@ -1,61 +1,88 @@
-//! A run of the shortest program, in a fork of a snapshot that has just been written: what it writes,
-//! every run writes.
+//! Runs of programs in forks that nobody will see, for what they touch: what every run touches, every
+//! run can have ahead.
 
 use crate::guest::{Guest, GuestError};
-use std::fs::File;
-use std::path::Path;
 use std::time::Duration;
 use zygote_protocol::{
-    AgentMessage, HostMessage, Identity, ProcessId, Program, PythonSource, Start,
+    AgentMessage, ExitStatus, HostMessage, Identity, ProcessId, Program, PythonSource, Start,
 };
-use zygote_snapshot::MEMORY_FILE;
-use zygote_snapshot::state::MachineState;
-use zygote_vmm::{Disk, GuestMemory};
 
-/// How long it may take; emulated hosts are a hundred times slower than real ones.
+/// How long a step may take; emulated hosts are a hundred times slower than real ones, and what
+/// watches a guest's pages slows it down further.
 const STEP_MAX: Duration = Duration::from_secs(300);
 const PROCESS: ProcessId = 1;
 const SEED_BYTES: usize = 64;
+const STAGE: &str = "run a program";
 
-/// The pages that it has written; `[first, count]` each.
-pub fn working_set(
-    directory: &Path,
-    state: &MachineState,
-    memory_bytes: u64,
-    root: Disk,
-) -> Result<Vec<[u32; 2]>, GuestError> {
-    let file = File::open(directory.join(MEMORY_FILE))?;
-    let memory = GuestMemory::private(&file, memory_bytes)
-        .map_err(|error| std::io::Error::other(error.to_string()))?;
-    let mut guest = Guest::restore(state, memory.clone(), root)?;
-    run(&mut guest)?;
-    guest.machine.pause()?;
-    Ok(memory.copied()?)
+/// What happens in it, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// The fork is somebody.
+    Activated,
+    /// The program has been started.
+    Started,
+    /// It has written something.
+    Output(Vec<u8>),
+    /// It has ended.
+    Exited(ExitStatus),
 }
 
-fn run(guest: &mut Guest) -> Result<(), GuestError> {
-    let stage = "run its first program";
-    let identity = HostMessage::Activate(identity()?);
-    guest.send(&identity, stage, STEP_MAX)?;
-    guest.send(&HostMessage::Start(start()), stage, STEP_MAX)?;
-    loop {
-        match guest.next(stage, STEP_MAX)? {
-            AgentMessage::Activated { .. }
-            | AgentMessage::Started { .. }
-            | AgentMessage::Stdout { .. } => {}
-            AgentMessage::Exited { .. } => return Ok(()),
-            other => return Err(GuestError::Unexpected(format!("{other:?}"))),
-        }
+/// `python3 -c CODE`.
+#[must_use]
+pub fn python(code: &str) -> Program {
+    Program::Python {
+        source: PythonSource::Code(code.as_bytes().to_vec()),
+        arguments: vec![],
     }
 }
 
-fn start() -> Start {
+/// Runs a program in a guest that has just been restored, to its end. `seen` is told each moment while
+/// the guest stands still.
+///
+/// # Errors
+/// See [`GuestError`].
+pub fn rehearse(
+    guest: &mut Guest,
+    program: Program,
+    seen: &mut dyn FnMut(&Guest, Moment) -> Result<(), GuestError>,
+) -> Result<(), GuestError> {
+    guest.send(&HostMessage::Activate(identity()?), STAGE, STEP_MAX)?;
+    match guest.next(STAGE, STEP_MAX)? {
+        AgentMessage::Activated { .. } => stand_still(guest, Moment::Activated, seen)?,
+        other => return Err(GuestError::Unexpected(format!("{other:?}"))),
+    }
+    guest.send(&HostMessage::Start(start(program)), STAGE, STEP_MAX)?;
+    loop {
+        let moment = match guest.next(STAGE, STEP_MAX)? {
+            AgentMessage::Started { .. } => Moment::Started,
+            AgentMessage::Stdout { data, .. } | AgentMessage::Stderr { data, .. } => {
+                Moment::Output(data)
+            }
+            AgentMessage::Exited { status, .. } => {
+                guest.machine.pause()?;
+                return seen(guest, Moment::Exited(status));
+            }
+            other => return Err(GuestError::Unexpected(format!("{other:?}"))),
+        };
+        stand_still(guest, moment, seen)?;
+    }
+}
+
+fn stand_still(
+    guest: &mut Guest,
+    moment: Moment,
+    seen: &mut dyn FnMut(&Guest, Moment) -> Result<(), GuestError>,
+) -> Result<(), GuestError> {
+    guest.machine.pause()?;
+    seen(guest, moment)?;
+    guest.machine.start()?;
+    Ok(())
+}
+
+fn start(program: Program) -> Start {
     Start {
         process: PROCESS,
-        program: Program::Python {
-            source: PythonSource::Code(b"print(1)".to_vec()),
-            arguments: vec![],
-        },
+        program,
         env: vec![],
         cwd: String::new(),
         stdin: false,
@@ -63,7 +90,7 @@ fn start() -> Start {
     }
 }
 
-/// Nobody's: the fork is thrown away, and nothing of it is kept but which pages it wrote.
+/// Nobody's: the fork is thrown away, and nothing of it is kept but which pages it touched.
 fn identity() -> std::io::Result<Identity> {
     let mut seed = vec![0; SEED_BYTES];
     let flags = rustix::rand::GetRandomFlags::empty();

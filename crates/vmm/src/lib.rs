@@ -19,6 +19,8 @@ mod disk;
 mod gate;
 mod host;
 mod ioapic;
+mod statistics;
+mod touches;
 mod vcpu;
 mod vcpu_state;
 
@@ -26,4 +28,6 @@ pub use disk::Disk;
 pub use host::Host;
 pub use machine::{BootConfig, Machine, MachineError, StopReason, VCPUS_MAX};
 pub use memory::{GuestMemory, MemoryError};
+pub use statistics::Statistics;
+pub use touches::{TouchError, Touches};
 pub use vcpu::Prepare;

@@ -10,14 +10,14 @@ use crate::ioapic::Ioapic;
 use crate::layout::*;
 use crate::memory::{GuestMemory, MemoryError};
 use crate::vcpu::{Prepare, RunningVcpu, Shared, Vcpu};
-use crate::{Disk, acpi, boot, cpuid, devices, vcpu_state};
+use crate::{Disk, Statistics, acpi, boot, cpuid, devices, vcpu_state};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, kvm_clock_data, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, VmFd};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use vm_memory::{Bytes, GuestAddress};
@@ -329,6 +329,24 @@ impl Machine {
             running.into_iter().map(RunningVcpu::join).collect();
         self.vcpus = Vcpus::Stopped(stopped?);
         Ok(())
+    }
+
+    /// KVM's counters of a machine that does not run yet.
+    ///
+    /// # Errors
+    /// If it runs, or the kernel has none (before Linux 5.14).
+    pub fn statistics(&self) -> Result<Statistics, MachineError> {
+        let Vcpus::Stopped(vcpus) = &self.vcpus else {
+            return Err(MachineError::State(
+                "it must not run when its counters are opened".into(),
+            ));
+        };
+        let vcpus = vcpus.iter().map(|vcpu| vcpu.fd.as_raw_fd());
+        let descriptors: Vec<_> = vcpus.chain([self.vm.as_raw_fd()]).collect();
+        Statistics::open(&descriptors).map_err(|source| MachineError::Kvm {
+            operation: "open KVM's counters",
+            source,
+        })
     }
 
     /// The state of a paused machine.

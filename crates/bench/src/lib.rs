@@ -1,0 +1,6 @@
+//! What a fork costs, and whose the costs are.
+
+mod census;
+mod owners;
+
+pub use census::{Census, CensusError, Course, Phase, Share, take};
