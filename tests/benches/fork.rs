@@ -28,7 +28,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use tokio::runtime::{Builder, Runtime};
 use vm_memory::{Bytes, GuestAddress};
-use zygote_engine::{Admission, Budget, EngineConfig, PATIENCE, Runner, Zygote};
+use zygote_engine::{Admission, Budget, EngineConfig, PATIENCE, RunKind, Runner, Zygote};
 use zygote_runner::control::{self, FromRunner, Load, PACKET_MAX_BYTES};
 use zygote_runner::packet;
 use zygote_snapshot::{Origin, Writer};
@@ -186,7 +186,9 @@ impl Loaded {
         let (agent, theirs) = UnixStream::pair().unwrap();
         theirs.set_nonblocking(true).unwrap();
         let (control, runner_control) = packet::pair().unwrap();
-        let forked = self.zygote.fork(theirs.into(), runner_control);
+        let forked = self
+            .zygote
+            .fork(RunKind::Python, theirs.into(), runner_control);
         let runner = self.runtime.block_on(forked).unwrap();
         Fork {
             runner,

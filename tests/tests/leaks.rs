@@ -113,7 +113,10 @@ async fn three_hundred_forks_leave_nothing_behind() {
     // One that nobody ends: its sockets stay open.
     let (_agent, theirs) = UnixStream::pair().unwrap();
     let (_control, runner_control) = packet::pair().unwrap();
-    zygote.fork(theirs.into(), runner_control).await.unwrap();
+    zygote
+        .fork(RunKind::Python, theirs.into(), runner_control)
+        .await
+        .unwrap();
     zygote.shut_down().await;
     // The runtime keeps descriptors of its own from its first use on.
     let mut after = belongings();

@@ -30,7 +30,8 @@ const LABS_MAX: usize = 2;
 /// A lab that does not even do that.
 const LAB_MAX: Duration = Duration::from_secs(28 * 60);
 
-/// Builds the templates and the tests, and runs them: all, or those whose names contain a word.
+/// Builds the templates and the tests, and runs them: all, or those in whose names there is a word, or that are in
+/// the file of that name.
 pub fn test(names: &[String]) -> anyhow::Result<()> {
     fs::create_dir_all(STATE).context("cannot make the state directory of the tests")?;
     for recipe in RECIPES {
@@ -147,7 +148,10 @@ impl Built {
                 "tests are picked by name with cargo-nextest; install it: cargo install cargo-nextest"
             );
         };
-        let filters: Vec<String> = names.iter().map(|name| format!("test({name})")).collect();
+        let filters: Vec<String> = names
+            .iter()
+            .map(|name| format!("test({name}) + binary({name})"))
+            .collect();
         let filter = format!("({}) - binary({ON_HOST})", filters.join(" + "));
         let words = described.command(&filter);
         let log = Path::new("target/system/named.log");

@@ -1,5 +1,6 @@
 //! Files that the host puts into the guest before a program starts.
 
+use crate::process::HOME;
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
@@ -7,9 +8,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use zygote_protocol::Put;
-
-/// Where relative paths start.
-const HOME: &str = "/root";
 
 /// What is being put, and what could not be.
 #[derive(Default)]

@@ -3,8 +3,10 @@
 
 #![expect(unsafe_code, reason = "a mapped register, ioctls, clock_settime")]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use zygote_protocol::{HOST_CLOCK_ADDRESS, Identity};
 
 /// `RNDADDENTROPY` and `RNDRESEEDCRNG` of Linux `include/uapi/linux/random.h`.
@@ -13,6 +15,8 @@ const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
 const PAGE_BYTES: usize = 4096;
 const SEED_MAX_BYTES: usize = 256;
 const HOSTNAME_MAX_BYTES: usize = 63;
+/// As long as the names that forks get.
+const PLACEHOLDER: &str = "zygote-000000000000";
 /// Bind-mounted over /proc/sys/kernel/random/boot_id.
 pub const BOOT_ID: &str = "/run/zygote/boot_id";
 /// 2020: a host clock before this is no clock.
@@ -22,30 +26,86 @@ fn context<T>(what: &str, result: io::Result<T>) -> io::Result<T> {
     result.map_err(|e| io::Error::new(e.kind(), format!("{what}: {e}")))
 }
 
-/// Applies everything but the thaw. Gives back the proof of the reseed: bytes drawn after it.
-pub fn apply(identity: &Identity, clock: &HostClock) -> io::Result<Vec<u8>> {
-    let Identity {
-        hostname,
-        machine_id,
-        boot_id,
-        kernel_seed,
-        interpreter_seed: _,
-    } = identity;
-    context("set the clock", set_clock(clock))?;
-    context("reseed the kernel's generator", reseed(kernel_seed))?;
-    context("set the host name", set_hostname(hostname))?;
-    let machine_id: String = machine_id
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    context(
-        "write machine-id",
-        fs::write("/etc/machine-id", machine_id + "\n"),
-    )?;
-    context("write boot_id", fs::write(BOOT_ID, uuid(boot_id) + "\n"))?;
-    let mut sample = vec![0; 32];
-    rustix::rand::getrandom(&mut sample, rustix::rand::GetRandomFlags::empty())?;
-    Ok(sample)
+/// What is written for each fork, opened before the snapshot: no path is looked up in a fork, and no
+/// file is copied up into the overlay.
+pub struct Papers {
+    urandom: File,
+    hostname: File,
+    hosts: File,
+    machine_id: File,
+    boot_id: File,
+}
+
+impl Papers {
+    /// Opens what is to be written. Who is nobody yet writes it once, too: what that allocates is there
+    /// then.
+    pub fn prepare(is_nobody: bool) -> io::Result<Self> {
+        let open = |path: &str| {
+            let mut options = fs::OpenOptions::new();
+            let file = options.read(true).write(true).create(true).truncate(false);
+            context(path, file.open(path))
+        };
+        let papers = Self {
+            urandom: open("/dev/urandom")?,
+            hostname: open("/etc/hostname")?,
+            hosts: open("/etc/hosts")?,
+            machine_id: open("/etc/machine-id")?,
+            boot_id: open(BOOT_ID)?,
+        };
+        if is_nobody {
+            papers.name(PLACEHOLDER)?;
+            papers.number(&[0; 16], &[0; 16])?;
+        }
+        Ok(papers)
+    }
+
+    /// Applies everything but the thaw. Gives back the proof of the reseed: bytes drawn after it.
+    pub fn apply(&self, identity: &Identity, clock: &HostClock) -> io::Result<Vec<u8>> {
+        let Identity {
+            hostname,
+            machine_id,
+            boot_id,
+            kernel_seed,
+            interpreter_seed: _,
+        } = identity;
+        context("set the clock", set_clock(clock))?;
+        let reseeded = reseed(&self.urandom, kernel_seed);
+        context("reseed the kernel's generator", reseeded)?;
+        context("set the host name", self.name(hostname))?;
+        context("write the machine's ids", self.number(machine_id, boot_id))?;
+        let mut sample = vec![0; 32];
+        rustix::rand::getrandom(&mut sample, rustix::rand::GetRandomFlags::empty())?;
+        Ok(sample)
+    }
+
+    fn name(&self, name: &str) -> io::Result<()> {
+        let valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if name.is_empty() || name.len() > HOSTNAME_MAX_BYTES || !name.bytes().all(valid) {
+            return Err(io::Error::other(format!("{name:?} is no host name")));
+        }
+        rustix::system::sethostname(name.as_bytes())?;
+        rewrite(&self.hostname, &format!("{name}\n"))?;
+        let hosts = format!(
+            "127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+        );
+        rewrite(&self.hosts, &hosts)
+    }
+
+    fn number(&self, machine_id: &[u8; 16], boot_id: &[u8; 16]) -> io::Result<()> {
+        let machine_id = machine_id.iter().map(|byte| format!("{byte:02x}"));
+        rewrite(&self.machine_id, &(machine_id.collect::<String>() + "\n"))?;
+        rewrite(&self.boot_id, &(uuid(boot_id) + "\n"))
+    }
+}
+
+/// In place; a length that stays costs no call.
+fn rewrite(file: &File, text: &str) -> io::Result<()> {
+    file.write_all_at(text.as_bytes(), 0)?;
+    let length = text.len() as u64;
+    if rustix::fs::fstat(file)?.st_size as u64 != length {
+        file.set_len(length)?;
+    }
+    Ok(())
 }
 
 /// A random UUID's text: version 4, variant 1.
@@ -113,7 +173,7 @@ fn set_clock(clock: &HostClock) -> io::Result<()> {
     Ok(())
 }
 
-fn reseed(seed: &[u8]) -> io::Result<()> {
+fn reseed(device: &File, seed: &[u8]) -> io::Result<()> {
     /// `struct rand_pool_info` with room for the bytes.
     #[repr(C)]
     struct Pool {
@@ -130,8 +190,7 @@ fn reseed(seed: &[u8]) -> io::Result<()> {
         data: [0; SEED_MAX_BYTES],
     };
     pool.data[..seed.len()].copy_from_slice(seed);
-    let device = fs::OpenOptions::new().write(true).open("/dev/urandom")?;
-    let fd = std::os::fd::AsRawFd::as_raw_fd(&device);
+    let fd = device.as_raw_fd();
     // SAFETY: RNDADDENTROPY reads `bytes` bytes of `data`; RNDRESEEDCRNG has no argument. The
     // first alone changes nothing once the generator is up; the second makes it start afresh.
     unsafe {
@@ -141,19 +200,6 @@ fn reseed(seed: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn set_hostname(name: &str) -> io::Result<()> {
-    let valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    if name.is_empty() || name.len() > HOSTNAME_MAX_BYTES || !name.bytes().all(valid) {
-        return Err(io::Error::other(format!("{name:?} is no host name")));
-    }
-    rustix::system::sethostname(name.as_bytes())?;
-    fs::write("/etc/hostname", format!("{name}\n"))?;
-    let hosts = format!(
-        "127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-    );
-    fs::write("/etc/hosts", hosts)
 }
 
 #[cfg(test)]
@@ -167,8 +213,27 @@ mod tests {
 
     #[test]
     fn host_names_that_could_break_etc_hosts_are_refused() {
+        let file = || tempfile::tempfile().unwrap();
+        let papers = Papers {
+            urandom: file(),
+            hostname: file(),
+            hosts: file(),
+            machine_id: file(),
+            boot_id: file(),
+        };
         for name in ["", "a b", "a\n127.0.0.1 x", "A", &"x".repeat(64)] {
-            assert!(set_hostname(name).is_err(), "{name:?}");
+            assert!(papers.name(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_rewritten_whole() {
+        let file = tempfile::tempfile().unwrap();
+        for text in ["longer\n", "short\n", "equal\n"] {
+            rewrite(&file, text).unwrap();
+            let mut now = [0; 64];
+            let length = file.read_at(&mut now, 0).unwrap();
+            assert_eq!(&now[..length], text.as_bytes());
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The warm interpreter: started and warmed while a template is built, used up by the first
 //! Python program of a fork, which it becomes.
 
-use crate::process::{Spawned, spawn};
+use crate::cgroup;
+use crate::process::{HOME, Spawned, spawn};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
@@ -9,7 +10,17 @@ use std::os::unix::net::UnixStream;
 use zygote_protocol::{PythonSource, Start};
 
 const DRIVER: &str = "/usr/lib/zygote/driver.py";
-const DRIVER_SOURCE: &str = include_str!("python/driver.py");
+/// One file for Python: its parts share their names.
+const DRIVER_SOURCE: &str = concat!(
+    include_str!("python/driver.py"),
+    "\n\n",
+    include_str!("python/generators.py"),
+    "\n\n",
+    include_str!("python/program.py"),
+    "\n\n",
+    include_str!("python/ending.py"),
+    "\n\n_main()\n",
+);
 /// Longest traceback of a failed warm-up.
 const ANSWER_MAX_BYTES: usize = 64 * 1024;
 
@@ -31,7 +42,14 @@ impl Interpreter {
         let (mut control, theirs) = UnixStream::pair()?;
         let number = theirs.as_raw_fd().to_string();
         let arguments = ["python3", DRIVER, &number].map(|word| word.as_bytes().to_vec());
-        let process = spawn(&arguments, &[], "/root", true, Some(theirs))?;
+        let process = spawn(
+            &arguments,
+            &[],
+            HOME,
+            true,
+            &cgroup::interpreters_entrance()?,
+            Some(theirs),
+        )?;
         send(&mut control, &[b"warm", code.as_bytes()])?;
         let mut length = [0; 4];
         if control.read_exact(&mut length).is_err() {
@@ -77,7 +95,6 @@ impl Interpreter {
         start: &Start,
         source: &PythonSource,
         arguments: &[Vec<u8>],
-        environment: &[(String, String)],
     ) -> io::Result<Spawned> {
         let (kind, name, content): (&[u8], &[u8], &[u8]) = match source {
             PythonSource::Code(code) => (b"code", b"", code),
@@ -86,7 +103,12 @@ impl Interpreter {
         };
         let lines: &[u8] = if start.line_buffered { b"1" } else { b"0" };
         let count = arguments.len().to_string();
-        let cwd = start.cwd.as_bytes();
+        // Where it is already.
+        let cwd: &[u8] = if start.cwd == HOME {
+            b""
+        } else {
+            start.cwd.as_bytes()
+        };
         let mut items: Vec<&[u8]> = vec![
             b"run",
             &self.seed,
@@ -98,7 +120,7 @@ impl Interpreter {
             count.as_bytes(),
         ];
         items.extend(arguments.iter().map(Vec::as_slice));
-        for (key, value) in environment {
+        for (key, value) in &start.env {
             items.push(key.as_bytes());
             items.push(value.as_bytes());
         }

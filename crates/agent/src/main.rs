@@ -13,6 +13,7 @@ mod interpreter;
 mod owners;
 mod process;
 mod serve;
+mod signals;
 
 use std::process::ExitCode;
 

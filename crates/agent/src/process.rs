@@ -2,20 +2,22 @@
 
 #![expect(unsafe_code, reason = "what a child does between fork and exec")]
 
-use crate::cgroup;
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use zygote_protocol::{ProcessId, STREAM_CHUNK_MAX_BYTES};
+use zygote_protocol::ProcessId;
 
 /// Linux's last signal.
 const SIGNAL_MAX: libc::c_int = 64;
+/// Where programs start, and relative paths.
+pub const HOME: &str = "/root";
 /// What every program has in its environment unless the host says otherwise.
 const ENVIRONMENT: [(&str, &str); 4] = [
     (
@@ -48,12 +50,12 @@ pub struct Process {
     pub stderr: Option<OwnedFd>,
     /// Wait status, once it has ended.
     pub ended: Option<i32>,
-    /// Out-of-memory kills of the group when it started.
-    pub kills_before: u64,
+    /// Whether it tells its end itself.
+    pub tells: bool,
 }
 
 /// The default environment with the host's additions.
-pub fn environment(additions: &[(String, String)]) -> Vec<(String, String)> {
+fn environment(additions: &[(String, String)]) -> Vec<(String, String)> {
     let added = |key: &str| additions.iter().any(|(name, _)| name == key);
     let defaults = ENVIRONMENT.iter().filter(|(key, _)| !added(key));
     let mut all: Vec<(String, String)> = defaults
@@ -63,7 +65,7 @@ pub fn environment(additions: &[(String, String)]) -> Vec<(String, String)> {
     all
 }
 
-/// Starts a program in the user's cgroup, in a session of its own, with pipes for its streams and
+/// Starts a program in the cgroup behind `entrance`, in a session of its own, with pipes for its streams and
 /// with signals as after a login: none blocked, none ignored.
 /// `inherited` stays open in it under the same number. An error tells why the program does not run
 /// (not found, not executable, no such directory).
@@ -72,6 +74,7 @@ pub fn spawn(
     additions: &[(String, String)],
     cwd: &str,
     stdin: bool,
+    entrance: &File,
     inherited: Option<UnixStream>,
 ) -> io::Result<Spawned> {
     let [program, rest @ ..] = arguments else {
@@ -80,7 +83,6 @@ pub fn spawn(
             "no program named",
         ));
     };
-    let entrance = cgroup::entrance()?;
     let entrance_fd = entrance.as_raw_fd();
     let inherited_fd = inherited.as_ref().map(AsRawFd::as_raw_fd);
     let mut command = Command::new(OsStr::from_bytes(program));
@@ -142,15 +144,11 @@ pub enum Output {
     End,
 }
 
-/// Reads one piece of an output stream without waiting.
-pub fn read_output(stream: &OwnedFd) -> Output {
-    let mut data = vec![0; STREAM_CHUNK_MAX_BYTES];
-    match rustix::io::read(stream, &mut data[..]) {
+/// Reads one piece of an output stream without waiting, by way of `scratch`.
+pub fn read_output(stream: &OwnedFd, scratch: &mut [u8]) -> Output {
+    match rustix::io::read(stream, &mut *scratch) {
         Ok(0) => Output::End,
-        Ok(count) => {
-            data.truncate(count);
-            Output::Data(data)
-        }
+        Ok(count) => Output::Data(scratch[..count].to_vec()),
         Err(Errno::AGAIN | Errno::INTR) => Output::Later,
         Err(_) => Output::End,
     }
@@ -158,7 +156,7 @@ pub fn read_output(stream: &OwnedFd) -> Output {
 
 impl Process {
     /// Takes over a process that has just been started (or become a program).
-    pub fn new(id: ProcessId, spawned: Spawned, stdin: bool) -> io::Result<Self> {
+    pub fn new(id: ProcessId, spawned: Spawned, stdin: bool, tells: bool) -> io::Result<Self> {
         let Spawned {
             pid,
             stdin: input,
@@ -177,7 +175,7 @@ impl Process {
             stdout: Some(stdout),
             stderr: Some(stderr),
             ended: None,
-            kills_before: cgroup::out_of_memory_kills(),
+            tells,
         })
     }
 

@@ -3,26 +3,33 @@
 //! The states of a guest: being built (anything goes), frozen (silent until `Activate`), active.
 //! A failed activation leaves it frozen for ever: no program runs without an identity.
 
-#![expect(unsafe_code, reason = "signalfd, waitpid")]
+#![expect(unsafe_code, reason = "waitpid, kill")]
 
+use crate::cgroup::{self, Thaw};
 use crate::channel::Channel;
 use crate::files::Files;
-use crate::identity::HostClock;
+use crate::identity::{HostClock, Papers};
 use crate::interpreter::Interpreter;
-use crate::process::{Output, Process, environment, read_output, spawn};
-use crate::{cgroup, identity};
+use crate::process::{HOME, Output, Process, Spawned, read_output, spawn};
+use crate::signals::{Signal, Signals};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 use zygote_protocol::{
     AgentMessage, ExitStatus, HostMessage, Identity, PROTOCOL_VERSION, ProcessId, Program,
-    PythonSource, Start, StartFailure,
+    PythonSource, STREAM_CHUNK_MAX_BYTES, Start, StartFailure,
 };
 
 /// Above this, the host is not listened to until programs have taken their input.
 const INPUT_HIGH_BYTES: usize = 1024 * 1024;
-const HOME: &str = "/root";
+/// How long what remains of a process is left alone: a machine that has nothing else to do is gone by
+/// then.
+const REMAINS_MAX: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -33,11 +40,21 @@ enum State {
 
 struct Server {
     channel: Channel,
-    children: OwnedFd,
+    signals: Signals,
     processes: Vec<Process>,
+    /// Processes that have told their end, and only keep memory.
+    remains: Vec<u32>,
+    /// To where programs run.
+    entrance: File,
+    /// Out-of-memory kills that are known.
+    kills: u64,
+    /// What programs write passes through here.
+    scratch: Vec<u8>,
     interpreter: Option<Interpreter>,
     state: State,
     clock: HostClock,
+    /// What the next fork needs to become somebody.
+    frozen: Option<(Papers, Thaw)>,
     files: Files,
 }
 
@@ -45,11 +62,16 @@ struct Server {
 pub fn serve(channel: Channel) -> io::Result<()> {
     let mut server = Server {
         channel,
-        children: child_signals()?,
+        signals: Signals::new()?,
         processes: Vec::new(),
+        remains: Vec::new(),
+        entrance: cgroup::entrance()?,
+        kills: 0,
+        scratch: vec![0; STREAM_CHUNK_MAX_BYTES],
         interpreter: None,
         state: State::Building,
         clock: HostClock::map()?,
+        frozen: None,
         files: Files::default(),
     };
     let release = rustix::system::uname()
@@ -65,30 +87,12 @@ pub fn serve(channel: Channel) -> io::Result<()> {
     }
 }
 
-/// A descriptor that is readable when a child has ended.
-fn child_signals() -> io::Result<OwnedFd> {
-    // SAFETY: a set with one signal, blocked for this only thread and read from the descriptor.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigaddset(&raw mut set, libc::SIGCHLD);
-        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
-        let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
-        if fd < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(OwnedFd::from_raw_fd(fd))
-        }
-    }
-}
-
 impl Server {
     /// Waits for something to do, and does all of it.
     fn turn(&mut self) -> io::Result<()> {
         self.wait()?;
         self.channel.flush()?;
-        let mut drained = [0; 128];
-        while rustix::io::read(&self.children, &mut drained[..]).is_ok() {}
-        self.reap();
+        self.take_signals();
         if !self.input_is_full() {
             self.channel.receive()?;
             while let Some(message) = self.channel.next_message()? {
@@ -108,7 +112,7 @@ impl Server {
             .any(|process| process.input.len() > INPUT_HIGH_BYTES)
     }
 
-    fn wait(&self) -> io::Result<()> {
+    fn wait(&mut self) -> io::Result<()> {
         let mut interest = if self.input_is_full() {
             PollFlags::empty()
         } else {
@@ -118,7 +122,7 @@ impl Server {
         let channel = self.channel.fd();
         let mut fds = vec![
             PollFd::new(&channel, interest),
-            PollFd::new(&self.children, PollFlags::IN),
+            PollFd::new(&self.signals, PollFlags::IN),
         ];
         for process in &self.processes {
             if !self.channel.is_full() {
@@ -130,13 +134,36 @@ impl Server {
             }
         }
         // For as long as the machine lives; its host has the deadlines.
-        match poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
+        let limit = (!self.remains.is_empty()).then_some(&REMAINS_MAX);
+        match poll(&mut fds, limit) {
+            Ok(0) => self.clear_remains(),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Notes which processes have ended: those that say so, children that have, and the orphans that
+    /// PID 1 inherits.
+    fn take_signals(&mut self) {
+        let mut has_children = false;
+        while let Some(signal) = self.signals.next() {
+            match signal {
+                Signal::Child => has_children = true,
+                Signal::Told { pid, status } => {
+                    let told = |p: &&mut Process| p.pid == pid && p.tells && p.ended.is_none();
+                    if let Some(process) = self.processes.iter_mut().find(told) {
+                        process.ended = Some((i32::from(status)) << 8);
+                        self.remains.push(pid);
+                    }
+                }
+            }
+        }
+        if has_children {
+            self.reap();
         }
     }
 
-    /// Collects every child that has ended: ours, and the orphans that PID 1 inherits.
     fn reap(&mut self) {
         loop {
             let mut status = 0;
@@ -145,9 +172,19 @@ impl Server {
             if pid <= 0 {
                 return;
             }
-            if let Some(process) = self.processes.iter_mut().find(|p| p.pid == pid as u32) {
+            self.remains.retain(|remains| *remains != pid as u32);
+            let ended = |p: &&mut Process| p.pid == pid as u32 && p.ended.is_none();
+            if let Some(process) = self.processes.iter_mut().find(ended) {
                 process.ended = Some(status);
             }
+        }
+    }
+
+    /// Ends those that have told their end. Nobody has waited for their memory to be given back.
+    fn clear_remains(&mut self) {
+        for pid in self.remains.drain(..) {
+            // SAFETY: a plain system call; the process has not been reaped, so the id is its own.
+            unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
         }
     }
 
@@ -163,7 +200,7 @@ impl Server {
                     &mut process.stderr
                 };
                 let Some(stream) = slot else { break };
-                match read_output(stream) {
+                match read_output(stream, &mut self.scratch) {
                     Output::Data(data) if is_stdout => {
                         self.channel
                             .send(&AgentMessage::Stdout { process: id, data })?;
@@ -192,13 +229,20 @@ impl Server {
         let is_done = |p: &Process| p.ended.is_some() && p.stdout.is_none() && p.stderr.is_none();
         while let Some(index) = self.processes.iter().position(is_done) {
             let process = self.processes.swap_remove(index);
-            let status = exit_status(process.ended.unwrap_or_default(), process.kills_before);
+            let status = self.exit_status(process.ended.unwrap_or_default());
             self.channel.send(&AgentMessage::Exited {
                 process: process.id,
                 status,
             })?;
         }
         Ok(())
+    }
+
+    fn exit_status(&mut self, status: i32) -> ExitStatus {
+        exit_status(status, || {
+            let known = std::mem::replace(&mut self.kills, cgroup::out_of_memory_kills());
+            self.kills > known
+        })
     }
 
     fn handle(&mut self, message: HostMessage) -> io::Result<()> {
@@ -243,14 +287,7 @@ impl Server {
             let message = "the guest is not frozen".to_owned();
             return self.channel.send(&AgentMessage::ActivateFailed { message });
         }
-        let applied = identity::apply(identity, &self.clock).and_then(|sample| {
-            if let Some(interpreter) = &mut self.interpreter {
-                interpreter.set_seed(identity.interpreter_seed.as_deref());
-            }
-            cgroup::thaw()?;
-            Ok(sample)
-        });
-        match applied {
+        match self.become_somebody(identity) {
             Ok(random_sample) => {
                 self.state = State::Active;
                 self.channel
@@ -261,6 +298,18 @@ impl Server {
                 self.channel.send(&AgentMessage::ActivateFailed { message })
             }
         }
+    }
+
+    fn become_somebody(&mut self, identity: &Identity) -> io::Result<Vec<u8>> {
+        let Some((papers, thaw)) = &self.frozen else {
+            return Err(io::Error::other("nothing has been prepared"));
+        };
+        let sample = papers.apply(identity, &self.clock)?;
+        if let Some(interpreter) = &mut self.interpreter {
+            interpreter.set_seed(identity.interpreter_seed.as_deref());
+        }
+        thaw.all()?;
+        Ok(sample)
     }
 
     fn warm(&mut self, code: &str) -> io::Result<()> {
@@ -278,6 +327,10 @@ impl Server {
     }
 
     fn freeze(&mut self) -> io::Result<()> {
+        self.frozen = Some((
+            Papers::prepare(self.state == State::Building)?,
+            Thaw::prepare()?,
+        ));
         cgroup::freeze()?;
         rustix::fs::sync();
         self.state = State::Frozen;
@@ -316,37 +369,57 @@ impl Server {
         }
     }
 
+    /// What the warm-up has started in it goes on, and not with what other forks have. One that sleeps
+    /// is reseeded when it wakes up.
+    fn reseed_interpreter(&mut self) -> io::Result<()> {
+        let sleeps = self.frozen.as_ref().is_some_and(|(_, thaw)| thaw.sleeps());
+        match &mut self.interpreter {
+            Some(interpreter) if !sleeps => interpreter.reseed(),
+            _ => Ok(()),
+        }
+    }
+
+    fn spawn(&self, arguments: &[Vec<u8>], start: &Start) -> io::Result<Spawned> {
+        let Start {
+            env, cwd, stdin, ..
+        } = start;
+        spawn(arguments, env, cwd, *stdin, &self.entrance, None)
+    }
+
     fn begin(&mut self, start: &Start) -> io::Result<Process> {
         self.files.finish()?;
-        if !Path::new(&start.cwd).is_dir() {
+        self.clear_remains();
+        if start.cwd != HOME && !Path::new(&start.cwd).is_dir() {
             return Err(io::Error::other(format!(
                 "no directory {} in the guest",
                 start.cwd
             )));
         }
+        let mut tells = false;
         let spawned = match &start.program {
             Program::Command(arguments) => {
-                if let Some(interpreter) = &mut self.interpreter {
-                    interpreter.reseed()?;
-                }
-                spawn(arguments, &start.env, &start.cwd, start.stdin, None)?
+                self.reseed_interpreter()?;
+                self.spawn(arguments, start)?
             }
             Program::Python { source, arguments } => match self.interpreter.take() {
                 Some(warm) if warm.can_become(start) => {
-                    let environment = environment(&start.env);
-                    warm.become_program(start, source, arguments, &environment)?
+                    tells = true;
+                    let spawned = warm.become_program(start, source, arguments)?;
+                    // With its request there, it wakes up once.
+                    if let Some((_, thaw)) = &mut self.frozen {
+                        thaw.interpreter()?;
+                    }
+                    spawned
                 }
                 unused => {
                     self.interpreter = unused;
-                    if let Some(interpreter) = &mut self.interpreter {
-                        interpreter.reseed()?;
-                    }
+                    self.reseed_interpreter()?;
                     let command = cold_python(source, arguments);
-                    spawn(&command, &start.env, &start.cwd, start.stdin, None)?
+                    self.spawn(&command, start)?
                 }
             },
         };
-        Process::new(start.process, spawned, start.stdin)
+        Process::new(start.process, spawned, start.stdin, tells)
     }
 }
 
@@ -382,14 +455,13 @@ fn start_failure(start: &Start, error: &io::Error) -> (StartFailure, String) {
     }
 }
 
-fn exit_status(status: i32, kills_before: u64) -> ExitStatus {
+/// How a process ended; `was_killed_for_memory` is asked only if that may be.
+fn exit_status(status: i32, was_killed_for_memory: impl FnOnce() -> bool) -> ExitStatus {
     if libc::WIFSIGNALED(status) {
         let signal = libc::WTERMSIG(status) as u8;
-        let out_of_memory =
-            i32::from(signal) == libc::SIGKILL && cgroup::out_of_memory_kills() > kills_before;
         ExitStatus::Signal {
             signal,
-            out_of_memory,
+            out_of_memory: i32::from(signal) == libc::SIGKILL && was_killed_for_memory(),
         }
     } else {
         ExitStatus::Code(libc::WEXITSTATUS(status) as u8)
@@ -402,11 +474,17 @@ mod tests {
 
     #[test]
     fn wait_statuses_are_told_apart() {
-        assert_eq!(exit_status(7 << 8, 0), ExitStatus::Code(7));
+        let never = || panic!("only a kill may have been for memory");
+        assert_eq!(exit_status(7 << 8, never), ExitStatus::Code(7));
         let killed = ExitStatus::Signal {
             signal: 11,
             out_of_memory: false,
         };
-        assert_eq!(exit_status(11, 0), killed);
+        assert_eq!(exit_status(11, never), killed);
+        let killed = ExitStatus::Signal {
+            signal: 9,
+            out_of_memory: true,
+        };
+        assert_eq!(exit_status(9, || true), killed);
     }
 }

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use zygote_runner::control::MissingWall;
+use zygote_snapshot::RunKind;
 use zygote_template::{Store, StoreError};
 
 /// How often it is looked which templates nobody uses.
@@ -165,7 +166,10 @@ impl Engine {
         // First: who is not there is told at once, and waits in no line.
         let loaded = self.find(&order.template, order.build)?;
         let mut turn = self.queue.turn().await?;
-        let forked = self.fork(&loaded, order.allow_missing_walls, notes).await;
+        let kind = order.request.kind();
+        let forked = self
+            .fork(&loaded, kind, order.allow_missing_walls, notes)
+            .await;
         let ended = match forked {
             Ok((pool, fork)) => {
                 let fork = ready(Ok(fork));
@@ -184,6 +188,7 @@ impl Engine {
     async fn fork(
         &self,
         loaded: &Loaded,
+        kind: RunKind,
         allow_missing_walls: bool,
         notes: &(dyn Fn(Note) + Sync),
     ) -> Result<(Arc<Pool>, Fork), EngineError> {
@@ -194,11 +199,11 @@ impl Engine {
         let replica = loaded.next();
         let mut again = true;
         loop {
-            let pool = self.pool(loaded, replica, notes).await;
+            let pool = self.pool(loaded, replica, kind, notes).await;
             let pool = pool.map_err(|error| failed(error.into()))?;
             let missing = pool.zygote().missing_walls();
             let taken = match self.check_walls(missing, allow_missing_walls, notes) {
-                Ok(()) => pool.take().await.map_err(failed),
+                Ok(()) => pool.take(kind).await.map_err(failed),
                 Err(error) => Err(error),
             };
             let is_stale = matches!(
@@ -244,9 +249,10 @@ impl Engine {
         &self,
         loaded: &Loaded,
         replica: &Replica,
+        first: RunKind,
         notes: &(dyn Fn(Note) + Sync),
     ) -> Result<Arc<Pool>, ZygoteError> {
-        let pooled = replica.pool(&self.settings, &self.admission, || {
+        let pooled = replica.pool(&self.settings, &self.admission, first, || {
             let doing = format!("loading the template {}", loaded.template);
             notes(Note::Doing(doing));
         });

@@ -1,6 +1,7 @@
 //! A fork before it is somebody: its process, and the engine's ends of its sockets.
 
 use crate::identity;
+use crate::pool::Busy;
 use crate::socket::ControlSocket;
 use crate::zygote::{Runner, Zygote, ZygoteError};
 use std::io;
@@ -10,6 +11,7 @@ use uuid::Uuid;
 use zygote_protocol::Identity;
 use zygote_runner::control::{FromRunner, decode};
 use zygote_runner::packet;
+use zygote_snapshot::RunKind;
 
 /// Why there is no fork.
 #[derive(Debug, thiserror::Error)]
@@ -37,23 +39,29 @@ pub struct Fork {
     pub control: ControlSocket,
     /// The process.
     pub runner: Runner,
+    /// What it has ahead is for these.
+    pub kind: RunKind,
+    /// Tells its pool when it is over.
+    pub busy: Option<Busy>,
 }
 
 impl Fork {
     /// Has a zygote fork. It may be making its machine still when this returns.
-    pub async fn of(zygote: &Zygote) -> Result<Self, ForkError> {
+    pub async fn of(zygote: &Zygote, kind: RunKind) -> Result<Self, ForkError> {
         let (ours, agent) = StdStream::pair()?;
         let (control, runner_control) = packet::pair()?;
         ours.set_nonblocking(true)?;
         agent.set_nonblocking(true)?;
         let (id, identity) = identity::draw().map_err(ForkError::Identity)?;
-        let runner = zygote.fork(agent.into(), runner_control).await?;
+        let runner = zygote.fork(kind, agent.into(), runner_control).await?;
         Ok(Self {
             id,
             identity,
             stream: UnixStream::from_std(ours)?,
             control: ControlSocket::new(control)?,
             runner,
+            kind,
+            busy: None,
         })
     }
 

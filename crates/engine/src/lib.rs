@@ -31,3 +31,4 @@ pub use zygote_protocol::{
     ExitStatus, Program, Put, PythonSource, STREAM_CHUNK_MAX_BYTES, StartFailure,
 };
 pub use zygote_runner::control::MissingWall;
+pub use zygote_snapshot::RunKind;

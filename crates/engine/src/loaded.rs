@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use zygote_runner::control::Load;
-use zygote_snapshot::Watch;
+use zygote_snapshot::{RunKind, Watch};
 
 /// A build, used by whoever has a share of it.
 pub struct Loaded {
@@ -85,11 +85,12 @@ impl Loaded {
 
 impl Replica {
     /// Its pool; loads it if it is not, if its zygote has died, or if its files have been changed since.
-    /// The look at them takes 13 µs at most (four files).
+    /// The pool begins with forks for such runs as the `first`. The look at the files takes 13 µs at most (four files).
     pub async fn pool(
         &self,
         settings: &Settings,
         admission: &Arc<Admission>,
+        first: RunKind,
         loading: impl Fn(),
     ) -> Result<Arc<Pool>, ZygoteError> {
         let mut pool = self.pool.lock().await;
@@ -115,7 +116,7 @@ impl Replica {
         // Before it is verified; what cannot be opened is for the zygote process to tell.
         let watch = Watch::begin(&self.snapshot, &store.pieces()).ok();
         let zygote = Zygote::load(&config).await?;
-        let fresh = Arc::new(Pool::new(zygote, settings.pool));
+        let fresh = Arc::new(Pool::new(zygote, settings.pool, first));
         *pool = Some(Filled {
             pool: Arc::clone(&fresh),
             watch,

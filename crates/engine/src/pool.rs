@@ -6,15 +6,18 @@ use crate::sandbox::{self, Event, RunRequest, RunResult};
 use crate::usage::Meter;
 use crate::zygote::Zygote;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
+use zygote_snapshot::RunKind;
 
-/// How long after a request the pool leaves the processors to it, unless it is nearly empty.
-const QUIET: Duration = Duration::from_millis(2);
+/// How long the pool leaves the processors to runs that need all of them.
+const QUIET_MAX: Duration = Duration::from_millis(500);
+/// The kinds of run that it has forks for.
+const KINDS: [RunKind; 2] = [RunKind::Python, RunKind::Command];
 /// How long to wait after a fork that could not be made.
 const RETRY: Duration = Duration::from_millis(500);
 /// A machine that is not made by then never will be. Emulated hosts are slow.
@@ -69,6 +72,11 @@ pub struct Pool {
 #[derive(Default)]
 struct Shared {
     idle: Mutex<VecDeque<Fork>>,
+    /// The kinds that have been asked for, and when; the latest last.
+    asked: Mutex<Vec<(RunKind, Instant)>>,
+    /// Forks that run.
+    busy: AtomicUsize,
+    freed: Notify,
     taken: Notify,
     added: Notify,
     hits: AtomicU64,
@@ -81,13 +89,53 @@ impl Shared {
     fn idle(&self) -> MutexGuard<'_, VecDeque<Fork>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn ask(&self, kind: RunKind) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.retain(|(other, _)| *other != kind);
+        asked.push((kind, Instant::now()));
+    }
+
+    /// Whether forks of a kind should wait: of the one that was asked for last, and of one that was not
+    /// long ago.
+    fn is_wanted(&self, kind: RunKind, within: Duration) -> bool {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_latest = asked.last().is_none_or(|(latest, _)| *latest == kind);
+        is_latest
+            || asked
+                .iter()
+                .any(|(other, at)| *other == kind && at.elapsed() < within)
+    }
+
+    fn count(&self, kind: RunKind) -> usize {
+        let idle = self.idle();
+        idle.iter().filter(|fork| fork.kind == kind).count()
+    }
+}
+
+/// One of a pool's forks runs.
+pub(crate) struct Busy(Arc<Shared>);
+
+impl Busy {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.busy.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+        self.0.freed.notify_one();
+    }
 }
 
 impl Pool {
-    /// Begins to fill. Needs a runtime.
-    pub fn new(zygote: Zygote, config: PoolConfig) -> Self {
+    /// Begins to fill, for runs of a kind. Needs a runtime.
+    pub fn new(zygote: Zygote, config: PoolConfig, first: RunKind) -> Self {
         let zygote = Arc::new(zygote);
         let shared = Arc::new(Shared::default());
+        shared.ask(first);
         let filler = Filler {
             zygote: Arc::clone(&zygote),
             shared: Arc::clone(&shared),
@@ -105,26 +153,32 @@ impl Pool {
     /// As [`crate::run`], from a fork made ahead if there is one.
     pub async fn run(&self, request: RunRequest, events: mpsc::Sender<Event>) -> RunResult {
         let requested = std::time::Instant::now();
-        sandbox::run_in(&self.zygote, requested, self.take(), request, events).await
+        let fork = self.take(request.kind());
+        sandbox::run_in(&self.zygote, requested, fork, request, events).await
     }
 
-    /// A fork made ahead, or else one made now.
-    pub(crate) async fn take(&self) -> Result<Fork, ForkError> {
-        while let Some(mut fork) = self.pop() {
+    /// A fork made ahead for such runs, or else one made now.
+    pub(crate) async fn take(&self, kind: RunKind) -> Result<Fork, ForkError> {
+        self.shared.ask(kind);
+        let busy = Some(Busy::new(&self.shared));
+        while let Some(mut fork) = self.pop(kind) {
             if fork.is_alive() {
                 self.shared.hits.fetch_add(1, Ordering::Relaxed);
                 self.shared.taken.notify_one();
-                return Ok(fork);
+                return Ok(Fork { busy, ..fork });
             }
             self.shared.lost.fetch_add(1, Ordering::Relaxed);
         }
         self.shared.misses.fetch_add(1, Ordering::Relaxed);
         self.shared.taken.notify_one();
-        Fork::of(&self.zygote).await
+        let fork = Fork::of(&self.zygote, kind).await?;
+        Ok(Fork { busy, ..fork })
     }
 
-    fn pop(&self) -> Option<Fork> {
-        self.shared.idle().pop_front()
+    fn pop(&self, kind: RunKind) -> Option<Fork> {
+        let mut idle = self.shared.idle();
+        let first = idle.iter().position(|fork| fork.kind == kind)?;
+        idle.remove(first)
     }
 
     /// The zygote that it forks from.
@@ -200,39 +254,72 @@ impl Filler {
                 self.wanted = grown.min(self.config.idle_max.max(self.config.idle_min));
                 misses = missed;
             }
-            let (idle, goal) = (self.sweep(), self.wanted.min(self.affordable));
-            if idle >= goal {
-                self.rest(idle).await;
-            } else if idle * 2 < goal || timeout(QUIET, self.shared.taken.notified()).await.is_err()
-            {
-                self.add_one().await;
+            self.sweep();
+            match self.lacking() {
+                None => self.rest().await,
+                Some(kind) => {
+                    self.leave_processors().await;
+                    self.add_one(kind).await;
+                }
             }
         }
     }
 
-    /// Drops those that have died; gives back how many there are.
-    fn sweep(&self) -> usize {
+    /// Of which kind there are too few.
+    fn lacking(&self) -> Option<RunKind> {
+        let goal = self.wanted.min(self.affordable);
+        KINDS.into_iter().find(|kind| {
+            let is_wanted = self.shared.is_wanted(*kind, self.config.drain_after);
+            is_wanted && self.shared.count(*kind) < goal
+        })
+    }
+
+    /// Waits while runs have all processors: making one ahead would only slow them down.
+    async fn leave_processors(&self) {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let quiet = async {
+            loop {
+                let freed = self.shared.freed.notified();
+                if self.shared.busy.load(Ordering::Relaxed) < processors {
+                    return;
+                }
+                freed.await;
+            }
+        };
+        let _ = timeout(QUIET_MAX, quiet).await;
+    }
+
+    /// Drops those that have died.
+    fn sweep(&self) {
         let mut idle = self.shared.idle();
         let before = idle.len();
         idle.retain_mut(Fork::is_alive);
         let lost = (before - idle.len()) as u64;
         self.shared.lost.fetch_add(lost, Ordering::Relaxed);
-        idle.len()
     }
 
     /// Until a request comes; without any, goes back to the minimum.
-    async fn rest(&mut self, idle: usize) {
+    async fn rest(&mut self) {
         let patience = self.config.drain_after;
         let resting = timeout(patience, self.shared.taken.notified()).await;
-        if resting.is_err() && idle > self.config.idle_min {
-            self.wanted = self.config.idle_min;
-            self.shared.idle().truncate(self.config.idle_min);
+        if resting.is_ok() {
+            return;
+        }
+        self.wanted = self.config.idle_min;
+        for kind in KINDS {
+            let is_wanted = self.shared.is_wanted(kind, patience);
+            let mut kept = if is_wanted { self.config.idle_min } else { 0 };
+            self.shared.idle().retain(|fork| {
+                let is_kept = fork.kind != kind || kept > 0;
+                kept -= usize::from(is_kept && fork.kind == kind);
+                is_kept
+            });
         }
     }
 
-    async fn add_one(&mut self) {
+    async fn add_one(&mut self, kind: RunKind) {
         let started = Instant::now();
-        let fork = match Fork::of(&self.zygote).await {
+        let fork = match Fork::of(&self.zygote, kind).await {
             Ok(fork) if timeout(PARK_MAX, fork.parked()).await == Ok(true) => fork,
             // Who comes now learns why by trying.
             Ok(_) | Err(_) => {

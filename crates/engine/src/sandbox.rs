@@ -16,6 +16,7 @@ use zygote_protocol::{
     AgentMessage, ExitStatus, HostMessage, ProcessId, Program, Put, Start, StartFailure, encode,
 };
 use zygote_runner::control::{FromRunner, decode};
+use zygote_snapshot::RunKind;
 
 /// How long to wait for the last words of a runner whose stream has ended.
 const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
@@ -47,6 +48,20 @@ pub struct RunRequest {
     pub timeout: Option<Duration>,
     /// Whether to measure at its end what the sandbox has cost.
     pub measure: bool,
+}
+
+impl RunRequest {
+    /// What it will touch: Python's own variables are read only at its start, so who sets one gets an
+    /// interpreter that is started like any program.
+    #[must_use]
+    pub fn kind(&self) -> RunKind {
+        let is_python = matches!(self.program, Program::Python { .. });
+        if is_python && !self.env.iter().any(|(key, _)| key.starts_with("PYTHON")) {
+            RunKind::Python
+        } else {
+            RunKind::Command
+        }
+    }
 }
 
 /// A program's standard input.
@@ -113,7 +128,8 @@ pub struct RunResult {
 /// keep up slows the program down, one that is dropped is ignored. Dropping the future kills the
 /// fork.
 pub async fn run(zygote: &Zygote, request: RunRequest, events: mpsc::Sender<Event>) -> RunResult {
-    run_in(zygote, Instant::now(), Fork::of(zygote), request, events).await
+    let fork = Fork::of(zygote, request.kind());
+    run_in(zygote, Instant::now(), fork, request, events).await
 }
 
 /// Runs a program in a fork of `zygote` that comes from elsewhere; `requested`: when its clock began.
@@ -202,6 +218,8 @@ async fn conduct(
         stream,
         control,
         mut runner,
+        kind: _,
+        busy: _busy,
     } = fork.await?;
     *id = own;
     let opening = message(&HostMessage::Activate(identity))?;

@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use zygote_jail::cgroup::{Group, Limits};
 use zygote_runner::control::{FromZygote, Load, MissingWall, ToZygote, decode, encode};
 use zygote_runner::packet;
+use zygote_snapshot::RunKind;
 
 /// Fork requests that wait for the zygote's owner task.
 const REQUESTS_MAX: usize = 64;
@@ -106,6 +107,7 @@ pub struct Zygote {
 }
 
 struct ForkRequest {
+    kind: RunKind,
     place: Place,
     agent: OwnedFd,
     control: OwnedFd,
@@ -219,13 +221,19 @@ impl Zygote {
         })
     }
 
-    /// Forks a runner that talks over these two sockets.
+    /// Forks a runner for a kind of run, that talks over these two sockets.
     ///
     /// # Errors
     /// If the process is gone, cannot fork or does not answer.
-    pub async fn fork(&self, agent: OwnedFd, control: OwnedFd) -> Result<Runner, ZygoteError> {
+    pub async fn fork(
+        &self,
+        kind: RunKind,
+        agent: OwnedFd,
+        control: OwnedFd,
+    ) -> Result<Runner, ZygoteError> {
         let (reply, answer) = oneshot::channel();
         let request = ForkRequest {
+            kind,
             place: self.admission.admit()?,
             agent,
             control,
@@ -340,9 +348,9 @@ async fn own(
                 Ok(_) | Err(_) => break,
             },
             request = inbox.recv(), if waiting.len() < UNANSWERED_MAX => {
-                let Some(ForkRequest { place, agent, control, reply }) = request else { break };
+                let Some(ForkRequest { kind, place, agent, control, reply }) = request else { break };
                 let descriptors = [agent.as_fd(), control.as_fd()];
-                if send(&socket, &ToZygote::Fork, &descriptors).await.is_err() {
+                if send(&socket, &ToZygote::Fork(kind), &descriptors).await.is_err() {
                     break;
                 }
                 waiting.push_back((reply, place));

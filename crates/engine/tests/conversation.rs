@@ -410,7 +410,7 @@ fn pool_of(zygote: Zygote, idle_min: usize, idle_max: usize) -> Pool {
         drain_after: Duration::from_millis(50),
         ..PoolConfig::default()
     };
-    Pool::new(zygote, config)
+    Pool::new(zygote, config, RunKind::Command)
 }
 
 async fn run_pooled(pool: &Pool) -> Vec<u8> {
@@ -481,7 +481,7 @@ async fn a_pool_keeps_to_its_memory_and_survives_what_dies_in_it() {
         memory_max_kib: 1000,
         ..PoolConfig::default()
     };
-    let pool = Pool::new(zygote, config_of_one);
+    let pool = Pool::new(zygote, config_of_one, RunKind::Command);
     pool.filled(1).await;
     run_pooled(&pool).await;
     assert!(pool.stats().made < 50);
@@ -510,7 +510,10 @@ async fn a_burst_of_a_thousand_forks_ends() {
     let forks = (0..1000).map(|_| async {
         let (agent, _) = UnixStream::pair().unwrap();
         let (control, _) = packet::pair().unwrap();
-        zygote.fork(agent.into(), control).await.unwrap()
+        zygote
+            .fork(RunKind::Python, agent.into(), control)
+            .await
+            .unwrap()
     });
     let burst = futures_util::future::join_all(forks);
     let runners = tokio::time::timeout(Duration::from_secs(60), burst).await;
@@ -528,7 +531,11 @@ async fn a_zygote_that_does_not_answer_is_given_up_and_killed() {
     let zygote = Zygote::load(&config).await.unwrap();
     let (agent, _) = UnixStream::pair().unwrap();
     let (control, _) = packet::pair().unwrap();
-    let error = zygote.fork(agent.into(), control).await.err().unwrap();
+    let error = zygote
+        .fork(RunKind::Python, agent.into(), control)
+        .await
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("did not fork"), "{error}");
     let ended = tokio::time::timeout(Duration::from_secs(20), zygote.shut_down()).await;
     assert!(ended.is_ok());

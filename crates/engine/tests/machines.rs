@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Runtime};
 use vm_memory::{Bytes, GuestAddress};
-use zygote_engine::{Admission, Budget, EngineConfig, PATIENCE, Runner, Zygote};
+use zygote_engine::{Admission, Budget, EngineConfig, PATIENCE, RunKind, Runner, Zygote};
 use zygote_protocol::PROTOCOL_VERSION;
 use zygote_runner::control::{self, FromRunner, Load, PACKET_MAX_BYTES};
 use zygote_runner::packet;
@@ -238,7 +238,10 @@ async fn fork(zygote: &Zygote) -> Fork {
     let (agent, theirs) = UnixStream::pair().unwrap();
     theirs.set_nonblocking(true).unwrap();
     let (control, runner_control) = packet::pair().unwrap();
-    let runner = zygote.fork(theirs.into(), runner_control).await.unwrap();
+    let runner = zygote
+        .fork(RunKind::Python, theirs.into(), runner_control)
+        .await
+        .unwrap();
     Fork {
         runner,
         agent,
@@ -302,7 +305,11 @@ fn a_thousand_forks_at_once_are_made_and_end() {
         let forks = futures_util::future::join_all((0..1000).map(|_| fork(&zygote))).await;
         let (agent, _theirs) = UnixStream::pair().unwrap();
         let (control, _) = packet::pair().unwrap();
-        let refused = zygote.fork(agent.into(), control).await.err().unwrap();
+        let refused = zygote
+            .fork(RunKind::Python, agent.into(), control)
+            .await
+            .err()
+            .unwrap();
         assert!(refused.to_string().contains("1000 sandboxes"), "{refused}");
         let mut runners: Vec<Runner> = forks.into_iter().map(|fork| fork.runner).collect();
         for runner in &mut runners {

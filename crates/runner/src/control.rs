@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::path::PathBuf;
+use zygote_snapshot::RunKind;
 
 /// Largest packet: three paths, or the end of a console.
 pub const PACKET_MAX_BYTES: usize = 16 * 1024;
@@ -17,8 +18,9 @@ pub const CONSOLE_MAX_BYTES: usize = 4096;
 pub enum ToZygote {
     /// First message: which snapshot to hold. Answered by `Loaded` or `Refused`.
     Load(Load),
-    /// Fork a runner. Carries two descriptors: the agent's stream and the runner's control socket.
-    Fork,
+    /// Fork a runner, with what such runs touch. Carries two descriptors: the agent's stream and the
+    /// runner's control socket.
+    Fork(RunKind),
 }
 
 /// What a zygote process holds.

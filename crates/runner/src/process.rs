@@ -10,6 +10,7 @@ use rustix::event::epoll;
 use std::error::Error;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use zygote_snapshot::RunKind;
 use zygote_vmm::{Machine, StopReason};
 
 const AGENT: u64 = 0;
@@ -17,10 +18,16 @@ const STOP: u64 = 1;
 const CONTROL: u64 = 2;
 
 /// Runs a sandbox to its end; `number`: among its zygote's. Gives back the process's exit status.
-pub fn runner_main(loaded: &Loaded, number: u32, agent: OwnedFd, control: OwnedFd) -> i32 {
+pub fn runner_main(
+    loaded: &Loaded,
+    kind: RunKind,
+    number: u32,
+    agent: OwnedFd,
+    control: OwnedFd,
+) -> i32 {
     leave_parent(loaded, &[agent.as_raw_fd(), control.as_raw_fd()]);
     let console = Console::default();
-    let reason = match run(loaded, number, agent, &control, &console) {
+    let reason = match run(loaded, kind, number, agent, &control, &console) {
         Ok(None) => return 0,
         Ok(Some(reason)) => reason,
         Err(error) => chain(error.as_ref()),
@@ -71,6 +78,7 @@ fn close_way_out(loaded: &Loaded) {
 /// left to the process's end, which nobody waits for.
 fn run(
     loaded: &Loaded,
+    kind: RunKind,
     number: u32,
     agent: OwnedFd,
     control: &OwnedFd,
@@ -79,8 +87,9 @@ fn run(
     if loaded.has_users {
         zygote_jail::become_runner(number)?;
     }
+    let ahead = loaded.ahead(kind);
     // Before there is a VM that would have to be told of each page.
-    loaded.memory.copy_ahead(&loaded.working_set);
+    loaded.memory.copy_ahead(&ahead.written);
     let mut machine = ManuallyDrop::new(Machine::restore(
         &loaded.host,
         &loaded.state,
@@ -90,6 +99,7 @@ fn run(
         Box::new(console.clone()),
     )?);
     close_way_out(loaded);
+    machine.map_ahead(&ahead.touched);
     let events = watch(&agent, &machine, control)?;
     machine.park(agent.try_clone()?, &loaded.prepare_vcpu())?;
     loaded.take_away()?;

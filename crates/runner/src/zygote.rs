@@ -160,7 +160,7 @@ fn answer(
         let message = message.to_owned();
         tell(control, &FromZygote::ForkFailed { message })
     };
-    let Ok(ToZygote::Fork) = decode(bytes) else {
+    let Ok(ToZygote::Fork(kind)) = decode(bytes) else {
         return refuse("only forks can be asked for once the snapshot is loaded");
     };
     let Ok([agent, runner_control]) = <[OwnedFd; 2]>::try_from(descriptors) else {
@@ -170,7 +170,7 @@ fn answer(
     match unsafe { libc::fork() } {
         0 => {
             let number = children.made();
-            let status = process::runner_main(loaded, number, agent, runner_control);
+            let status = process::runner_main(loaded, kind, number, agent, runner_control);
             // SAFETY: ends the child without running what the parent has registered for its end.
             unsafe { libc::_exit(status) }
         }

@@ -15,7 +15,7 @@ mod verify;
 mod watch;
 mod writer;
 
-pub use manifest::{DiskPiece, FORMAT_VERSION, Manifest, Origin, PAGE_BYTES};
+pub use manifest::{DiskPiece, FORMAT_VERSION, Manifest, Origin, PAGE_BYTES, RunKind, WorkingSet};
 pub use memory::CHUNK_BYTES;
 pub use reader::{OpenError, Snapshot, decode_machine};
 pub use verify::{Report, VerifyError};

@@ -7,8 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 /// Version of the format that this program writes.
-pub const FORMAT_VERSION: u32 = 2;
-/// Oldest version that it reads: the same, without a working set.
+pub const FORMAT_VERSION: u32 = 3;
+/// Oldest version that it reads: the same, without working sets. Version 2 had the written pages of one.
 pub const FORMAT_VERSION_OLDEST: u32 = 1;
 /// A page of the working set.
 pub const PAGE_BYTES: u64 = 4096;
@@ -32,10 +32,35 @@ pub struct Manifest {
     /// Disk images, in the order of their devices. They lie beside the snapshots that share them,
     /// in a folder of pieces, each under its digest.
     pub disks: Vec<DiskPiece>,
-    /// Pages that a run writes whatever its program: `[first, count]` each, in pages of 4 KiB of the
-    /// memory file, ascending and apart. A hint: forks copy them ahead.
+    /// What runs touch whatever their program. A hint: forks have it ahead.
     #[serde(default)]
-    pub working_set: Vec<[u32; 2]>,
+    pub working_sets: Vec<WorkingSet>,
+    /// Version 2: the written pages of [`RunKind::Python`]. Read, and never written.
+    #[serde(default, skip_serializing)]
+    working_set: Vec<[u32; 2]>,
+}
+
+/// What is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunKind {
+    /// Code in the warm interpreter.
+    Python,
+    /// Any program.
+    Command,
+}
+
+/// The pages that every run of a kind touches: `[first, count]` each, in pages of 4 KiB of the memory
+/// file, ascending and apart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkingSet {
+    /// Of which kind.
+    pub of: RunKind,
+    /// Those that it writes.
+    pub written: Vec<[u32; 2]>,
+    /// Those that it only reads.
+    pub read: Vec<[u32; 2]>,
 }
 
 /// Where a snapshot comes from. Nothing in here changes how it is read.
@@ -120,6 +145,25 @@ pub enum ManifestError {
 }
 
 impl Manifest {
+    pub(crate) fn new(
+        origin: Origin,
+        vcpus: u32,
+        machine: Piece,
+        memory: MemoryPiece,
+        disks: Vec<DiskPiece>,
+        working_sets: Vec<WorkingSet>,
+    ) -> Self {
+        Self {
+            origin,
+            vcpus,
+            machine,
+            memory,
+            disks,
+            working_sets,
+            working_set: Vec::new(),
+        }
+    }
+
     /// Header and JSON.
     ///
     /// # Errors
@@ -156,7 +200,23 @@ impl Manifest {
         if blake3::hash(body).to_hex().as_str() != digest {
             return Err(ManifestError::Damaged);
         }
-        let manifest: Self = serde_json::from_slice(body).map_err(ManifestError::Content)?;
+        let mut manifest: Self = serde_json::from_slice(body).map_err(ManifestError::Content)?;
+        // The version is not under the digest.
+        let is_old =
+            manifest.working_sets.is_empty() && (found == 2 || manifest.working_set.is_empty());
+        let is_new = found == 3 && manifest.working_set.is_empty();
+        if !is_old && !is_new {
+            return Err(ManifestError::Contradiction(
+                "its working sets are those of another version",
+            ));
+        }
+        if !manifest.working_set.is_empty() {
+            manifest.working_sets.push(WorkingSet {
+                of: RunKind::Python,
+                written: std::mem::take(&mut manifest.working_set),
+                read: Vec::new(),
+            });
+        }
         manifest.check()?;
         Ok(manifest)
     }
@@ -171,18 +231,28 @@ impl Manifest {
         if self.disks.iter().any(|disk| !is_digest(&disk.digest)) {
             return Err(ManifestError::Contradiction("a disk's digest is not one"));
         }
-        let mut end = 0;
-        for &[first, count] in &self.working_set {
-            let (first, count) = (u64::from(first), u64::from(count));
-            if count == 0 || first < end || (first + count) * PAGE_BYTES > self.memory.bytes {
-                return Err(ManifestError::Contradiction(
-                    "the working set is not one of its memory",
-                ));
-            }
-            end = first + count;
+        let are_sound = |set: &WorkingSet| {
+            are_pages_of(&set.written, self.memory.bytes)
+                && are_pages_of(&set.read, self.memory.bytes)
+        };
+        if !self.working_sets.iter().all(are_sound) {
+            return Err(ManifestError::Contradiction(
+                "a working set is not one of its memory",
+            ));
         }
         Ok(())
     }
+}
+
+/// Whether ranges ascend, lie apart and within so many bytes.
+fn are_pages_of(ranges: &[[u32; 2]], bytes: u64) -> bool {
+    let mut end = 0;
+    ranges.iter().all(|&[first, count]| {
+        let (first, count) = (u64::from(first), u64::from(count));
+        let is_sound = count > 0 && first >= end && (first + count) * PAGE_BYTES <= bytes;
+        end = first + count;
+        is_sound
+    })
 }
 
 /// Whether a text is a BLAKE3 digest in hex (and so can be a file's name).
@@ -224,7 +294,16 @@ pub(crate) mod tests {
                 chunks: vec![String::new()],
             },
             disks: vec![],
-            working_set: vec![[0, 1]],
+            working_sets: vec![set(&[[0, 1]], &[])],
+            working_set: vec![],
+        }
+    }
+
+    fn set(written: &[[u32; 2]], read: &[[u32; 2]]) -> WorkingSet {
+        WorkingSet {
+            of: RunKind::Python,
+            written: written.to_vec(),
+            read: read.to_vec(),
         }
     }
 
@@ -244,27 +323,27 @@ pub(crate) mod tests {
 
     #[test]
     fn a_newer_version_is_refused_by_its_number_before_anything_else() {
-        let bytes = b"zygote-snapshot 3 whatever comes then\n{";
-        let Err(ManifestError::NotASnapshot | ManifestError::Version { found: 3 }) =
+        let bytes = b"zygote-snapshot 4 whatever comes then\n{";
+        let Err(ManifestError::NotASnapshot | ManifestError::Version { found: 4 }) =
             Manifest::decode(bytes)
         else {
             panic!("decoded");
         };
-        let bytes = b"zygote-snapshot 3 digest\n\xff\xfe not json";
+        let bytes = b"zygote-snapshot 4 digest\n\xff\xfe not json";
         let Err(error) = Manifest::decode(bytes) else {
             panic!("decoded");
         };
-        assert!(error.to_string().contains("version 3"), "{error}");
+        assert!(error.to_string().contains("version 4"), "{error}");
     }
 
     #[test]
     fn a_working_set_beyond_the_memory_or_out_of_order_is_refused() {
-        let with = |working_set: &[[u32; 2]]| Manifest {
+        let with = |pages: &[[u32; 2]]| Manifest {
             memory: MemoryPiece {
                 bytes: 8 * PAGE_BYTES,
                 chunks: vec![String::new()],
             },
-            working_set: working_set.to_vec(),
+            working_sets: vec![set(&[[0, 1]], pages), set(pages, &[])],
             ..manifest()
         };
         let read = |set: &[[u32; 2]]| Manifest::decode(&with(set).encode().unwrap());
@@ -285,24 +364,29 @@ pub(crate) mod tests {
         assert!(read(&[[u32::MAX, u32::MAX]]).is_err());
     }
 
-    #[test]
-    fn version_1_had_no_working_set() {
+    /// As an older version has written it.
+    fn old(version: u32, instead: &str) -> Manifest {
         let bytes = Manifest {
-            working_set: vec![],
+            working_sets: vec![],
             ..manifest()
         }
         .encode()
         .unwrap();
         let text = String::from_utf8(bytes).unwrap();
         let (_, body) = text.split_once('\n').unwrap();
-        let body = body.replace(",\n  \"working_set\": []", "");
-        assert!(!body.contains("working_set"));
+        let body = body.replace(",\n  \"working_sets\": []", instead);
+        assert!(!body.contains("working_sets"));
         let digest = blake3::hash(body.as_bytes()).to_hex();
-        let old = format!("{MAGIC} 1 {digest}\n{body}");
-        assert_eq!(
-            Manifest::decode(old.as_bytes()).unwrap().working_set,
-            [[0; 2]; 0]
-        );
+        let old = format!("{MAGIC} {version} {digest}\n{body}");
+        Manifest::decode(old.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn version_1_had_no_working_sets_and_version_2_half_of_one() {
+        assert_eq!(old(1, "").working_sets, []);
+        let two = old(2, ",\n  \"working_set\": [[0, 1]]");
+        assert_eq!(two.working_sets, [set(&[[0, 1]], &[])]);
+        assert_eq!(two, manifest());
     }
 
     #[test]

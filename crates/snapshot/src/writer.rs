@@ -1,6 +1,6 @@
 //! Writing a snapshot: content first, the manifest last. A folder without a manifest is none.
 
-use crate::manifest::{DiskPiece, Manifest, MemoryPiece, Origin, Piece};
+use crate::manifest::{DiskPiece, Manifest, MemoryPiece, Origin, Piece, WorkingSet};
 use crate::memory::{CHUNK_BYTES, chunk_digest, write_chunk};
 use crate::state::MachineState;
 use crate::{MACHINE_FILE, MANIFEST_FILE, MEMORY_FILE};
@@ -68,7 +68,7 @@ pub struct Writer {
     vcpus: u32,
     memory: Option<MemoryPiece>,
     disks: Vec<DiskPiece>,
-    working_set: Vec<[u32; 2]>,
+    working_sets: Vec<WorkingSet>,
 }
 
 impl Writer {
@@ -84,7 +84,7 @@ impl Writer {
             vcpus: 0,
             memory: None,
             disks: Vec::new(),
-            working_set: Vec::new(),
+            working_sets: Vec::new(),
         })
     }
 
@@ -146,9 +146,9 @@ impl Writer {
         self.disks.push(disk);
     }
 
-    /// Records what a run writes whatever its program: see [`Manifest::working_set`].
-    pub fn working_set(&mut self, ranges: Vec<[u32; 2]>) {
-        self.working_set = ranges;
+    /// Records what runs touch whatever their program: see [`Manifest::working_sets`].
+    pub fn working_sets(&mut self, sets: Vec<WorkingSet>) {
+        self.working_sets = sets;
     }
 
     /// Writes the manifest: now it is a snapshot, safe on disk.
@@ -159,14 +159,14 @@ impl Writer {
         let (Some(machine), Some(memory)) = (self.machine, self.memory) else {
             return Err(WriteError::Incomplete);
         };
-        let manifest = Manifest {
+        let manifest = Manifest::new(
             origin,
-            vcpus: self.vcpus,
+            self.vcpus,
             machine,
             memory,
-            disks: self.disks,
-            working_set: self.working_set,
-        };
+            self.disks,
+            self.working_sets,
+        );
         let bytes = manifest.encode().map_err(WriteError::Manifest)?;
         let path = self.directory.join(MANIFEST_FILE);
         let mut file = create(&path)?;

@@ -5,7 +5,7 @@ use crate::guest::{Boot, COMMAND_LINE, Guest, GuestError};
 use crate::ingredients::{GatherError, Ingredients, gather};
 use crate::recipe::Recipe;
 use crate::store::{Fresh, Store, StoreError, Template, disk_bytes};
-use crate::working_set::working_set;
+use crate::working_set;
 use std::fs::File;
 use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -210,9 +210,14 @@ fn make_replica(
     writer.machine(&state)?;
     writer.disk(ingredients.root.clone());
     drop(guest);
-    tell("recording what every run writes");
-    let root = open_root(store, ingredients)?;
-    writer.working_set(working_set(&directory, &state, options.memory_bytes, root)?);
+    tell("recording what every run touches");
+    let fresh = working_set::Fresh {
+        directory: &directory,
+        state: &state,
+        memory_bytes: options.memory_bytes,
+        root: open_root(store, ingredients)?,
+    };
+    writer.working_sets(fresh.working_sets()?);
     let cpuid = state.vcpus.first().map(|vcpu| &vcpu.cpuid[..]);
     writer.finish(Origin {
         template: recipe.name.clone(),

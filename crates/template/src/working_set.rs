@@ -1,24 +1,109 @@
-//! The pages that every run writes, recorded in a rehearsal.
+//! The pages that every run of a kind touches, recorded in rehearsals.
 
 use crate::guest::{Guest, GuestError};
 use crate::rehearsal::{python, rehearse};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
-use zygote_snapshot::MEMORY_FILE;
+use zygote_protocol::Program;
 use zygote_snapshot::state::MachineState;
-use zygote_vmm::{Disk, GuestMemory};
+use zygote_snapshot::{MEMORY_FILE, RunKind, WorkingSet};
+use zygote_vmm::{Disk, GuestMemory, Touches};
 
-/// What a run of the shortest program has written; `[first, count]` each.
-pub fn working_set(
-    directory: &Path,
-    state: &MachineState,
-    memory_bytes: u64,
-    root: Disk,
-) -> Result<Vec<[u32; 2]>, GuestError> {
-    let file = File::open(directory.join(MEMORY_FILE))?;
-    let memory = GuestMemory::private(&file, memory_bytes)
-        .map_err(|error| std::io::Error::other(error.to_string()))?;
-    let mut guest = Guest::restore(state, memory.clone(), vec![root])?;
-    rehearse(&mut guest, python("print(1)"), &mut |_, _| Ok(()))?;
-    Ok(memory.copied()?)
+/// Runs of which only that counts which all of them do.
+const REHEARSALS: usize = 2;
+
+/// A snapshot that has just been written.
+pub struct Fresh<'a> {
+    /// Its folder.
+    pub directory: &'a Path,
+    /// Registers and devices.
+    pub state: &'a MachineState,
+    /// Guest memory.
+    pub memory_bytes: u64,
+    /// Its root.
+    pub root: Disk,
+}
+
+type Pages = BTreeSet<u32>;
+
+impl Fresh<'_> {
+    /// The pages of the shortest programs.
+    pub fn working_sets(&self) -> Result<Vec<WorkingSet>, GuestError> {
+        [RunKind::Python, RunKind::Command]
+            .into_iter()
+            .map(|kind| self.working_set(kind))
+            .collect()
+    }
+
+    fn working_set(&self, of: RunKind) -> Result<WorkingSet, GuestError> {
+        let mut written = self.written(of)?;
+        for _ in 1..REHEARSALS {
+            let again = self.written(of)?;
+            written.retain(|page| again.contains(page));
+        }
+        let read = self.touched(of)?;
+        let read = read.difference(&written).copied().collect();
+        Ok(WorkingSet {
+            of,
+            written: ranges(&written),
+            read: ranges(&read),
+        })
+    }
+
+    fn written(&self, kind: RunKind) -> Result<Pages, GuestError> {
+        let memory = GuestMemory::private(&self.memory()?, self.memory_bytes);
+        let memory = memory.map_err(std::io::Error::other)?;
+        self.run(kind, memory.clone())?;
+        let ranges = memory.copied()?;
+        let pages = ranges
+            .iter()
+            .flat_map(|[first, count]| *first..first + count);
+        Ok(pages.collect())
+    }
+
+    /// Nothing if this user may not watch page faults: then what is only read is mapped when it is read.
+    fn touched(&self, kind: RunKind) -> Result<Pages, GuestError> {
+        let Ok((memory, touches)) = Touches::watch(&self.memory()?, self.memory_bytes) else {
+            return Ok(Pages::new());
+        };
+        self.run(kind, memory)?;
+        Ok(touches.taken()?.into_iter().collect())
+    }
+
+    fn memory(&self) -> std::io::Result<File> {
+        File::open(self.directory.join(MEMORY_FILE))
+    }
+
+    fn run(&self, kind: RunKind, memory: GuestMemory) -> Result<(), GuestError> {
+        let program = match kind {
+            RunKind::Python => python("print(1)"),
+            RunKind::Command => Program::Command(vec![b"true".to_vec()]),
+        };
+        let mut guest = Guest::restore(self.state, memory, vec![self.root.try_clone()?])?;
+        rehearse(&mut guest, program, &mut |_, _| Ok(()))
+    }
+}
+
+fn ranges(pages: &Pages) -> Vec<[u32; 2]> {
+    let mut ranges: Vec<[u32; 2]> = Vec::new();
+    for page in pages {
+        match ranges.last_mut() {
+            Some([first, count]) if *first + *count == *page => *count += 1,
+            _ => ranges.push([*page, 1]),
+        }
+    }
+    ranges
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_become_a_range() {
+        let pages = Pages::from([1, 2, 3, 7, 9, 10]);
+        assert_eq!(ranges(&pages), [[1, 3], [7, 1], [9, 2]]);
+        assert_eq!(ranges(&Pages::new()), [[0; 2]; 0]);
+    }
 }

@@ -19,6 +19,7 @@ mod disk;
 mod gate;
 mod host;
 mod ioapic;
+mod prefault;
 mod statistics;
 mod touches;
 mod vcpu;

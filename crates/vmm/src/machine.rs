@@ -10,7 +10,7 @@ use crate::ioapic::Ioapic;
 use crate::layout::*;
 use crate::memory::{GuestMemory, MemoryError};
 use crate::vcpu::{Prepare, RunningVcpu, Shared, Vcpu};
-use crate::{Disk, Statistics, acpi, boot, cpuid, devices, vcpu_state};
+use crate::{Disk, Statistics, acpi, boot, cpuid, devices, prefault, vcpu_state};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, kvm_clock_data, kvm_enable_cap, kvm_userspace_memory_region,
 };
@@ -329,6 +329,19 @@ impl Machine {
             running.into_iter().map(RunningVcpu::join).collect();
         self.vcpus = Vcpus::Stopped(stopped?);
         Ok(())
+    }
+
+    /// Maps pages into a guest that does not run yet, so that touching them costs no exit: `ranges` of RAM
+    /// offsets and lengths in bytes. Where the kernel cannot, each is mapped when it is touched.
+    pub fn map_ahead(&self, ranges: &[(u64, u64)]) {
+        let Vcpus::Stopped(vcpus) = &self.vcpus else {
+            return;
+        };
+        if let Some(first) = vcpus.first() {
+            let ranges = self.memory().guest_ranges(ranges);
+            // Nothing is lost but the faults' time.
+            let _ = prefault::map(&first.fd, &ranges);
+        }
     }
 
     /// KVM's counters of a machine that does not run yet.

@@ -125,6 +125,20 @@ impl GuestMemory {
         }
     }
 
+    /// Guest-physical addresses of RAM offsets; `(start, length)` in bytes. What lies in no region, or in
+    /// two, is left out.
+    #[must_use]
+    pub fn guest_ranges(&self, ranges: &[(u64, u64)]) -> Vec<(u64, u64)> {
+        let regions = Self::layout(self.bytes);
+        let address = |&(offset, length): &(u64, u64)| {
+            let region = regions.iter().find(|(start, _, bytes)| {
+                *start <= offset && offset.saturating_add(length) <= start + bytes
+            });
+            region.map(|(start, address, _)| (address + offset - start, length))
+        };
+        ranges.iter().filter_map(address).collect()
+    }
+
     /// Pages that have been copied since the memory was mapped privately, as `[first, count]` in pages
     /// of 4 KiB of its backing.
     ///
@@ -208,6 +222,23 @@ mod tests {
     use super::*;
     use std::io::Write;
     use vm_memory::Bytes;
+
+    #[test]
+    fn offsets_above_the_hole_are_addresses_above_it() {
+        let memory = GuestMemory {
+            map: GuestMemoryMmap::new(),
+            bytes: HOLE_START + 8192,
+        };
+        let ranges = [
+            (4096, 8192),
+            (HOLE_START, 4096),
+            (HOLE_START - 4096, 8192),
+            (HOLE_START + 8192, 1),
+            (u64::MAX, 4096),
+        ];
+        let addresses = [(4096, 8192), (HOLE_END, 4096)];
+        assert_eq!(memory.guest_ranges(&ranges), addresses);
+    }
 
     #[test]
     fn what_is_copied_ahead_is_what_was_written_and_keeps_its_content() {
