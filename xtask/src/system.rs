@@ -148,10 +148,11 @@ impl Built {
                 "tests are picked by name with cargo-nextest; install it: cargo install cargo-nextest"
             );
         };
-        let filters: Vec<String> = names
-            .iter()
-            .map(|name| format!("test({name}) + binary({name})"))
-            .collect();
+        let filter = |name: &String| match self.groups.iter().any(|group| group.name == *name) {
+            true => format!("binary({name})"),
+            false => format!("test({name})"),
+        };
+        let filters: Vec<String> = names.iter().map(filter).collect();
         let filter = format!("({}) - binary({ON_HOST})", filters.join(" + "));
         let words = described.command(&filter);
         let log = Path::new("target/system/named.log");

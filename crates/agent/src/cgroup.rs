@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 /// Everything that is not the agent lives here.
 const USER: &str = "/sys/fs/cgroup/user";
-/// A group in it: the warm interpreter, while it waits.
+/// Parts of it: the warm interpreter, and the process that waits for a command.
 const WARM: &str = "warm";
+const LAUNCHER: &str = "launcher";
 /// Memory that the user's processes cannot take, so that the agent and the kernel go on.
 const RESERVED_BYTES: u64 = 40 << 20;
 /// Most processes and threads of the user.
@@ -46,66 +47,52 @@ pub fn entrance() -> io::Result<fs::File> {
 
 /// The same, into the warm interpreter's part of it.
 pub fn interpreters_entrance() -> io::Result<fs::File> {
-    fs::create_dir_all(Path::new(USER).join(WARM))?;
-    let path = Path::new(USER).join(WARM).join("cgroup.procs");
-    fs::OpenOptions::new().write(true).open(path)
+    entrance_of(WARM)
 }
 
-/// Lets frozen processes go on, without looking for their group first.
+/// The same, into that of the process that waits for a command.
+pub fn launchers_entrance() -> io::Result<fs::File> {
+    entrance_of(LAUNCHER)
+}
+
+fn entrance_of(part: &str) -> io::Result<fs::File> {
+    let folder = Path::new(USER).join(part);
+    fs::create_dir_all(&folder)?;
+    fs::OpenOptions::new()
+        .write(true)
+        .open(folder.join("cgroup.procs"))
+}
+
+/// The way back of [`freeze`], open: no path is looked up in a fork.
 pub struct Thaw {
-    all: fs::File,
-    interpreter: Option<fs::File>,
-    /// Whether the interpreter stays frozen when all others go on.
-    sleeps: bool,
+    switch: fs::File,
 }
 
 impl Thaw {
-    /// For the processes that there are now. An interpreter that is alone, and so does nothing but wait
-    /// for a request, need not wake up for less.
+    /// Opens it.
     pub fn prepare() -> io::Result<Self> {
-        let switch = |folder: &Path| {
-            let file = folder.join("cgroup.freeze");
-            fs::OpenOptions::new().write(true).open(file)
-        };
-        let warm = Path::new(USER).join(WARM);
-        let tasks = |file: &str| fs::read_to_string(warm.join(file)).unwrap_or_default();
-        let is_one = |text: String| text.lines().count() == 1;
-        let sleeps = is_one(tasks("cgroup.procs")) && is_one(tasks("cgroup.threads"));
-        let thaw = Self {
-            all: switch(Path::new(USER))?,
-            interpreter: switch(&warm).ok(),
-            sleeps,
-        };
-        if sleeps {
-            thaw.set(&thaw.interpreter, "1")?;
-        }
-        Ok(thaw)
+        let path = Path::new(USER).join("cgroup.freeze");
+        let switch = fs::OpenOptions::new().write(true).open(path)?;
+        Ok(Self { switch })
     }
 
-    /// All but an interpreter that sleeps.
-    pub fn all(&self) -> io::Result<()> {
-        (&self.all).write_all(b"0")
+    /// Lets every process of the user go on.
+    pub fn thaw(&self) -> io::Result<()> {
+        (&self.switch).write_all(b"0")
     }
+}
 
-    /// Whether the interpreter sleeps still.
-    pub fn sleeps(&self) -> bool {
-        self.sleeps
-    }
-
-    /// The interpreter.
-    pub fn interpreter(&mut self) -> io::Result<()> {
-        if std::mem::take(&mut self.sleeps) {
-            self.set(&self.interpreter, "0")?;
-        }
-        Ok(())
-    }
-
-    fn set(&self, file: &Option<fs::File>, value: &str) -> io::Result<()> {
-        match file {
-            Some(file) => (&*file).write_all(value.as_bytes()),
-            None => Ok(()),
-        }
-    }
+/// Whether all that there is of the user's are a warm interpreter of one thread and a process that waits
+/// for a command, or those of them that are expected to be there.
+pub fn has_only(interpreter: bool, launcher: bool) -> bool {
+    let lines = |part: &str, file: &str| {
+        let path = Path::new(USER).join(part).join(file);
+        fs::read_to_string(path).map_or(0, |text| text.lines().count())
+    };
+    lines("", "cgroup.procs") == 0
+        && lines(LAUNCHER, "cgroup.procs") == usize::from(launcher)
+        && lines(WARM, "cgroup.procs") == usize::from(interpreter)
+        && lines(WARM, "cgroup.threads") == usize::from(interpreter)
 }
 
 /// Stops every process of the user; returns when all have stopped.

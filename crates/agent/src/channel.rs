@@ -76,11 +76,11 @@ impl Channel {
         self.outgoing.len() >= OUTGOING_HIGH_BYTES
     }
 
-    /// Queues a message and writes what can be written.
+    /// Queues a message; [`Channel::flush`] writes it, with the others of its turn.
     pub fn send(&mut self, message: &AgentMessage) -> io::Result<()> {
         self.outgoing
             .extend(encode(message).map_err(io::Error::other)?);
-        self.flush()
+        Ok(())
     }
 
     /// Writes what can be written.

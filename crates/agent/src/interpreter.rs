@@ -21,6 +21,9 @@ const DRIVER_SOURCE: &str = concat!(
     include_str!("python/ending.py"),
     "\n\n_main()\n",
 );
+/// The driver's answers when the warm-up has gone well.
+const WAITS: &[u8] = b"waits";
+const GOES_ON: &[u8] = b"goes on";
 /// Longest traceback of a failed warm-up.
 const ANSWER_MAX_BYTES: usize = 64 * 1024;
 
@@ -29,6 +32,7 @@ pub struct Interpreter {
     process: Spawned,
     control: UnixStream,
     seed: Vec<u8>,
+    only_waits: bool,
 }
 
 impl Interpreter {
@@ -57,15 +61,21 @@ impl Interpreter {
         }
         let mut answer = vec![0; u32::from_le_bytes(length) as usize];
         control.read_exact(&mut answer)?;
-        if answer.is_empty() {
+        if [WAITS, GOES_ON].contains(&&answer[..]) {
             return Ok(Ok(Self {
                 process,
                 control,
                 seed: Vec::new(),
+                only_waits: answer == WAITS && cgroup::has_only(true, false),
             }));
         }
         answer.truncate(ANSWER_MAX_BYTES);
         Ok(Err(String::from_utf8_lossy(&answer).into_owned()))
+    }
+
+    /// Whether it does nothing but wait for a request: it has one thread, no children and no timers.
+    pub fn only_waits(&self) -> bool {
+        self.only_waits
     }
 
     /// The seed for its generators, which it takes before any user code.

@@ -10,6 +10,7 @@ mod files;
 mod guest;
 mod identity;
 mod interpreter;
+mod launcher;
 mod owners;
 mod process;
 mod serve;

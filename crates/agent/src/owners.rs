@@ -17,13 +17,15 @@ const FRAME: u64 = (1 << 55) - 1;
 /// Entries read at once.
 const PIECE: u64 = 4096;
 
+/// A page flag: never given back to the allocator.
+const RESERVED: u32 = 32;
 /// Page flags, the first that fits decides.
 const KINDS: [(u32, &str); 7] = [
     (7, "slab"),
     (26, "page tables"),
     (10, NEW),
     (20, "no memory"),
-    (32, "memory map and early kernel"),
+    (RESERVED, "memory map and early kernel"),
     (14, "files in memory"),
     (5, "page cache"),
 ];
@@ -61,9 +63,11 @@ fn kernel_pages() -> io::Result<Vec<&'static str>> {
         bits.copy_from_slice(entry);
         let bits = u64::from_ne_bytes(bits);
         let at = frame as u64 * PAGE_BYTES;
+        // Parts of the image that the kernel does not need are pages like others.
+        let is_of_image = bits >> RESERVED & 1 == 1;
         let of_image = image
             .iter()
-            .find(|(first, last, _)| (*first..=*last).contains(&at));
+            .find(|(first, last, _)| is_of_image && (*first..=*last).contains(&at));
         let kind = KINDS.iter().find(|(bit, _)| bits >> bit & 1 == 1);
         match (of_image, kind) {
             (Some((_, _, owner)), _) => *owner,

@@ -55,7 +55,7 @@ pub struct Process {
 }
 
 /// The default environment with the host's additions.
-fn environment(additions: &[(String, String)]) -> Vec<(String, String)> {
+pub fn environment(additions: &[(String, String)]) -> Vec<(String, String)> {
     let added = |key: &str| additions.iter().any(|(name, _)| name == key);
     let defaults = ENVIRONMENT.iter().filter(|(key, _)| !added(key));
     let mut all: Vec<(String, String)> = defaults
@@ -63,6 +63,27 @@ fn environment(additions: &[(String, String)]) -> Vec<(String, String)> {
         .collect();
     all.extend_from_slice(additions);
     all
+}
+
+/// A program with its environment and directory.
+fn command(
+    arguments: &[Vec<u8>],
+    additions: &[(String, String)],
+    cwd: &str,
+) -> io::Result<Command> {
+    let [program, rest @ ..] = arguments else {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "no program named",
+        ));
+    };
+    let mut command = Command::new(OsStr::from_bytes(program));
+    command
+        .args(rest.iter().map(|word| OsStr::from_bytes(word)))
+        .env_clear()
+        .envs(environment(additions))
+        .current_dir(cwd);
+    Ok(command)
 }
 
 /// Starts a program in the cgroup behind `entrance`, in a session of its own, with pipes for its streams and
@@ -77,20 +98,10 @@ pub fn spawn(
     entrance: &File,
     inherited: Option<UnixStream>,
 ) -> io::Result<Spawned> {
-    let [program, rest @ ..] = arguments else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "no program named",
-        ));
-    };
     let entrance_fd = entrance.as_raw_fd();
     let inherited_fd = inherited.as_ref().map(AsRawFd::as_raw_fd);
-    let mut command = Command::new(OsStr::from_bytes(program));
+    let mut command = command(arguments, additions, cwd)?;
     command
-        .args(rest.iter().map(|word| OsStr::from_bytes(word)))
-        .env_clear()
-        .envs(environment(additions))
-        .current_dir(cwd)
         .stdin(if stdin { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -122,7 +133,7 @@ pub fn spawn(
 }
 
 /// Undoes what the agent has done to signals for itself. Safe between fork and exec.
-fn default_signals() {
+pub fn default_signals() {
     // SAFETY: system calls on a local set; numbers that cannot be changed are refused.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();

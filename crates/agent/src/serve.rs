@@ -10,6 +10,7 @@ use crate::channel::Channel;
 use crate::files::Files;
 use crate::identity::{HostClock, Papers};
 use crate::interpreter::Interpreter;
+use crate::launcher::Launcher;
 use crate::process::{HOME, Output, Process, Spawned, read_output, spawn};
 use crate::signals::{Signal, Signals};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -31,6 +32,9 @@ const REMAINS_MAX: Timespec = Timespec {
     tv_nsec: 100_000_000,
 };
 
+/// The second finds what the first has left.
+const REHEARSALS: usize = 3;
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
     Building,
@@ -44,6 +48,8 @@ struct Server {
     processes: Vec<Process>,
     /// Processes that have told their end, and only keep memory.
     remains: Vec<u32>,
+    /// Becomes the first command.
+    launcher: Option<Launcher>,
     /// To where programs run.
     entrance: File,
     /// Out-of-memory kills that are known.
@@ -54,7 +60,7 @@ struct Server {
     state: State,
     clock: HostClock,
     /// What the next fork needs to become somebody.
-    frozen: Option<(Papers, Thaw)>,
+    frozen: Option<(Papers, Option<Thaw>)>,
     files: Files,
 }
 
@@ -65,6 +71,7 @@ pub fn serve(channel: Channel) -> io::Result<()> {
         signals: Signals::new()?,
         processes: Vec::new(),
         remains: Vec::new(),
+        launcher: None,
         entrance: cgroup::entrance()?,
         kills: 0,
         scratch: vec![0; STREAM_CHUNK_MAX_BYTES],
@@ -82,6 +89,7 @@ pub fn serve(channel: Channel) -> io::Result<()> {
         protocol_version: PROTOCOL_VERSION,
         kernel_release: release,
     })?;
+    server.channel.flush()?;
     loop {
         server.turn()?;
     }
@@ -103,7 +111,8 @@ impl Server {
             self.processes[index].feed();
             self.pump(index)?;
         }
-        self.finish()
+        self.finish()?;
+        self.channel.flush()
     }
 
     fn input_is_full(&self) -> bool {
@@ -308,7 +317,9 @@ impl Server {
         if let Some(interpreter) = &mut self.interpreter {
             interpreter.set_seed(identity.interpreter_seed.as_deref());
         }
-        thaw.all()?;
+        if let Some(thaw) = thaw {
+            thaw.thaw()?;
+        }
         Ok(sample)
     }
 
@@ -327,11 +338,25 @@ impl Server {
     }
 
     fn freeze(&mut self) -> io::Result<()> {
-        self.frozen = Some((
-            Papers::prepare(self.state == State::Building)?,
-            Thaw::prepare()?,
-        ));
-        cgroup::freeze()?;
+        let is_template = self.state == State::Building;
+        if is_template {
+            rehearse()?;
+        }
+        if self.launcher.is_none() {
+            self.launcher = Some(Launcher::prepare()?);
+        }
+        let papers = Papers::prepare(is_template)?;
+        // Who waits for a word of ours does nothing until it comes: stopping it, and letting it go on,
+        // would only cost each fork.
+        let waits = |interpreter: &Interpreter| interpreter.only_waits();
+        let has_only = cgroup::has_only(self.interpreter.is_some(), self.launcher.is_some());
+        let thaw = if has_only && self.interpreter.as_ref().is_none_or(waits) {
+            None
+        } else {
+            cgroup::freeze()?;
+            Some(Thaw::prepare()?)
+        };
+        self.frozen = Some((papers, thaw));
         rustix::fs::sync();
         self.state = State::Frozen;
         self.channel.send(&AgentMessage::Frozen)
@@ -372,17 +397,23 @@ impl Server {
     /// What the warm-up has started in it goes on, and not with what other forks have. One that sleeps
     /// is reseeded when it wakes up.
     fn reseed_interpreter(&mut self) -> io::Result<()> {
-        let sleeps = self.frozen.as_ref().is_some_and(|(_, thaw)| thaw.sleeps());
         match &mut self.interpreter {
-            Some(interpreter) if !sleeps => interpreter.reseed(),
+            Some(interpreter) if !interpreter.only_waits() => interpreter.reseed(),
             _ => Ok(()),
         }
     }
 
-    fn spawn(&self, arguments: &[Vec<u8>], start: &Start) -> io::Result<Spawned> {
+    fn spawn(&mut self, arguments: &[Vec<u8>], start: &Start) -> io::Result<Spawned> {
         let Start {
             env, cwd, stdin, ..
         } = start;
+        if let Some(launcher) = self.launcher.take() {
+            match launcher.launch(arguments, env, cwd, *stdin) {
+                // Somebody has killed it.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                launched => return launched,
+            }
+        }
         spawn(arguments, env, cwd, *stdin, &self.entrance, None)
     }
 
@@ -404,12 +435,7 @@ impl Server {
             Program::Python { source, arguments } => match self.interpreter.take() {
                 Some(warm) if warm.can_become(start) => {
                     tells = true;
-                    let spawned = warm.become_program(start, source, arguments)?;
-                    // With its request there, it wakes up once.
-                    if let Some((_, thaw)) = &mut self.frozen {
-                        thaw.interpreter()?;
-                    }
-                    spawned
+                    warm.become_program(start, source, arguments)?
                 }
                 unused => {
                     self.interpreter = unused;
@@ -421,6 +447,20 @@ impl Server {
         };
         Process::new(start.process, spawned, start.stdin, tells)
     }
+}
+
+/// Does in the template what every fork does, so that the kernel has ready what that takes.
+fn rehearse() -> io::Result<()> {
+    for _ in 0..REHEARSALS {
+        let launcher = Launcher::prepare()?;
+        let (command, pid) = ([b"true".to_vec()], launcher.pid());
+        // A template without that program has nothing to rehearse.
+        let _ = launcher.launch(&command, &[], HOME, false);
+        // SAFETY: waits for a child of ours, which ends: the host has the deadline.
+        unsafe { libc::waitpid(pid as libc::pid_t, std::ptr::null_mut(), 0) };
+    }
+    // Brings free pages together, so that new ones lie together: Documentation/admin-guide/sysctl/vm.rst.
+    std::fs::write("/proc/sys/vm/compact_memory", "1")
 }
 
 /// The command that a user would type.

@@ -1,6 +1,19 @@
-//! What a fork costs, and whose the costs are.
+//! What a fork costs, and whose the costs are: times of runs beside those of the host itself, memory of
+//! sandboxes that are held, and the census of a run's pages.
 
+mod baseline;
 mod census;
+mod held;
+mod measure;
 mod owners;
+mod plots;
+mod runs;
+mod samples;
 
+pub use baseline::Baselines;
 pub use census::{Census, CensusError, Course, Phase, Share, take};
+pub use held::{Cost, Held};
+pub use measure::{BenchError, HostInfo, Plan, Report, measure};
+pub use plots::draw;
+pub use runs::{RunError, RunTimes};
+pub use samples::Samples;

@@ -114,9 +114,16 @@ pub enum Verb {
     },
     /// Fork the `python` template twice and show what differs and what it cost
     Demo,
-    /// Measure what forks cost on this host
-    #[command(subcommand)]
-    Bench(BenchVerb),
+    /// Measure what forks cost on this host: time, memory, pages
+    #[command(
+        args_conflicts_with_subcommands = true,
+        override_usage = "zygote bench [OPTIONS]\n       zygote bench pages [OPTIONS] …",
+        after_help = "Times are shown beside those of python3 and of fork(2) on the same host. In the lab \
+            they are an emulator's, and only their ratios are shown.\n\nExamples:\n  zygote bench\n  \
+            zygote bench --runs 1000 --held 100 --plots plots\n  zygote bench --json | jq .pooled.run\n  \
+            zygote bench pages -c 'import json; print(json.dumps([1]))'"
+    )]
+    Bench(BenchArgs),
     /// Run a command on an emulated host with working KVM, or keep such a host
     #[command(
         args_conflicts_with_subcommands = true,
@@ -264,6 +271,28 @@ pub enum TemplateVerb {
         #[arg(long)]
         json: bool,
     },
+}
+
+#[derive(Args)]
+pub struct BenchArgs {
+    /// What to measure, if not time and memory
+    #[command(subcommand)]
+    pub verb: Option<BenchVerb>,
+    /// The template to fork
+    #[arg(short, long, default_value = "python", value_name = "NAME")]
+    pub template: String,
+    /// Runs of each kind [default: 200; 15 in the lab]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub runs: Option<u32>,
+    /// Sandboxes that are held at once, to see what each costs; 0: none [default: 100; 20 in the lab]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub held: Option<u32>,
+    /// Draw pictures of it (SVG) into this folder
+    #[arg(long, value_name = "DIR")]
+    pub plots: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Subcommand)]

@@ -1,24 +1,165 @@
 //! `zygote bench`: what forks cost, measured on this host, or in the lab.
 
-use crate::args::{BenchVerb, Global, PagesArgs};
+use crate::args::{BenchArgs, BenchVerb, Global, PagesArgs};
 use crate::host::{self, Place};
-use crate::lab;
-use crate::out::say;
+use crate::out::{complain, say};
+use crate::{engine, lab, settings};
+use anyhow::{Context, anyhow};
+use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
-use zygote_bench::{Census, Course, Phase, Share};
+use std::path::Path;
+use zygote_bench::{Census, Cost, Course, Phase, Plan, Report, RunTimes, Samples, Share};
+use zygote_engine::{PATIENCE, PATIENCE_EMULATED};
 use zygote_protocol::Program;
 use zygote_template::{Store, format_size, rehearsal};
 
 const PAGE_BYTES: u64 = 4096;
+/// Runs of each kind, and sandboxes that are held, unless the user says how many.
+const RUNS: u32 = 200;
+const RUNS_EMULATED: u32 = 15;
+const HELD: u32 = 100;
+const HELD_EMULATED: u32 = 20;
 
 /// Measures; gives back the exit code.
-pub fn run(global: &Global, verb: &BenchVerb) -> anyhow::Result<u8> {
+pub fn run(global: &Global, args: &BenchArgs) -> anyhow::Result<u8> {
     let store = host::store(global)?;
     if host::choose(global, &store)? == Place::Lab {
-        return lab::again(global, &store);
+        let plots = args.plots.as_deref();
+        return lab::again(global, &store, plots);
     }
-    match verb {
-        BenchVerb::Pages(args) => pages(&store, args),
+    match &args.verb {
+        Some(BenchVerb::Pages(args)) => pages(&store, args),
+        None => times(&store, args),
+    }
+}
+
+fn times(store: &Store, args: &BenchArgs) -> anyhow::Result<u8> {
+    let is_emulated = host::in_lab();
+    let or = |given: Option<u32>, here, emulated| {
+        given.unwrap_or(if is_emulated { emulated } else { here }) as usize
+    };
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let plan = Plan {
+        zygote_command: vec![program.into(), settings::ZYGOTE_VERB.into()],
+        template: args.template.clone(),
+        runs: or(args.runs, RUNS, RUNS_EMULATED),
+        held: or(args.held, HELD, HELD_EMULATED),
+        patience: if is_emulated {
+            PATIENCE_EMULATED
+        } else {
+            PATIENCE
+        },
+        is_emulated,
+    };
+    let tells = std::io::stderr().is_terminal() || is_emulated;
+    let tell = |what: &str| {
+        if tells && !args.json {
+            complain!("zygote: measuring {what}");
+        }
+    };
+    let runtime = engine::runtime()?;
+    let report = runtime.block_on(zygote_bench::measure(store, &plan, &tell))?;
+    if let Some(folder) = &args.plots {
+        let census = zygote_bench::take(store, &args.template, &rehearsal::python("print(1+1)"));
+        draw(folder, &report, census.ok().as_ref())?;
+    }
+    if args.json {
+        say!("{}", serde_json::to_string(&report)?);
+    } else {
+        show_times(&report);
+    }
+    Ok(0)
+}
+
+fn draw(folder: &Path, report: &Report, census: Option<&Census>) -> anyhow::Result<()> {
+    zygote_bench::draw(folder, report, census).map_err(|error| {
+        anyhow!(
+            "cannot draw into {}: {error}; name another folder with --plots",
+            folder.display()
+        )
+    })
+}
+
+/// One unit for all: milliseconds, or in a lab multiples of what python3 takes there.
+struct Unit {
+    is_emulated: bool,
+    python3_ms: Option<f64>,
+}
+
+impl Unit {
+    fn cell(&self, ms: f64) -> String {
+        match (self.is_emulated, self.python3_ms) {
+            (false, _) => format!("{ms:>12.3}"),
+            (true, Some(python3)) => format!("{:>12.2}", ms / python3),
+            (true, None) => format!("{:>12}", "-"),
+        }
+    }
+}
+
+fn show_times(report: &Report) {
+    let python3 = report.baselines.python3.as_ref();
+    let unit = Unit {
+        is_emulated: report.host.kind == "lab",
+        python3_ms: python3.map(|samples| samples.p50_ms),
+    };
+    let host = &report.host;
+    say!(
+        "{}, {} processors, {} MiB, Linux {}; template {}",
+        host.processor,
+        host.processors,
+        host.memory_mib,
+        host.kernel,
+        report.template
+    );
+    if unit.is_emulated {
+        say!(
+            "An emulated host: its times say nothing about any other. What is shown are ratios: 1 is what\n\
+             python3 -c 'print(1+1)' takes on that host itself."
+        );
+    }
+    let name = if unit.is_emulated { "ratio" } else { "ms" };
+    say!("\n{:<34}{:>12}{:>12}{:>12}", name, "p50", "p99", "max");
+    let line = |name: &str, samples: &Samples| {
+        let cells = [samples.p50_ms, samples.p99_ms, samples.max_ms].map(|ms| unit.cell(ms));
+        say!("{name:<34}{}", cells.concat());
+    };
+    let lines = |name: &str, times: &RunTimes| {
+        line(&format!("{name}: ready"), &times.ready);
+        line(&format!("{name}: first output"), &times.first_output);
+        line(&format!("{name}: exit status"), &times.run);
+    };
+    lines("from the pool", &report.pooled);
+    lines("without it", &report.unpooled);
+    lines(&format!("{} at once", report.clients), &report.under_load);
+    if let Some(samples) = python3 {
+        line("python3 -c 'print(1+1)'", samples);
+    }
+    if let Some(samples) = &report.baselines.warm_fork {
+        line("fork(2) of a warm Python", samples);
+    }
+    if !unit.is_emulated {
+        say!(
+            "{:<34}{:>12.0}",
+            format!("runs a second, {} at once", report.clients),
+            report.runs_per_second
+        );
+    }
+    if let Some(held) = &report.held {
+        say!(
+            "\n{:<34}{:>12}{:>12}",
+            format!("KiB a sandbox, {} held at once", held.count),
+            "its pages",
+            "kernel's"
+        );
+        let line = |name: &str, cost: &Cost| {
+            say!("{name:<34}{:>12.0}{:>12.0}", cost.user_kib, cost.kernel_kib);
+        };
+        line("parked (what is copied ahead too)", &held.parked);
+        line("after print(1+1)", &held.after_print);
+        if let Some(cost) = &held.after_numpy {
+            line("after a numpy product", cost);
+        }
+        say!("{:<34}{}", "teardown", unit.cell(held.teardown_ms));
     }
 }
 

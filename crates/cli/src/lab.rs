@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use zygote_api::{CommandRequest, LabStatus, Octets};
@@ -122,8 +123,15 @@ fn status(global: &Global, store: &Store, as_json: bool) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-/// This program again, with the same arguments, in the lab that is up, or in a fresh one.
-pub fn again(global: &Global, store: &Store) -> anyhow::Result<u8> {
+/// This program again, with the same arguments, in the lab that is up, or in a fresh one, where it has to
+/// write to a folder.
+pub fn again(global: &Global, store: &Store, folder: Option<&Path>) -> anyhow::Result<u8> {
+    let share = folder.map(std::path::absolute).transpose()?;
+    if let Some(folder) = &share {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    }
+
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut command: Vec<OsString> = vec!["env".into()];
     let mut state = OsString::from("ZYGOTE_STATE_DIR=");
@@ -138,7 +146,7 @@ pub fn again(global: &Global, store: &Store) -> anyhow::Result<u8> {
         verb: None,
         fresh: false,
         icount: false,
-        share: Vec::new(),
+        share: share.into_iter().collect(),
         throw_away: false,
         timeout: Timeout(None),
         command,

@@ -64,7 +64,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Stop { now, json } => status::stop(global, *now, *json),
         Verb::Doctor { json } => doctor::run(global, *json),
         Verb::Demo => demo::run(global),
-        Verb::Bench(verb) => bench::run(global, verb),
+        Verb::Bench(args) => bench::run(global, args),
         Verb::Lab(args) => lab::run(global, args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

@@ -7,9 +7,11 @@ use crate::loaded::Loaded;
 use crate::packet;
 use crate::serial::Console;
 use rustix::event::epoll;
+use rustix::time::Timespec;
 use std::error::Error;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 use zygote_snapshot::RunKind;
 use zygote_vmm::{Machine, StopReason};
 
@@ -129,10 +131,16 @@ fn serve(
         data: epoll::EventData::new_u64(0),
     };
     let mut watched = true;
+    let mut generation = Generation::Old;
     loop {
         let mut events = [nothing; 4];
         // For as long as the engine keeps its end of the control socket: that is the deadline.
-        let count = match epoll::wait(set, &mut events, None) {
+        let count = match epoll::wait(set, &mut events, generation.wait().as_ref()) {
+            Ok(0) => {
+                machine.tell_new_generation()?;
+                generation = Generation::Told;
+                continue;
+            }
             Ok(count) => count,
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
@@ -141,9 +149,12 @@ fn serve(
             match event.data.u64() {
                 // Either end has closed it: the machine's own end, or the engine's word on the
                 // control socket, decides what follows.
-                AGENT if watched && !machine.agent_ready() => {
-                    epoll::delete(set, agent)?;
-                    watched = false;
+                AGENT => {
+                    generation.begin();
+                    if watched && !machine.agent_ready() {
+                        epoll::delete(set, agent)?;
+                        watched = false;
+                    }
                 }
                 STOP => return Ok(Some(describe(machine.stop_reason()))),
                 // The engine has nothing to say there but that it has gone.
@@ -151,6 +162,39 @@ fn serve(
                 _ => {}
             }
         }
+    }
+}
+
+/// How long after its first message a guest is told by its hardware, too, that it is another one. The
+/// message has reseeded its kernel's generator, and proved it; this is the second wall, and who is gone
+/// before then need not pay for it.
+const GENERATION_AFTER: Duration = Duration::from_millis(250);
+
+/// Whether the guest has its new generation id.
+enum Generation {
+    /// It has not begun.
+    Old,
+    /// It gets it then.
+    Due(Instant),
+    /// It has it.
+    Told,
+}
+
+impl Generation {
+    fn begin(&mut self) {
+        if let Self::Old = self {
+            *self = Self::Due(Instant::now() + GENERATION_AFTER);
+        }
+    }
+
+    /// How long to wait for it.
+    fn wait(&self) -> Option<Timespec> {
+        let Self::Due(at) = self else { return None };
+        let left = at.saturating_duration_since(Instant::now());
+        Some(Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        })
     }
 }
 

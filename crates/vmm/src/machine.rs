@@ -263,8 +263,7 @@ impl Machine {
         })
     }
 
-    /// Lets the vCPUs run. Does nothing if they run already. A machine that was restored gets a
-    /// new generation id first (VMGenID: the guest's kernel reseeds its generator).
+    /// Lets the vCPUs run. Does nothing if they run already.
     ///
     /// # Errors
     /// If a thread cannot be made; the machine is then of no more use.
@@ -273,9 +272,23 @@ impl Machine {
         self.spawn(None, &(Arc::new(|| Ok(())) as Prepare))
     }
 
+    /// Gives a machine that was restored a new generation id (VMGenID: the guest's kernel reseeds its
+    /// generator, and tells those who listen), once. The machine may run.
+    ///
+    /// # Errors
+    /// If the host has no random numbers, or the id's place is not in memory.
+    pub fn tell_new_generation(&mut self) -> Result<(), MachineError> {
+        if let Some(address) = self.new_generation.take() {
+            write_guest(self.memory(), address, &fresh_generation_id()?)?;
+            self.shared.bus.ioapic.pulse(EVENT_GSI);
+        }
+        Ok(())
+    }
+
     /// Makes the vCPUs wait on threads of their own, each of which does `prepare` first, until
     /// there are bytes to read on `agent`, a descriptor of the agent's stream: then they run. Does
-    /// nothing if they run already.
+    /// nothing if they run already. When the guest gets its new generation id is its owner's choice:
+    /// [`Machine::tell_new_generation`].
     ///
     /// # Errors
     /// If a thread cannot be made; the machine is then of no more use.
@@ -284,10 +297,6 @@ impl Machine {
     }
 
     fn spawn(&mut self, agent: Option<OwnedFd>, prepare: &Prepare) -> Result<(), MachineError> {
-        if let Some(address) = self.new_generation.take() {
-            write_guest(self.memory(), address, &fresh_generation_id()?)?;
-            self.shared.bus.ioapic.pulse(EVENT_GSI);
-        }
         let Vcpus::Stopped(stopped) = &mut self.vcpus else {
             return Ok(());
         };

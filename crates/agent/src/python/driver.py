@@ -19,6 +19,7 @@ counts lie in a hundred pages.
 """
 
 import atexit
+import builtins
 import ctypes
 import gc
 import os
@@ -26,6 +27,7 @@ import signal
 import sys
 import threading
 import types
+import weakref
 
 # Serving the agent until there is a program.
 
@@ -67,7 +69,21 @@ def _warm(code):
 
         return "".join(traceback.format_exception(error)) or repr(error)
     _settle()
-    return ""
+    return "waits" if _only_waits() else "goes on"
+
+
+def _only_waits():
+    """Whether nothing will wake this process up but a request: no timer, and no thread that Python
+    knows. The agent looks for others, and for children."""
+    timers = signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF
+    if any(signal.getitimer(timer) != (0.0, 0.0) for timer in timers):
+        return False
+    try:
+        with open("/proc/self/timers") as file:
+            posix_timers = file.read()
+    except OSError:
+        posix_timers = ""
+    return not posix_timers and threading.active_count() == 1
 
 
 def _serve(control):
@@ -84,5 +100,4 @@ def _serve(control):
 
 
 def _main():
-    program = _serve(int(sys.argv[1]))
-    _finalize(program[2], _run(*program))
+    _finalize(_run(*_serve(int(sys.argv[1]))))

@@ -54,30 +54,97 @@ def _new_modules():
     return names
 
 
-def _finalize(namespace, status):
+# Modules of the template that programs put things into.
+_SHARED = builtins, sys
+
+
+def _drop_modules():
+    """Lets go of the program's modules, has what only they held collected while its globals are still
+    there, and only then clears what is left of them: as CPython's own end does."""
+    for name in ("last_type", "last_value", "last_traceback"):
+        if hasattr(sys, name):
+            setattr(sys, name, None)
+    names = _new_modules()
+    modules = [sys.modules.pop(name) for name in names]
+    modules.append(_modules.pop("main"))
+    if sys.modules.get("__main__") is modules[-1]:
+        sys.modules["__main__"] = None
+    modules = [weakref.ref(module) for module in modules if isinstance(module, types.ModuleType)]
+    _collect()
+    for reference in modules:
+        module = reference()
+        if module is not None:
+            _clear(module.__dict__)
+            del module
+    for module in _SHARED:
+        space = module.__dict__
+        for _ in range(len(space) - _modules[module.__name__]):
+            space.popitem()
+    if modules:
+        _collect()
+
+
+def _collect():
+    """What has lived long is in the oldest generation; without any, the two younger ones are all."""
+    gc.collect(2 if gc.get_objects(2) else 1)
+
+
+def _finalize(status):
     """Ends as python3 does, as far as a program can tell, but leaves what was loaded before the
     fork alone: tearing that down would copy each of its pages only to throw it away."""
-    threading._shutdown()
+    _end_threads()
     _exit_functions()
     flushed = _flush()
     if not flushed:
         status = 120
-    if threading.active_count() > 1:
+    if len(threading._active) > 1:
         # Daemon threads must not see half-cleared modules: leave it all to the interpreter.
         sys.exit(status)
-    for name in _new_modules():
-        module = sys.modules.pop(name)
-        if isinstance(module, types.ModuleType) and name != "__main__":
-            _clear(module.__dict__)
-    _clear(namespace)
-    # What has lived long is in the oldest generation; without any, the two younger ones are all.
-    gc.collect(2 if gc.get_objects(2) else 1)
+    _drop_modules()
     _flush(tell=flushed)
     if _has_new_libraries():
         _libc.exit(status)
     _libc.fflush(None)
     _tell(status)
     os._exit(status)
+
+
+def _find_main_thread():
+    """The main thread, if its end can be told without a call: threading as of CPython 3.11."""
+    main = threading.main_thread()
+    names = "_shutdown_locks", "_threading_atexits", "_SHUTTING_DOWN", "_active"
+    if hasattr(main, "_is_stopped") and all(hasattr(threading, name) for name in names):
+        return main
+    return None
+
+
+_main_thread = _find_main_thread()
+
+
+def _end_threads():
+    """threading._shutdown(); with no thread but this one it has nothing to do but to say so."""
+    if _main_thread is None or len(threading._shutdown_locks) > 1 or threading._threading_atexits:
+        threading._shutdown()
+    else:
+        _main_thread._is_stopped = True
+        threading._SHUTTING_DOWN = True
+
+
+def _rehearse_end():
+    """What the end of a short program does, and undoes what cannot be done twice."""
+    if _main_thread is not None:
+        _end_threads()
+        _main_thread._is_stopped = False
+        threading._SHUTTING_DOWN = False
+    _new_modules()
+    if "last" in _modules:
+        _modules["main"] = _new_main()
+        _drop_modules()
+        sys.modules["__main__"] = _modules["driver"]
+    _has_new_libraries()
+    _libc.fflush(None)
+    # Signal 0: it is only looked whether it could be sent.
+    _libc.sigqueue(_pid, 0, 0)
 
 
 def _tell(status):
@@ -100,12 +167,12 @@ def _clear(namespace):
 def _flush(tell=True):
     """Whether standard output could be flushed; python3 exits with 120 when not, and says so once."""
     good = True
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (getattr(sys, "stdout", None), getattr(sys, "stderr", None)):
         try:
             if stream is not None and not stream.closed:
                 stream.flush()
         except BaseException as error:
-            if stream is sys.stdout:
+            if stream is getattr(sys, "stdout", None):
                 if tell:
                     _tell_unraisable(error, stream)
                 good = False
@@ -134,7 +201,7 @@ def _status_of(code):
         return 0
     if isinstance(code, int):
         return code & 0xFF if -(1 << 63) <= code < 1 << 63 else 0xFF
-    sys.stdout.flush()
+    _flush(tell=False)
     print(code, file=sys.stderr)
     return 1
 

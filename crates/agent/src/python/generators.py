@@ -2,7 +2,7 @@
 
 _hooks = []
 _generators = []
-_memories = []
+_memories = {}
 
 
 def register_after_fork(function):
@@ -36,12 +36,13 @@ def _watch_generators():
     """Finds what is to be reseeded, and does before the snapshot what is the same in every fork."""
     _generators.extend(_find_generators())
     modules = sys.modules
+    # A new seed drops the second of a pair of normal numbers, which is kept for the next call.
+    if "random" in modules:
+        modules["random"].seed()
+        _watch_memory("random", *_twister_of_random(modules["random"]))
     if "numpy.random" in modules:
-        # Drops the second of a pair of normal numbers, which it keeps for the next call.
         modules["numpy.random"].seed()
-        memory = _memory_of(modules["numpy.random"])
-        if memory is not None:
-            _memories.append(memory)
+        _watch_memory("numpy.random", *_twister_of_numpy(modules["numpy.random"]))
     if "uuid" in modules:
         modules["uuid"]._node = None
         modules["uuid"]._last_timestamp = None
@@ -49,19 +50,36 @@ def _watch_generators():
         modules["tempfile"]._name_sequence = None
 
 
-def _memory_of(numpy):
-    """The words of numpy's own Mersenne Twister, any of which may have any value, and the index that
-    says that all are used up (numpy/random/src/mt19937/mt19937.h); None if they are not found."""
+def _twister_of_random(random):
+    """Where the state of random's own Mersenne Twister may lie (CPython, Modules/_randommodule.c: after
+    the object's head an int, and 624 words), and what it must be there."""
+    if type(random._inst) is not random.Random:
+        return None, None, None, None
+    index = id(random._inst) + object.__basicsize__
+    _, state, _ = random.getstate()
+    return index + ctypes.sizeof(ctypes.c_int), index, list(state[:-1]), state[-1]
+
+
+def _twister_of_numpy(numpy):
+    """The same of numpy's (numpy/random/src/mt19937/mt19937.h: 624 words, and an int)."""
     bits = numpy.mtrand._rand._bit_generator
     if type(bits) is not numpy.MT19937:
-        return None
-    address = bits.ctypes.state_address
-    words = (ctypes.c_uint32 * 624).from_address(address)
-    index = ctypes.c_int.from_address(address + ctypes.sizeof(words))
+        return None, None, None, None
+    words = bits.ctypes.state_address
     state = bits.state["state"]
-    if list(words) != state["key"].tolist() or index.value != state["pos"]:
-        return None
-    return memoryview(words).cast("B"), index, len(words)
+    return words, words + 4 * len(state["key"]), state["key"].tolist(), state["pos"]
+
+
+def _watch_memory(module, words_at, index_at, words, index):
+    """Notes where a Mersenne Twister's words lie, each of which may have any value, and the index that
+    says that all are used up; if they really lie there. Writing them touches two pages, where a call
+    of seed touches thirty."""
+    if words is None:
+        return
+    memory = (ctypes.c_uint32 * len(words)).from_address(words_at)
+    where = ctypes.c_int.from_address(index_at)
+    if list(memory) == words and where.value == index:
+        _memories[module] = memoryview(memory).cast("B"), where, len(words)
 
 
 def _reseed_found(seed):
@@ -83,12 +101,12 @@ def _reseed(seed):
     modules = sys.modules
     if _generators:
         _reseed_found(seed)
-    if "random" in modules:
-        modules["random"].seed(int.from_bytes(seed[:32], "little"))
-    for words, index, used_up in _memories:
+    for words, index, used_up in _memories.values():
         words[:] = os.urandom(len(words))
         index.value = used_up
-    if "numpy.random" in modules and not _memories:
+    if "random" in modules and "random" not in _memories:
+        modules["random"].seed(int.from_bytes(seed[:32], "little"))
+    if "numpy.random" in modules and "numpy.random" not in _memories:
         words = [int.from_bytes(seed[at : at + 4], "little") for at in range(32, 64, 4)]
         modules["numpy.random"].seed(words)
     if "_ssl" in modules:

@@ -1,5 +1,9 @@
 # Becoming a program.
 
+# CPython 3.11 writes to a function's code until it has specialized it: after some ten runs, and again
+# after the first specializations that do not hold.
+_REHEARSALS = 100
+
 _modules = {}
 _environment = dict(os.environb)
 _directory = os.getcwd()
@@ -15,24 +19,51 @@ def _settle():
         if os.environb.get(key) != value:
             os.environb[key] = value
     os.chdir(_directory)
-    _modules["main"] = main = types.ModuleType("__main__")
-    namespace = main.__dict__
-    namespace["__annotations__"] = {}
-    namespace["__builtins__"] = sys.modules["builtins"]
-    namespace["__loader__"] = sys.modules["_frozen_importlib"].BuiltinImporter
     sys.argv = ["-c"]
     sys.path[0] = ""
+    _modules["driver"] = sys.modules.pop("__main__")
+    # Last of all, as it will be.
+    sys.modules["__main__"] = _modules["driver"]
     gc.collect()
     _watch_generators()
     _rehearse()
-    _modules["driver"] = sys.modules.pop("__main__")
-    sys.modules["__main__"] = main
+    _collapse()
     _modules["library"] = _last_library()
     _modules["last"] = next(reversed(sys.modules))
     _loaded.update(sys.modules)
+    for module in _SHARED:
+        _modules[module.__name__] = len(module.__dict__)
     gc.collect()
     gc.freeze()
-    _rehearse()
+    for _ in range(_REHEARSALS):
+        _rehearse()
+    gc.freeze()
+    # Young, so that the program's end can collect it.
+    _modules["main"] = sys.modules["__main__"] = _new_main()
+
+
+def _new_main():
+    main = types.ModuleType("__main__")
+    namespace = main.__dict__
+    namespace["__annotations__"] = {}
+    namespace["__builtins__"] = builtins
+    namespace["__loader__"] = sys.modules["_frozen_importlib"].BuiltinImporter
+    return main
+
+
+def _collapse():
+    """Has the kernel put memory into huge pages (madvise(2), MADV_COLLAPSE): a fork copies each page
+    table that it walks, and these need none."""
+    huge = 2 << 20
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            where, rights, *_, path = [*line.split(maxsplit=5), ""][:6]
+            if rights != "rw-p" or path.strip() not in ("", "[heap]"):
+                continue
+            start, end = (int(number, 16) for number in where.split("-"))
+            start, end = -(-start // huge) * huge, end // huge * huge
+            if start < end:
+                _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 25)
 
 
 def _rehearse():
@@ -48,12 +79,7 @@ def _rehearse():
     _reseed(os.urandom(64))
     if "_ssl" in sys.modules:
         sys.modules["_ssl"].RAND_bytes(16)
-    _libc.fflush(None)
-    _new_modules()
-    _has_new_libraries()
-    gc.get_objects(2)
-    gc.collect(1)
-    threading.active_count()
+    _rehearse_end()
 
 
 def _prepare(request, control):
@@ -127,17 +153,29 @@ def _run(content, name, namespace):
     except SystemExit as stop:
         return _status_of(stop.code)
     except BaseException as error:
-        trace = error.__traceback__.tb_next
-        error = error.with_traceback(trace)
-        kind = type(error)
-        sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace
-        try:
+        failure = error.with_traceback(error.__traceback__.tb_next)
+    # Not in the handler: what goes wrong from here on has nothing to do with the program's error.
+    return _tell_failure(failure)
+
+
+def _tell_failure(error):
+    """Has the program's hook tell of its error; gives back the exit status."""
+    kind, trace = type(error), error.__traceback__
+    sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace
+    try:
+        if hasattr(sys, "excepthook"):
             sys.excepthook(kind, error, trace)
-        except SystemExit as stop:
-            return _status_of(stop.code)
-        finally:
-            interrupted = issubclass(kind, KeyboardInterrupt)
-            del error, trace
-        if interrupted:
-            _interrupted()
-        return 1
+        else:
+            print("sys.excepthook is missing", file=sys.stderr)
+            sys.__excepthook__(kind, error, trace)
+    except SystemExit as stop:
+        return _status_of(stop.code)
+    except BaseException as failure:
+        print("Error in sys.excepthook:", file=sys.stderr)
+        failure = failure.with_traceback(failure.__traceback__.tb_next)
+        sys.__excepthook__(type(failure), failure, failure.__traceback__)
+        print("\nOriginal exception was:", file=sys.stderr)
+        sys.__excepthook__(kind, error, trace)
+    if issubclass(kind, KeyboardInterrupt):
+        _interrupted()
+    return 1
