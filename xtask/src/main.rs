@@ -1,6 +1,7 @@
 //! Automation: everything that the Makefile and CI do, one verb each.
 
 mod command;
+mod gate;
 mod lab;
 mod layers;
 mod setup;
@@ -38,6 +39,15 @@ enum Verb {
         /// Only tests whose names contain one of these, in the lab that the engine keeps.
         names: Vec<String>,
     },
+    /// Count what runs cost, on an emulated host whose clock counts instructions; everything must be built.
+    Bench {
+        /// Fail if it is over 3 % worse than what has been accepted (tests/gate.json).
+        #[arg(long, required = true)]
+        gate: bool,
+        /// Accept what is counted.
+        #[arg(long)]
+        accept: bool,
+    },
     /// Install what is missing, build, and show two forks of the `python` template.
     Demo,
     /// Run a command on an emulated host with working KVM.
@@ -61,6 +71,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().verb {
         Verb::Setup => setup::install(),
         Verb::System { names } => system::test(&names),
+        Verb::Bench { gate: _, accept } => gate::run(accept),
         Verb::Demo => steps::demo(),
         Verb::Lab { icount, command } => lab::run(icount, command),
         Verb::Build => steps::build(),

@@ -15,7 +15,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-const STATE: &str = "target/system/state";
+pub const STATE: &str = "target/system/state";
 const PROGRAM: &str = "target/release/zygote";
 /// Recipes whose templates the tests fork.
 const RECIPES: [&str; 2] = ["python", "tests/recipes/threads.toml"];
@@ -77,7 +77,7 @@ pub fn test(names: &[String]) -> anyhow::Result<()> {
     })
 }
 
-fn zygote() -> anyhow::Result<Command> {
+pub fn zygote() -> anyhow::Result<Command> {
     let state = Path::new(STATE)
         .canonicalize()
         .context("cannot find the tests' state")?;

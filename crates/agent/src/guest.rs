@@ -60,6 +60,7 @@ pub fn bring_up() -> io::Result<()> {
     raise_limits()?;
     cgroup::create(memory_bytes()?)?;
     hide_boot_id()?;
+    quieten();
     // SAFETY: sets a number in the kernel.
     unsafe {
         libc::klogctl(
@@ -230,6 +231,18 @@ fn memory_bytes() -> io::Result<u64> {
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     kib.map(|kib| kib << 10)
         .ok_or_else(|| io::Error::other("/proc/meminfo has no MemTotal"))
+}
+
+/// What the kernel does from time to time by itself, each fork would pay for: compacting memory ahead,
+/// adding up statistics, writing back to disks that are not there. A kernel without a switch goes on.
+fn quieten() {
+    for (switch, value) in [
+        ("compaction_proactiveness", "0"),
+        ("stat_interval", "3600"),
+        ("dirty_writeback_centisecs", "0"),
+    ] {
+        let _ = fs::write(format!("/proc/sys/vm/{switch}"), value);
+    }
 }
 
 /// The kernel draws its boot id once: a file over it is drawn once a fork.

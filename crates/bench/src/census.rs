@@ -208,12 +208,16 @@ impl Subject {
         let mut text = Vec::new();
         let words = ["/proc/1/exe", "owners"].map(|word| word.as_bytes().to_vec());
         let program = Program::Command(words.to_vec());
-        rehearse(&mut guest, program, &mut |_, moment| {
-            if let Moment::Output(data) = moment {
-                text.extend(data);
-            }
-            Ok(())
-        })?;
+        rehearse(
+            &mut guest,
+            program,
+            Some(&mut |_, moment| {
+                if let Moment::Output(data) = moment {
+                    text.extend(data);
+                }
+                Ok(())
+            }),
+        )?;
         let owners = Owners::parse(&String::from_utf8_lossy(&text));
         if owners.is_empty() {
             return Err(CensusError::NoOwners);
@@ -227,12 +231,16 @@ impl Subject {
         let mut guest = self.guest(memory)?;
         let mut clock = PhaseClock::default();
         let mut ends = Vec::new();
-        rehearse(&mut guest, program, &mut |_, moment| {
-            if let Some(phase) = clock.ended(&moment) {
-                ends.push((phase, touches.count()));
-            }
-            Ok(())
-        })?;
+        rehearse(
+            &mut guest,
+            program,
+            Some(&mut |_, moment| {
+                if let Some(phase) = clock.ended(&moment) {
+                    ends.push((phase, touches.count()));
+                }
+                Ok(())
+            }),
+        )?;
         // Nothing may wait for the watcher when it goes.
         drop(guest);
         let pages = touches.taken()?;
@@ -255,25 +263,29 @@ impl Subject {
             exit_code: 0,
         };
         let mut before = BTreeMap::new();
-        rehearse(&mut guest, program, &mut |guest, moment| {
-            if let Moment::Exited(status) = moment {
-                seen.exit_code = exit_code(status);
-            }
-            let Some(phase) = clock.ended(&moment) else {
-                return Ok(());
-            };
-            let ranges = memory.copied()?;
-            let pages = ranges
-                .iter()
-                .flat_map(|[first, count]| *first..first + count);
-            seen.written.insert(phase, pages.collect());
-            if let Some(statistics) = &guest.statistics {
-                let now = statistics.read()?;
-                seen.kvm.insert(phase, growth(&before, &now));
-                before = now;
-            }
-            Ok(())
-        })?;
+        rehearse(
+            &mut guest,
+            program,
+            Some(&mut |guest, moment| {
+                if let Moment::Exited(status) = moment {
+                    seen.exit_code = exit_code(status);
+                }
+                let Some(phase) = clock.ended(&moment) else {
+                    return Ok(());
+                };
+                let ranges = memory.copied()?;
+                let pages = ranges
+                    .iter()
+                    .flat_map(|[first, count]| *first..first + count);
+                seen.written.insert(phase, pages.collect());
+                if let Some(statistics) = &guest.statistics {
+                    let now = statistics.read()?;
+                    seen.kvm.insert(phase, growth(&before, &now));
+                    before = now;
+                }
+                Ok(())
+            }),
+        )?;
         Ok(seen)
     }
 }

@@ -161,6 +161,11 @@ impl Runner {
         let _ = timeout(END_MAX, self.ended()).await;
     }
 
+    /// Has it stand still; there is no way on from there but its end.
+    pub fn stop(&self) {
+        let _ = pidfd_send_signal(&self.process, Signal::STOP);
+    }
+
     fn kill(&self) {
         // Fails if it has ended.
         let _ = pidfd_send_signal(&self.process, Signal::KILL);

@@ -29,6 +29,7 @@ const TYPE_MASK: u32 = 0xff << 8;
 const KVM_RUN: u32 = 0xae80;
 const KVM_SIGNAL_MSI: u32 = 0x4020_aea5;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
+const KVM_SET_CLOCK: u32 = 0x4030_ae7b;
 /// Stands for the id of the process until that is known. No process has it.
 const THIS_PROCESS: u32 = u32::MAX;
 
@@ -48,8 +49,12 @@ use When::{Absent, Always, Never};
 const OF_KVM: When = When::Argument(1, TYPE_MASK, &[KVM_TYPE]);
 /// ioctl(2) that raises an interrupt in the guest.
 const OF_AN_INTERRUPT: When = When::Argument(1, u32::MAX, &[KVM_SIGNAL_MSI]);
-/// ioctl(2) that runs a vCPU, raises an interrupt, or tells where the guest has crashed.
-const OF_A_VCPU: When = When::Argument(1, u32::MAX, &[KVM_RUN, KVM_SIGNAL_MSI, KVM_GET_REGS]);
+/// ioctl(2) that runs a vCPU, raises an interrupt, tells where the guest has crashed, or sets its clock.
+const OF_A_VCPU: When = When::Argument(
+    1,
+    u32::MAX,
+    &[KVM_RUN, KVM_SIGNAL_MSI, KVM_GET_REGS, KVM_SET_CLOCK],
+);
 /// tgkill(2) within the process: siblings have the same user, and are in the same namespace.
 const OF_THIS_PROCESS: When = When::Argument(0, u32::MAX, &[THIS_PROCESS]);
 /// Memory that is not executable.

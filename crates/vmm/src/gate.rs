@@ -3,19 +3,41 @@
 
 use crate::bus::lock;
 use crate::vcpu::Shared;
+use kvm_bindings::kvm_clock_data;
+use kvm_ioctls::VmFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// What a vCPU does on its thread before it enters the guest for the first time.
 pub enum Entrance {
     /// Nothing.
     Open,
     /// Waits until the agent has something to hear, then lets the others in.
-    Doorkeeper(OwnedFd),
+    Doorkeeper(OwnedFd, GuestClock),
     /// Waits for the doorkeeper.
     Closed,
+}
+
+/// The guest's clock, and what it says in the snapshot. While nobody needs the machine it stands still:
+/// a guest that wakes up late would first do all that it should have done meanwhile.
+pub struct GuestClock {
+    /// Whose clock.
+    pub vm: Arc<VmFd>,
+    /// Nanoseconds since the guest's boot.
+    pub ns: u64,
+}
+
+impl GuestClock {
+    fn set(&self) {
+        let data = kvm_clock_data {
+            clock: self.ns,
+            ..Default::default()
+        };
+        // It has been set to this already; should it not be again, it goes on from there.
+        let _ = self.vm.set_clock(&data);
+    }
 }
 
 /// Whether the guest has been entered, or will never be.
@@ -61,13 +83,13 @@ impl Shared {
         match entrance {
             Entrance::Open => {}
             Entrance::Closed => self.gate.wait(),
-            Entrance::Doorkeeper(agent) => self.keep_door(&agent),
+            Entrance::Doorkeeper(agent, clock) => self.keep_door(&agent, &clock),
         }
     }
 
     /// Gives the agent its first bytes on the way in: the guest's first interrupt is then already
     /// the one that it waits for.
-    fn keep_door(&self, agent: &OwnedFd) {
+    fn keep_door(&self, agent: &OwnedFd, clock: &GuestClock) {
         loop {
             if self.stop.load(Ordering::Acquire) {
                 return;
@@ -86,6 +108,7 @@ impl Shared {
                 return;
             }
         }
+        clock.set();
         self.gate.open();
         self.bus.stream_ready();
     }

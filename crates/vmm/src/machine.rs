@@ -4,7 +4,7 @@
 
 use crate::bus::{Bus, Pin, SerialPort, lock};
 use crate::devices::virtio::MmioTransport;
-use crate::gate::{Entrance, Gate};
+use crate::gate::{Entrance, Gate, GuestClock};
 use crate::host::Host;
 use crate::ioapic::Ioapic;
 use crate::layout::*;
@@ -99,6 +99,8 @@ pub struct Machine {
     msrs: Vec<u32>,
     stop_event: Arc<EventFd>,
     stop_reason: Arc<Mutex<Option<StopReason>>>,
+    /// What the guest's clock said when it was restored.
+    clock_ns: u64,
     /// Restored and not started yet: where the guest must find a new generation id.
     new_generation: Option<u64>,
 }
@@ -208,6 +210,7 @@ impl Machine {
         let slots = devices::restore(devices, disks, agent, &ioapic)?;
         let cpuid = vcpus.iter().map(|vcpu| vcpu.cpuid.clone()).collect();
         let mut machine = Self::assemble(host, parts, memory, ioapic, serial, slots, cpuid)?;
+        machine.clock_ns = clock.clock_ns;
         machine.new_generation = Some(*generation_id_address);
         Ok(machine)
     }
@@ -259,6 +262,7 @@ impl Machine {
             msrs: host.msrs.clone(),
             stop_event,
             stop_reason,
+            clock_ns: 0,
             new_generation: None,
         })
     }
@@ -296,6 +300,13 @@ impl Machine {
         self.spawn(Some(agent), prepare)
     }
 
+    fn clock(&self) -> GuestClock {
+        GuestClock {
+            vm: Arc::clone(&self.vm),
+            ns: self.clock_ns,
+        }
+    }
+
     fn spawn(&mut self, agent: Option<OwnedFd>, prepare: &Prepare) -> Result<(), MachineError> {
         let Vcpus::Stopped(stopped) = &mut self.vcpus else {
             return Ok(());
@@ -306,7 +317,7 @@ impl Machine {
         let mut running = Vec::with_capacity(stopped.len());
         for vcpu in stopped {
             let entrance = match agent.take() {
-                Some(agent) => Entrance::Doorkeeper(agent),
+                Some(agent) => Entrance::Doorkeeper(agent, self.clock()),
                 None if parked => Entrance::Closed,
                 None => Entrance::Open,
             };
