@@ -133,10 +133,10 @@ fn counts(times: &Value, python: &Value, command: &Value) -> Vec<(String, u64)> 
             private += owners
                 .filter_map(|(_, share)| share["private_pages"].as_u64())
                 .sum::<u64>();
-            faults += course["kvm"]["pf_taken"].as_u64().unwrap_or_default();
+            faults += course["kvm_ahead"]["pf_taken"].as_u64().unwrap_or_default();
         }
         counts.push((format!("private pages, {name}"), private));
-        counts.push((format!("faults, {name}"), faults));
+        counts.push((format!("faults with pages ahead, {name}"), faults));
     }
     counts
 }
@@ -167,12 +167,12 @@ mod tests {
         let samples = json!({"ready": {"p50_ms": 0.5}, "first_output": {"p50_ms": 1.0}, "run": {"p50_ms": 2.0}});
         let times = json!({"pooled": samples, "unpooled": samples});
         let census = json!({"phases": {
-            "start": {"owners": {"slab": {"private_pages": 3}, "agent": {"private_pages": 4}}, "kvm": {"pf_taken": 9}},
-            "end": {"owners": {}, "kvm": {}},
+            "start": {"owners": {"slab": {"private_pages": 3}, "agent": {"private_pages": 4}}, "kvm_ahead": {"pf_taken": 9}},
+            "end": {"owners": {}, "kvm_ahead": {}},
         }});
         let counts: Counts = counts(&times, &census, &census).into_iter().collect();
         assert_eq!(counts["instructions, pooled: run"], 2_000_000);
         assert_eq!(counts["private pages, true"], 7);
-        assert_eq!(counts["faults, print(1+1)"], 9);
+        assert_eq!(counts["faults with pages ahead, print(1+1)"], 9);
     }
 }

@@ -8,7 +8,7 @@ use std::io;
 use std::path::Path;
 use zygote_protocol::{ExitStatus, Program};
 use zygote_snapshot::state::MachineState;
-use zygote_snapshot::{OpenError, Snapshot};
+use zygote_snapshot::{Ahead, OpenError, RunKind, Snapshot, WorkingSet};
 use zygote_template::rehearsal::{Moment, rehearse};
 use zygote_template::{Guest, GuestError, Store, StoreError};
 use zygote_vmm::{Disk, GuestMemory, MemoryError, TouchError, Touches};
@@ -50,6 +50,8 @@ pub struct Course {
     pub owners: BTreeMap<String, Share>,
     /// How much KVM's counters have grown, by their names in the kernel; without those that have not.
     pub kvm: BTreeMap<String, u64>,
+    /// The same in a fork that has ahead what the template has recorded, as runs do.
+    pub kvm_ahead: BTreeMap<String, u64>,
 }
 
 impl Course {
@@ -59,12 +61,6 @@ impl Course {
         let mut all = Share::default();
         self.owners.values().for_each(|share| all.add(*share));
         all
-    }
-
-    /// Page faults that KVM has resolved.
-    #[must_use]
-    pub fn faults(&self) -> u64 {
-        self.kvm.get("pf_taken").copied().unwrap_or_default()
     }
 }
 
@@ -123,8 +119,8 @@ pub enum CensusError {
     NoOwners,
 }
 
-/// Runs a program in two forks of a template: in one the pages are watched that it touches, in the other
-/// those that it writes, and KVM's counters. Needs a KVM that runs kernels.
+/// Runs a program in forks of a template: in one the pages are watched that it touches, in another those
+/// that it writes, and KVM's counters; a third has ahead what runs have ahead. Needs a KVM that runs kernels.
 ///
 /// # Errors
 /// See [`CensusError`].
@@ -137,7 +133,8 @@ pub fn take(store: &Store, template: &str, program: &Program) -> Result<Census, 
     let subject = Subject::open(store, directory)?;
     let owners = subject.owners()?;
     let touched = subject.touched(program.clone())?;
-    let mut seen = subject.written(program.clone())?;
+    let mut seen = subject.written(program.clone(), &Ahead::default())?;
+    let mut ahead = subject.written(program.clone(), &subject.ahead(program))?;
     let mut phases: BTreeMap<Phase, Course> = BTreeMap::new();
     for (phase, pages) in touched {
         let shares = &mut phases.entry(phase).or_default().owners;
@@ -153,6 +150,7 @@ pub fn take(store: &Store, template: &str, program: &Program) -> Result<Census, 
             course.owners.entry(owner).or_default().private_pages += 1;
         }
         course.kvm = seen.kvm.remove(&phase).unwrap_or_default();
+        course.kvm_ahead = ahead.kvm.remove(&phase).unwrap_or_default();
     }
     Ok(Census {
         exit_code: seen.exit_code,
@@ -186,13 +184,24 @@ impl Subject {
         })
     }
 
-    fn guest(&self, memory: GuestMemory) -> Result<Guest, CensusError> {
+    /// What the template has recorded for such runs.
+    fn ahead(&self, program: &Program) -> Ahead {
+        let kind = match program {
+            Program::Python { .. } => RunKind::Python,
+            Program::Command(_) => RunKind::Command,
+        };
+        let sets = &self.snapshot.manifest().working_sets;
+        let set = sets.iter().find(|set| set.of == kind);
+        set.map(WorkingSet::ahead).unwrap_or_default()
+    }
+
+    fn guest(&self, memory: GuestMemory, ahead: &Ahead) -> Result<Guest, CensusError> {
         let disks: io::Result<Vec<Disk>> = self
             .snapshot
             .disks()
             .map(|(file, digest)| Disk::new(file.try_clone()?, digest.to_owned()))
             .collect();
-        Ok(Guest::restore(&self.state, memory, disks?)?)
+        Ok(Guest::restore(&self.state, memory, disks?, ahead)?)
     }
 
     fn memory(&self) -> Result<GuestMemory, CensusError> {
@@ -204,7 +213,7 @@ impl Subject {
 
     /// Asks a fork whose its pages are.
     fn owners(&self) -> Result<Owners, CensusError> {
-        let mut guest = self.guest(self.memory()?)?;
+        let mut guest = self.guest(self.memory()?, &Ahead::default())?;
         let mut text = Vec::new();
         let words = ["/proc/1/exe", "owners"].map(|word| word.as_bytes().to_vec());
         let program = Program::Command(words.to_vec());
@@ -228,7 +237,7 @@ impl Subject {
     /// The pages that each phase touches first.
     fn touched(&self, program: Program) -> Result<Vec<(Phase, Vec<u32>)>, CensusError> {
         let (memory, touches) = Touches::watch(self.snapshot.memory_file(), self.bytes)?;
-        let mut guest = self.guest(memory)?;
+        let mut guest = self.guest(memory, &Ahead::default())?;
         let mut clock = PhaseClock::default();
         let mut ends = Vec::new();
         rehearse(
@@ -253,9 +262,9 @@ impl Subject {
         Ok(ends.into_iter().map(piece).collect())
     }
 
-    fn written(&self, program: Program) -> Result<Seen, CensusError> {
+    fn written(&self, program: Program, ahead: &Ahead) -> Result<Seen, CensusError> {
         let memory = self.memory()?;
-        let mut guest = self.guest(memory.clone())?;
+        let mut guest = self.guest(memory.clone(), ahead)?;
         let mut clock = PhaseClock::default();
         let mut seen = Seen {
             written: Written::new(),

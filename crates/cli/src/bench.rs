@@ -211,11 +211,20 @@ fn show(census: &Census) {
         cell(all.as_ref())
     });
     line("all", cells.chain([cell(Some(&sum))]).collect());
-    for (name, counter) in [
-        ("faults that KVM resolved", "pf_taken"),
-        ("exits of the vCPU", "exits"),
+    for (name, counter, is_ahead) in [
+        ("faults that KVM resolved", "pf_taken", false),
+        ("… with pages ahead, as runs have", "pf_taken", true),
+        ("exits of the vCPU", "exits", false),
+        ("… with pages ahead", "exits", true),
     ] {
-        let count = |course: &Course| course.kvm.get(counter).copied().unwrap_or_default();
+        let count = |course: &Course| {
+            let counters = if is_ahead {
+                &course.kvm_ahead
+            } else {
+                &course.kvm
+            };
+            counters.get(counter).copied().unwrap_or_default()
+        };
         let of = |phase| census.phases.get(phase).map_or(0, count);
         let counts: Vec<u64> = columns.iter().map(|(phase, _)| of(phase)).collect();
         let sum: u64 = counts.iter().sum();

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use zygote_jail::{Filter, FilterError, Role};
 use zygote_protocol::PROTOCOL_VERSION;
 use zygote_snapshot::state::MachineState;
-use zygote_snapshot::{Manifest, PAGE_BYTES, RunKind, Snapshot, cpu};
+use zygote_snapshot::{Ahead, Manifest, RunKind, Snapshot, cpu};
 use zygote_vmm::{Disk, GuestMemory, Host, Machine, Prepare};
 
 const REBUILD: &str = "Build it again: zygote template build NAME --force";
@@ -37,15 +37,6 @@ pub struct Loaded {
     pub state: MachineState,
     /// Disk images.
     pub disks: Vec<Disk>,
-}
-
-/// What a fork has ahead: RAM offsets and lengths in bytes.
-#[derive(Default)]
-pub struct Ahead {
-    /// Pages to copy.
-    pub written: Vec<(u64, u64)>,
-    /// Pages to map: those, and more that are only read.
-    pub touched: Vec<(u64, u64)>,
 }
 
 const NOTHING: &Ahead = &Ahead {
@@ -134,39 +125,8 @@ pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
 }
 
 fn ahead(manifest: &Manifest) -> Vec<(RunKind, Ahead)> {
-    let sets = manifest.working_sets.iter().map(|set| {
-        let touched = union(&set.written, &set.read);
-        let ahead = Ahead {
-            written: in_bytes(&set.written),
-            touched: in_bytes(&touched),
-        };
-        (set.of, ahead)
-    });
-    sets.collect()
-}
-
-fn in_bytes(pages: &[[u32; 2]]) -> Vec<(u64, u64)> {
-    let bytes = |pages: u32| u64::from(pages) * PAGE_BYTES;
-    let ranges = pages.iter();
-    ranges
-        .map(|&[first, count]| (bytes(first), bytes(count)))
-        .collect()
-}
-
-/// Both, as few ranges.
-fn union(one: &[[u32; 2]], other: &[[u32; 2]]) -> Vec<[u32; 2]> {
-    let mut all: Vec<[u32; 2]> = one.iter().chain(other).copied().collect();
-    all.sort_unstable();
-    let mut few: Vec<[u32; 2]> = Vec::new();
-    for [first, count] in all {
-        match few.last_mut() {
-            Some([begin, length]) if first <= *begin + *length => {
-                *length = (*length).max(first + count - *begin);
-            }
-            _ => few.push([first, count]),
-        }
-    }
-    few
+    let sets = manifest.working_sets.iter();
+    sets.map(|set| (set.of, set.ahead())).collect()
 }
 
 /// Makes a machine and throws it away: what this host refuses is told now, and not by each fork.
@@ -196,17 +156,4 @@ fn is_open(socket: &OwnedFd) -> bool {
 
 fn refuse(error: &dyn Error) -> String {
     format!("the snapshot is not usable: {}. {REBUILD}", chain(error))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_written_and_what_is_read_become_few_ranges() {
-        let written = [[1, 2], [10, 1], [20, 5]];
-        let read = [[3, 1], [5, 1], [11, 2], [21, 1]];
-        let union = union(&written, &read);
-        assert_eq!(union, [[1, 3], [5, 1], [10, 3], [20, 5]]);
-    }
 }

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ahead;
 pub mod cpu;
 pub mod manifest;
 pub mod state;
@@ -15,6 +16,7 @@ mod verify;
 mod watch;
 mod writer;
 
+pub use ahead::Ahead;
 pub use manifest::{DiskPiece, FORMAT_VERSION, Manifest, Origin, PAGE_BYTES, RunKind, WorkingSet};
 pub use memory::CHUNK_BYTES;
 pub use reader::{OpenError, Snapshot, decode_machine};

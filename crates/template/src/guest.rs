@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use zygote_protocol::{AgentMessage, FrameDecoder, FrameError, HostMessage, encode};
 use zygote_runner::Console;
+use zygote_snapshot::Ahead;
 use zygote_snapshot::state::MachineState;
 use zygote_vmm::{
     BootConfig, Disk, GuestMemory, Host, Machine, MachineError, Statistics, StopReason,
@@ -140,15 +141,17 @@ impl Guest {
         Self::begin(machine, console, agent, stream)
     }
 
-    /// Goes on from a saved state; it runs when this returns.
+    /// Goes on from a saved state, with pages copied and mapped ahead; it runs when this returns.
     pub fn restore(
         state: &MachineState,
         memory: GuestMemory,
         disks: Vec<Disk>,
+        ahead: &Ahead,
     ) -> Result<Self, GuestError> {
         let (agent, stream) = UnixStream::pair()?;
         agent.set_nonblocking(true)?;
         let console = Console::default();
+        memory.copy_ahead(&ahead.written);
         let machine = Machine::restore(
             &Host::open()?,
             state,
@@ -157,6 +160,7 @@ impl Guest {
             agent.try_clone()?.into(),
             Box::new(console.clone()),
         )?;
+        machine.map_ahead(&ahead.touched);
         Self::begin(machine, console, agent, stream)
     }
 

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::path::Path;
 use zygote_protocol::Program;
 use zygote_snapshot::state::MachineState;
-use zygote_snapshot::{MEMORY_FILE, RunKind, WorkingSet};
+use zygote_snapshot::{Ahead, MEMORY_FILE, RunKind, WorkingSet};
 use zygote_vmm::{Disk, GuestMemory, Touches};
 
 /// Runs of which only that counts which all of them do.
@@ -37,11 +37,7 @@ impl Fresh<'_> {
     }
 
     fn working_set(&self, of: RunKind) -> Result<WorkingSet, GuestError> {
-        let mut written = self.written(of)?;
-        for _ in 1..REHEARSALS {
-            let again = self.written(of)?;
-            written.retain(|page| again.contains(page));
-        }
+        let written = self.always_written(of)?;
         let read = self.touched(of)?;
         let read = read.difference(&written).copied().collect();
         Ok(WorkingSet {
@@ -49,6 +45,15 @@ impl Fresh<'_> {
             written: ranges(&written),
             read: ranges(&read),
         })
+    }
+
+    fn always_written(&self, kind: RunKind) -> Result<Pages, GuestError> {
+        let mut written = self.written(kind)?;
+        for _ in 1..REHEARSALS {
+            let again = self.written(kind)?;
+            written.retain(|page| again.contains(page));
+        }
+        Ok(written)
     }
 
     fn written(&self, kind: RunKind) -> Result<Pages, GuestError> {
@@ -80,7 +85,12 @@ impl Fresh<'_> {
             RunKind::Python => python("print(1)"),
             RunKind::Command => Program::Command(vec![b"true".to_vec()]),
         };
-        let mut guest = Guest::restore(self.state, memory, vec![self.root.try_clone()?])?;
+        let mut guest = Guest::restore(
+            self.state,
+            memory,
+            vec![self.root.try_clone()?],
+            &Ahead::default(),
+        )?;
         rehearse(&mut guest, program, None)
     }
 }
