@@ -25,14 +25,33 @@ const PATH_DEFAULT: &str = "/bin:/usr/bin";
 
 /// A process that waits for its command.
 pub struct Launcher {
-    pid: u32,
+    child: Child,
     control: UnixStream,
     stdin: OwnedFd,
     stdout: OwnedFd,
     stderr: OwnedFd,
-    /// What both look at; never moved, and never freed while the child may look.
+}
+
+/// The process, and what it shares with the agent. Dropped before it has become a command, it is ended:
+/// only then is its stack freed.
+struct Child {
+    pid: libc::pid_t,
+    shares_memory: bool,
+    /// What both look at; it does not move.
     pad: Box<Pad>,
     _stack: Vec<u8>,
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.shares_memory {
+            // SAFETY: plain system calls; it has not been reaped, so the id is its own.
+            unsafe {
+                libc::kill(self.pid, libc::SIGKILL);
+                libc::waitpid(self.pid, ptr::null_mut(), 0);
+            }
+        }
+    }
 }
 
 /// Between the agent, which fills it in while the child waits, and the child.
@@ -94,25 +113,33 @@ impl Launcher {
         }
         drop(theirs);
         let launcher = Self {
-            pid: pid as u32,
+            child: Child {
+                pid,
+                shares_memory: true,
+                pad,
+                _stack: stack,
+            },
             control,
             stdin,
             stdout,
             stderr,
-            pad,
-            _stack: stack,
         };
         launcher.control.set_read_timeout(Some(LAUNCH_MAX))?;
         // Until it waits: our end of its descriptors is closed after that.
         match launcher.hear() {
             Ok(1) => Ok(launcher),
-            heard => Err(launcher.give_up(heard)),
+            heard => Err(launcher.why_not(heard)),
         }
     }
 
     /// Its process id.
     pub fn pid(&self) -> u32 {
-        self.pid
+        self.child.pid as u32
+    }
+
+    /// It has ended, and been reaped: somebody has killed it.
+    pub fn has_ended(mut self) {
+        self.child.shares_memory = false;
     }
 
     /// Has it become a command. `BrokenPipe` if somebody has killed it; any other error tells why the
@@ -124,29 +151,27 @@ impl Launcher {
         cwd: &str,
         stdin: bool,
     ) -> io::Result<Spawned> {
-        self.pad.order = Some(Order::new(arguments, additions, cwd, stdin)?);
+        self.child.pad.order = Some(Order::new(arguments, additions, cwd, stdin)?);
         (&self.control).write_all(&[1])?;
         match self.hear() {
             // Closed by execve: it runs, on memory of its own.
-            Ok(0) => Ok(Spawned {
-                pid: self.pid,
-                stdin: stdin.then_some(self.stdin),
-                stdout: self.stdout,
-                stderr: self.stderr,
-            }),
-            heard => Err(self.give_up(heard)),
+            Ok(0) => {
+                self.child.shares_memory = false;
+                Ok(Spawned {
+                    pid: self.pid(),
+                    stdin: stdin.then_some(self.stdin),
+                    stdout: self.stdout,
+                    stderr: self.stderr,
+                })
+            }
+            heard => Err(self.why_not(heard)),
         }
     }
 
-    /// Ends it: its stack may be freed only then.
-    fn give_up(self, heard: io::Result<usize>) -> io::Error {
-        // SAFETY: plain system calls; it has not been reaped, so the id is its own.
-        unsafe {
-            libc::kill(self.pid as libc::pid_t, libc::SIGKILL);
-            libc::waitpid(self.pid as libc::pid_t, ptr::null_mut(), 0);
-        }
+    fn why_not(&self, heard: io::Result<usize>) -> io::Error {
+        let error = self.child.pad.error;
         match heard {
-            Ok(_) if self.pad.error != 0 => io::Error::from_raw_os_error(self.pad.error),
+            Ok(_) if error != 0 => io::Error::from_raw_os_error(error),
             Ok(_) => io::Error::other("the process for the first command has ended at once"),
             Err(error) => error,
         }

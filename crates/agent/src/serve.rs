@@ -182,6 +182,12 @@ impl Server {
                 return;
             }
             self.remains.retain(|remains| *remains != pid as u32);
+            if let Some(killed) = self
+                .launcher
+                .take_if(|launcher| launcher.pid() == pid as u32)
+            {
+                killed.has_ended();
+            }
             let ended = |p: &&mut Process| p.pid == pid as u32 && p.ended.is_none();
             if let Some(process) = self.processes.iter_mut().find(ended) {
                 process.ended = Some(status);

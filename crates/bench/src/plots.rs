@@ -3,6 +3,7 @@
 use crate::census::Census;
 use crate::measure::Report;
 use crate::samples::Samples;
+use plotters::coord::CoordTranslate;
 use plotters::prelude::*;
 use std::error::Error;
 use std::fs;
@@ -105,13 +106,20 @@ fn latency(path: &Path, report: &Report) -> Drawn {
             .label(name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
     }
+    legend(&mut chart)?;
+    area.present()?;
+    Ok(())
+}
+
+fn legend<'a, C: CoordTranslate>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, C>,
+) -> Result<(), Box<dyn Error>> {
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::LowerRight)
         .background_style(WHITE.mix(0.9))
         .border_style(COLORS[4])
         .draw()?;
-    area.present()?;
     Ok(())
 }
 
@@ -160,12 +168,7 @@ fn stacked(path: &Path, title: &str, parts: &[&str], bars: &[(String, Vec<f64>)]
         }
     }
     if parts.len() > 1 {
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::LowerRight)
-            .background_style(WHITE.mix(0.9))
-            .border_style(COLORS[4])
-            .draw()?;
+        legend(&mut chart)?;
     }
     area.present()?;
     Ok(())

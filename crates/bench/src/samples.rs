@@ -11,6 +11,8 @@ pub struct Samples {
     pub all_ms: Vec<f64>,
     /// How many.
     pub count: usize,
+    /// The shortest.
+    pub min_ms: f64,
     /// Half are not longer.
     pub p50_ms: f64,
     /// Of a hundred, 99 are not longer.
@@ -30,6 +32,7 @@ impl Samples {
         all.sort_by(f64::total_cmp);
         Self {
             count: all.len(),
+            min_ms: all.first().copied().unwrap_or_default(),
             p50_ms: quantile(&all, 50),
             p99_ms: quantile(&all, 99),
             max_ms: all.last().copied().unwrap_or_default(),
@@ -52,6 +55,7 @@ mod tests {
     fn quantiles_are_of_the_samples() {
         let samples = Samples::of((1..=200).rev().map(Duration::from_millis));
         assert_eq!((samples.count, samples.p50_ms), (200, 100.0));
+        assert_eq!(samples.min_ms, 1.0);
         assert_eq!((samples.p99_ms, samples.max_ms), (198.0, 200.0));
         let one = Samples::of([Duration::from_millis(7)]);
         assert_eq!((one.p50_ms, one.p99_ms), (7.0, 7.0));

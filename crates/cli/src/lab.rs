@@ -137,11 +137,7 @@ pub fn again(global: &Global, store: &Store, folder: Option<&Path>) -> anyhow::R
     let mut state = OsString::from("ZYGOTE_STATE_DIR=");
     state.push(store.state_dir());
     command.extend([state, program.into()]);
-    command.extend(
-        std::env::args_os()
-            .skip(1)
-            .filter(|word| word != "--host=lab"),
-    );
+    command.extend(std::env::args_os().skip(1));
     let args = LabArgs {
         verb: None,
         fresh: false,

@@ -267,10 +267,12 @@ impl Filler {
 
     /// Of which kind there are too few.
     fn lacking(&self) -> Option<RunKind> {
-        let goal = self.wanted.min(self.affordable);
+        if self.shared.idle().len() >= self.affordable {
+            return None;
+        }
         KINDS.into_iter().find(|kind| {
             let is_wanted = self.shared.is_wanted(*kind, self.config.drain_after);
-            is_wanted && self.shared.count(*kind) < goal
+            is_wanted && self.shared.count(*kind) < self.wanted
         })
     }
 

@@ -136,21 +136,24 @@ fn serve(
         let mut events = [nothing; 4];
         // For as long as the engine keeps its end of the control socket: that is the deadline.
         let count = match epoll::wait(set, &mut events, generation.wait().as_ref()) {
-            Ok(0) => {
-                machine.tell_new_generation()?;
-                generation = Generation::Told;
-                continue;
-            }
             Ok(count) => count,
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
         };
+        if generation.is_due() {
+            machine.tell_new_generation()?;
+            generation = Generation::Told;
+        }
         for event in &events[..count] {
             match event.data.u64() {
                 // Either end has closed it: the machine's own end, or the engine's word on the
                 // control socket, decides what follows.
                 AGENT => {
-                    generation.begin();
+                    // That the stream can be written to is no message.
+                    let flags = event.flags;
+                    if flags.contains(epoll::EventFlags::IN) {
+                        generation.begin();
+                    }
                     if watched && !machine.agent_ready() {
                         epoll::delete(set, agent)?;
                         watched = false;
@@ -187,6 +190,10 @@ impl Generation {
         }
     }
 
+    fn is_due(&self) -> bool {
+        matches!(self, Self::Due(at) if Instant::now() >= *at)
+    }
+
     /// How long to wait for it.
     fn wait(&self) -> Option<Timespec> {
         let Self::Due(at) = self else { return None };
@@ -220,4 +227,24 @@ pub fn chain(error: &dyn Error) -> String {
         cause = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_generation_is_due_once_and_not_before_the_first_message() {
+        let mut generation = Generation::Old;
+        assert!(generation.wait().is_none() && !generation.is_due());
+        generation.begin();
+        assert!(generation.wait().is_some() && !generation.is_due());
+        let past = Instant::now().checked_sub(Duration::from_millis(1));
+        generation = Generation::Due(past.unwrap_or_else(Instant::now));
+        // A later message does not put it off.
+        generation.begin();
+        assert!(generation.is_due());
+        let told = Generation::Told;
+        assert!(told.wait().is_none() && !told.is_due());
+    }
 }
