@@ -10,6 +10,7 @@ mod system;
 
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
+use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(about = "Builds, tests and checks Zygote")]
@@ -61,7 +62,18 @@ enum Verb {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+/// The last line is the cause: whoever reads the end of a log has it.
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     if std::env::args_os()
         .nth(1)
         .is_some_and(|verb| verb == zygote_lab::INIT_VERB)

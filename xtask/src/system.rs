@@ -27,6 +27,8 @@ const LONGEST: [&str; 2] = ["forks", "leaks"];
 const ON_HOST: &str = "kept";
 /// Labs at once.
 const LABS_MAX: usize = 2;
+/// Lines of a failed group that are printed again.
+const END_LINES: usize = 80;
 /// A lab that does not even do that.
 const LAB_MAX: Duration = Duration::from_secs(28 * 60);
 
@@ -155,10 +157,9 @@ impl Built {
         let filters: Vec<String> = names.iter().map(filter).collect();
         let filter = format!("({}) - binary({ON_HOST})", filters.join(" + "));
         let words = described.command(&filter);
-        let log = Path::new("target/system/named.log");
         match place {
             "kvm" => begin("named", words, place),
-            _ => spawn("named", log, in_kept_lab()?, words),
+            _ => spawn("named", in_kept_lab()?, words),
         }
     }
 }
@@ -230,13 +231,11 @@ fn libtest(program: &Path) -> Vec<String> {
 
 struct Running {
     name: String,
-    log: PathBuf,
     command: Command,
     child: Child,
 }
 
 fn begin(name: &str, words: Vec<String>, place: &str) -> anyhow::Result<Running> {
-    let log = PathBuf::from(format!("target/system/{name}.log"));
     let (state, zygote) = (canonical(STATE)?, canonical(PROGRAM)?);
     let mut command = if place == "kvm" {
         Command::new(&words[0])
@@ -254,7 +253,7 @@ fn begin(name: &str, words: Vec<String>, place: &str) -> anyhow::Result<Running>
     command
         .env("ZYGOTE_STATE_DIR", &state)
         .env("ZYGOTE_PROGRAM", &zygote);
-    spawn(name, &log, command, words[1..].to_vec())
+    spawn(name, command, words[1..].to_vec())
 }
 
 fn canonical(path: &str) -> anyhow::Result<PathBuf> {
@@ -283,13 +282,8 @@ fn in_kept_lab() -> anyhow::Result<Command> {
     Ok(command)
 }
 
-fn spawn(
-    name: &str,
-    log: &Path,
-    mut command: Command,
-    words: Vec<String>,
-) -> anyhow::Result<Running> {
-    let output = File::create(log).context("cannot create a log")?;
+fn spawn(name: &str, mut command: Command, words: Vec<String>) -> anyhow::Result<Running> {
+    let output = File::create(log_of(name)).context("cannot create a log")?;
     let again = output.try_clone().context("cannot create a log")?;
     command
         .args(words)
@@ -299,7 +293,6 @@ fn spawn(
     let child = start(&mut command)?;
     Ok(Running {
         name: name.to_owned(),
-        log: log.to_owned(),
         command,
         child,
     })
@@ -316,23 +309,37 @@ fn lost(_: Box<dyn std::any::Any + Send>) -> Vec<Ended> {
 /// Waits for a group, and prints what it has said.
 fn wait_for(group: Running) -> Ended {
     let ended = finish(group.child, &group.command, LAB_MAX);
-    let said = fs::read_to_string(&group.log).unwrap_or_default();
-    println!("{}:\n{said}", group.name);
+    println!("{}:\n{}", group.name, said(&group.name));
     (group.name, ended)
 }
 
-/// Fails if one has.
+fn log_of(group: &str) -> PathBuf {
+    PathBuf::from(format!("target/system/{group}.log"))
+}
+
+/// All that a group has said.
+fn said(group: &str) -> String {
+    let said = fs::read(log_of(group)).unwrap_or_default();
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+/// The end of what has been said, where nextest repeats what has failed.
+fn end_of(said: &str) -> String {
+    let lines: Vec<&str> = said.lines().collect();
+    lines[lines.len().saturating_sub(END_LINES)..].join("\n")
+}
+
+/// Fails if one has, with what it has said once more: it is looked for at the end of a log.
 fn report(ended: Vec<Ended>) -> anyhow::Result<()> {
     let mut failed = Vec::new();
     for (name, ended) in ended {
-        match ended {
-            Ok(status) if status.success() => {}
-            Ok(_) => failed.push(name),
-            Err(error) => {
-                println!("{name}: {error:#}");
-                failed.push(name);
-            }
-        }
+        let how = match ended {
+            Ok(status) if status.success() => continue,
+            Ok(status) => status.to_string(),
+            Err(error) => format!("{error:#}"),
+        };
+        println!("{name} failed ({how}):\n{}", end_of(&said(&name)));
+        failed.push(name);
     }
     if !failed.is_empty() {
         bail!("system tests failed: {}", failed.join(", "));
@@ -343,6 +350,14 @@ fn report(ended: Vec<Ended>) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_end_of_a_log_is_its_last_lines() {
+        let log: String = (0..100).map(|line| format!("{line}\n")).collect();
+        let end = end_of(&log);
+        assert!(end.starts_with("20\n") && end.ends_with("\n99"), "{end}");
+        assert_eq!(end_of("short"), "short");
+    }
 
     #[test]
     fn only_test_programs_are_groups() {
