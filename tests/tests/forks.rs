@@ -335,11 +335,11 @@ fn replace(path: &Path, bytes: &[u8]) {
 #[test]
 fn templates_are_listed_inspected_and_removed() {
     let list = zygote(&["template", "ls", "--json"]).good().json();
-    let names: Vec<&str> = list[0]
+    let names: Vec<&str> = list[0]["templates"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|t| t["name"].as_str().unwrap())
+        .map(|t| t["template"].as_str().unwrap())
         .collect();
     assert!(
         names.contains(&"python") && names.contains(&"threads"),
@@ -348,10 +348,11 @@ fn templates_are_listed_inspected_and_removed() {
     let inspected = zygote(&["template", "inspect", "threads", "--json"])
         .good()
         .json();
-    assert_eq!(inspected[0]["template"]["vcpus"], 2);
+    assert_eq!(inspected[0]["vcpus"], 2);
     let missing = zygote(&["template", "inspect", "nope"]);
     assert_eq!(missing.code, 125);
-    assert!(missing.error().contains("zygote template build nope"));
+    assert!(missing.error().contains("there are: python, threads"));
+    assert!(missing.error().contains("zygote template init nope"));
 }
 
 #[test]

@@ -211,7 +211,7 @@ fn guests_that_eat_ten_times_what_there_is_take_nothing_but_themselves() {
     let records = zygote_tests::zygote(&arguments).json();
     assert_eq!(records.len(), 8);
     for record in &records {
-        let error = record["error"].as_str().unwrap();
+        let error = record["error"]["message"].as_str().unwrap();
         assert!(error.contains("out of memory"), "{record}");
         assert_eq!(record["stdout"], "", "{record}");
     }

@@ -120,7 +120,7 @@ fn files_go_in_when_asked_and_only_then() {
         "1,2"
     );
     let missing = run_in(folder.path(), &words(&["--copy", "nope", "-c", "1"]), b"");
-    assert_eq!(missing.code, 2);
+    assert_eq!(missing.code, 125);
     assert!(missing.error().contains("nope"), "{missing:?}");
     let full = ["--copy", "job.py:/proc/no/job.py", "-c", "print(1)"];
     let full = run_in(folder.path(), &words(&full), b"");

@@ -70,21 +70,82 @@ pub enum ErrorCode {
     Conflict,
     /// 500: a failure of the engine's own.
     Internal,
+    /// In a result: the program was killed at its time limit.
+    TimedOut,
+    /// In a result: the guest's kernel killed the program because its memory was used up.
+    OutOfMemory,
+    /// In a result: there is no such program in the guest.
+    ProgramNotFound,
+    /// In a result: the program is there, but cannot be run.
+    ProgramNotExecutable,
+    /// In a result: the program could not be started.
+    ProgramNotStarted,
+    /// In a result: the sandbox could not be made, or died under the program.
+    SandboxDied,
+    /// Of the command line: its words are not what they should be.
+    Usage,
+    /// Of the command line: a file of this machine cannot be read or written.
+    File,
+    /// Of a client: no engine answers.
+    EngineUnreachable,
 }
 
 impl ErrorCode {
-    /// The HTTP status.
+    /// All of them.
+    pub const ALL: [Self; 26] = [
+        Self::BadRequest,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::SandboxNotFound,
+        Self::TemplateNotFound,
+        Self::TemplateUnusable,
+        Self::BuildFailed,
+        Self::MissingWalls,
+        Self::TooLarge,
+        Self::Busy,
+        Self::Stopping,
+        Self::NoRoom,
+        Self::LabDied,
+        Self::NoMachines,
+        Self::Conflict,
+        Self::Internal,
+        Self::TimedOut,
+        Self::OutOfMemory,
+        Self::ProgramNotFound,
+        Self::ProgramNotExecutable,
+        Self::ProgramNotStarted,
+        Self::SandboxDied,
+        Self::Usage,
+        Self::File,
+        Self::EngineUnreachable,
+    ];
+}
+
+impl ErrorCode {
+    /// The HTTP status; 200 for what comes within a result.
     #[must_use]
     pub fn status(self) -> u16 {
         match self {
-            Self::BadRequest => 400,
+            Self::BadRequest | Self::Usage | Self::File => 400,
             Self::Forbidden => 403,
             Self::NotFound | Self::SandboxNotFound | Self::TemplateNotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::BuildFailed | Self::MissingWalls | Self::NoMachines | Self::Conflict => 409,
             Self::TooLarge => 413,
             Self::TemplateUnusable | Self::Internal => 500,
-            Self::Busy | Self::Stopping | Self::NoRoom | Self::LabDied => 503,
+            Self::Busy
+            | Self::Stopping
+            | Self::NoRoom
+            | Self::LabDied
+            | Self::EngineUnreachable => 503,
+            // They come within results.
+            Self::TimedOut
+            | Self::OutOfMemory
+            | Self::ProgramNotFound
+            | Self::ProgramNotExecutable
+            | Self::ProgramNotStarted
+            | Self::SandboxDied => 200,
         }
     }
 }
@@ -94,7 +155,7 @@ impl Failure {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self {
             code,
-            message: message.into(),
+            message: plain(message.into()),
             cause: None,
             remedy: None,
             retry_after_seconds: None,
@@ -120,7 +181,7 @@ impl Failure {
     /// With what it came from.
     #[must_use]
     pub fn cause(self, cause: impl Into<String>) -> Self {
-        let cause = Some(cause.into());
+        let cause = Some(plain(cause.into()));
         Self { cause, ..self }
     }
 
@@ -154,7 +215,19 @@ fn causes(error: &dyn std::error::Error) -> Option<String> {
         next = cause.source();
     }
     words.dedup();
-    (!words.is_empty()).then(|| words.join(": "))
+    (!words.is_empty()).then(|| plain(words.join(": ")))
+}
+
+/// Without the numbers that the standard library puts behind the kernel's words: ` (os error 2)`.
+fn plain(text: String) -> String {
+    const NUMBER: &str = " (os error ";
+    let mut plain = text;
+    while let Some(at) = plain.find(NUMBER)
+        && let Some(end) = plain[at..].find(')')
+    {
+        plain.replace_range(at..=at + end, "");
+    }
+    plain
 }
 
 /// An error with what it came from, in one line.
@@ -215,6 +288,18 @@ mod tests {
             Failure::of(ErrorCode::Internal, &Error("a", None)).cause,
             None
         );
+    }
+
+    #[test]
+    fn the_numbers_of_errors_are_for_nobody() {
+        let error = std::io::Error::from_raw_os_error(2);
+        let failure = Failure::internal(format!("a: {error}")).cause(format!("{error}; {error}"));
+        assert_eq!(failure.message, "a: No such file or directory");
+        assert_eq!(
+            failure.cause.as_deref(),
+            Some("No such file or directory; No such file or directory")
+        );
+        assert_eq!(plain("x (os error ".into()), "x (os error ");
     }
 
     #[test]

@@ -283,8 +283,8 @@ pub struct ExecResult {
     pub total_time_ms: f64,
     /// KiB that the sandbox's process shares with nobody, if that was measured.
     pub memory_private_kib: Option<u64>,
-    /// A sentence for people, if there is something to say beside the program's own words.
-    pub error: Option<String>,
+    /// What there is to say beside the program's own words, if there is something.
+    pub error: Option<Failure>,
 }
 
 impl ExecResult {

@@ -8,6 +8,7 @@ mod lines;
 mod octets;
 mod status;
 mod template;
+mod time;
 
 pub use collect::{COLLECTED_MAX_BYTES, Collected, OutputBudget};
 pub use error::{ErrorBody, ErrorCode, Failure, with_causes};
@@ -20,7 +21,11 @@ pub use octets::Octets;
 pub use status::{
     Health, LabStatus, PlaceKind, PoolStatus, RunsStatus, Status, StopRequest, Stopped,
 };
-pub use template::{BuildEvent, BuildRequest, Built, Removed, TemplateInfo};
+pub use template::{
+    BuildEvent, BuildRequest, Built, PipPackage, Removed, TemplateDetail, TemplateInfo,
+    TemplateList, UnusableTemplate,
+};
+pub use time::rfc3339;
 
 /// Content type of a stream of objects, one a line.
 pub const NDJSON: &str = "application/x-ndjson";

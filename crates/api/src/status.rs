@@ -53,7 +53,9 @@ pub struct Status {
     pub log: Option<String>,
     /// For how long it has been there.
     pub uptime_seconds: u64,
-    /// When it began, in seconds since 1970-01-01T00:00:00Z.
+    /// When it began (RFC 3339, UTC).
+    pub started: String,
+    /// The same, in seconds since 1970-01-01T00:00:00Z.
     pub started_unix_s: u64,
     /// It ends by itself after so long without work; `null`: it stays.
     pub idle_exit_seconds: Option<u64>,

@@ -2,16 +2,37 @@
 
 use crate::error::Failure;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
+
+/// All templates.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateList {
+    /// Those that can be forked, by name.
+    pub templates: Vec<TemplateInfo>,
+    /// Those that cannot.
+    pub unusable: Vec<UnusableTemplate>,
+}
+
+/// A template that cannot be forked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UnusableTemplate {
+    /// Its name.
+    pub template: String,
+    /// Why.
+    pub error: Failure,
+}
 
 /// What a template is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateInfo {
     /// Its name.
-    pub name: String,
+    pub template: String,
     /// The build that its name stands for.
     pub build: String,
-    /// When it was built, in seconds since 1970-01-01T00:00:00Z.
+    /// When it was built (RFC 3339, UTC).
+    pub created: String,
+    /// The same, in seconds since 1970-01-01T00:00:00Z.
     pub created_unix_s: u64,
     /// Guest memory in bytes.
     pub memory_bytes: u64,
@@ -33,12 +54,47 @@ pub struct TemplateInfo {
     pub disk_bytes: u64,
 }
 
+/// All that is known of a template.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateDetail {
+    /// What it is.
+    #[serde(flatten)]
+    pub info: TemplateInfo,
+    /// The file of the recipe that it was built from; `null` for a built-in one.
+    pub recipe_path: Option<String>,
+    /// The recipe's text; `null` in templates of earlier versions.
+    pub recipe_toml: Option<String>,
+    /// Python that was run before the snapshot.
+    pub warm: String,
+    /// All Debian packages in it, with their versions.
+    pub debian_packages: BTreeMap<String, String>,
+    /// Packages of the Python Package Index in it.
+    pub pip_packages: Vec<PipPackage>,
+    /// Paths in the guest of files that the recipe added.
+    pub files: Vec<String>,
+    /// Folders of its snapshots on the engine's host, one a replica.
+    pub snapshots: Vec<String>,
+}
+
+/// A package of the Python Package Index, as it was downloaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PipPackage {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The file.
+    pub file: String,
+    /// Its SHA-256, hexadecimal.
+    pub sha256: String,
+}
+
 /// What to build.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BuildRequest {
-    /// A built-in recipe by name, or the absolute path of one on the engine's host, which ends in
-    /// .toml.
+    /// A built-in recipe by name; a template by name, to build it again from its recipe; or the absolute
+    /// path of a recipe on the engine's host, which ends in .toml.
     pub recipe: String,
     /// The text of the recipe, in place of what the path leads to; files that it adds are looked for
     /// beside the path.
@@ -88,12 +144,18 @@ pub struct Built {
     /// False if it was there already, made of the same.
     pub is_new: bool,
     /// What it is.
-    pub template: TemplateInfo,
+    #[serde(flatten)]
+    pub info: TemplateInfo,
 }
 
 /// A template that is gone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Removed {
     /// Its name.
-    pub removed: String,
+    pub template: String,
+    /// What its own files took on disk, in bytes.
+    pub freed_bytes: u64,
+    /// What its root image takes and goes on taking, because other templates use it, or the next build of
+    /// its recipe.
+    pub kept_bytes: u64,
 }

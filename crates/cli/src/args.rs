@@ -1,10 +1,11 @@
 //! The command line, as clap sees it.
 
 use crate::copy::Copy;
-use clap::builder::TypedValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use crate::words::{Given, divide};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Most forks of one `run`.
@@ -21,8 +22,9 @@ pub const COUNT_MAX: u32 = 1000;
         zygote run script.py --its --own --arguments\n  \
         zygote run --count 20 --json -c 'import os; print(os.urandom(8).hex())'\n  \
         zygote run -- uname -a                        any program\n\n\
-        Exit codes of `run`: the program's own; 128+n if signal n ended it; 124 at the time limit;\n\
-        125 if Zygote itself failed, with a sentence on stderr."
+        Exit codes: the program's own; 128+n if signal n ended it; 124 at the time limit; 126, 127 if\n\
+        it cannot be run, or is not there; 125 for every failure of Zygote's own, with a sentence on\n\
+        stderr, and with --json an object on stdout as well."
 )]
 pub struct Cli {
     #[command(flatten)]
@@ -40,20 +42,44 @@ pub struct Global {
         global = true,
         env = "ZYGOTE_HOST",
         default_value = "auto",
-        value_name = "HOST"
+        value_name = "HOST",
+        help_heading = GLOBAL
     )]
     pub host: HostChoice,
     /// Where the engine listens [default: zygote.sock in /run/zygote for root, else in
     /// $XDG_RUNTIME_DIR/zygote; one of its own for each --state-dir]
-    #[arg(long, global = true, env = "ZYGOTE_SOCKET", value_name = "PATH")]
-    pub socket: Option<PathBuf>,
+    #[arg(long, global = true, env = "ZYGOTE_SOCKET", value_name = "PATH", help_heading = GLOBAL,
+          value_parser = OsStringValueParser::new())]
+    pub socket: Option<OsString>,
     /// Where templates are kept [default: /var/lib/zygote for root, else ~/.local/share/zygote]
-    #[arg(long, global = true, env = "ZYGOTE_STATE_DIR", value_name = "DIR")]
-    pub state_dir: Option<PathBuf>,
+    #[arg(long, global = true, env = "ZYGOTE_STATE_DIR", value_name = "DIR", help_heading = GLOBAL,
+          value_parser = OsStringValueParser::new())]
+    pub state_dir: Option<OsString>,
+}
+
+/// Options that every verb takes, at the end of its help.
+const GLOBAL: &str = "Global options";
+
+impl Global {
+    /// Where the engine listens, if the user says so; a variable that is empty says nothing.
+    pub fn socket(&self) -> Option<&Path> {
+        given(self.socket.as_ref())
+    }
+
+    /// Where templates are kept, if the user says so.
+    pub fn state_dir(&self) -> Option<&Path> {
+        given(self.state_dir.as_ref())
+    }
+}
+
+fn given(value: Option<&OsString>) -> Option<&Path> {
+    value.filter(|path| !path.is_empty()).map(Path::new)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum HostChoice {
+    // A variable that is empty says nothing.
+    #[value(alias = "")]
     Auto,
     Kvm,
     Lab,
@@ -112,8 +138,31 @@ pub enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Show what is on disk, and what `prune` gets back
+    #[command(after_help = "Examples:\n  zygote df\n  zygote df --json | jq .bytes")]
+    Df {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove what nothing needs any more: root images without a template, old kernels, old logs
+    #[command(
+        after_help = "Templates stay: zygote template rm NAME.\n\nExamples:\n  zygote prune --dry-run\n  \
+            zygote prune\n  zygote prune --all       also what the next build or lab makes again by itself"
+    )]
+    Prune(PruneArgs),
     /// Fork the `python` template twice and show what differs and what it cost
-    Demo,
+    Demo {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the version
+    Version {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Measure what forks cost on this host: time, memory, pages
     #[command(
         args_conflicts_with_subcommands = true,
@@ -148,8 +197,10 @@ pub enum Verb {
 #[command(
     override_usage = "zygote run [OPTIONS] <-c CODE | FILE | -> [ARGS]...\n       \
         zygote run [OPTIONS] -- <CMD> [ARGS]...",
-    after_help = "Options come before the code; what follows it belongs to the program. Standard \
-        input is passed on, as ssh does it, unless --json or --count is given without --stdin.\n\n\
+    after_help = "Options come before the code (-c CODE, FILE, - or --); all that follows it belongs \
+        to the program. Standard input is passed on, as ssh does it, unless --json or --count is given \
+        without --stdin; there is no terminal in a sandbox. Files: --copy puts them in, --get gets them \
+        out.\n\n\
         Examples:\n  \
         zygote run -c 'import sys; print(sys.argv)' a b\n  \
         zygote run --timeout 2s -c 'while True: pass'; echo $?     (124)\n  \
@@ -164,7 +215,7 @@ pub struct RunArgs {
     pub template: String,
     /// Python code
     #[arg(short = 'c', value_name = "CODE", allow_hyphen_values = true)]
-    pub code: Option<OsString>,
+    code: Option<OsString>,
     /// How long the program may run, such as 500ms, 30s, 5m; 0 for no limit
     #[arg(long, default_value = "5m", value_parser = parse_duration, value_name = "TIME")]
     pub timeout: Timeout,
@@ -197,8 +248,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub memory_max: Option<u64>,
     /// Fork this many at once
-    #[arg(long, default_value_t = 1, value_name = "N",
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(COUNT_MAX)))]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = number(1, COUNT_MAX))]
     pub count: u32,
     /// Print one JSON object a run instead of its output
     #[arg(long)]
@@ -206,48 +256,85 @@ pub struct RunArgs {
     /// Pass standard input on also with --json or --count (each fork gets all of it)
     #[arg(long)]
     pub stdin: bool,
+    /// Python's output is passed on as it is written, as by python3 -u, so that what a program has said
+    /// before it is killed is there; with --json without being asked
+    #[arg(long)]
+    pub unbuffered: bool,
     /// FILE (or `-` for standard input) and the program's arguments; with -c, its arguments
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        value_name = "ARGS"
-    )]
-    pub words: Vec<OsString>,
-    /// A program of the guest, with its arguments: the words, if they came after `--`
+    #[arg(value_name = "ARGS")]
+    words: Vec<OsString>,
+    /// What to run: divided from the rest before that is parsed
     #[arg(skip)]
-    pub command: Vec<OsString>,
+    pub given: Option<Given>,
+}
+
+/// What a command line says.
+pub struct Line {
+    /// Parsed, or why that cannot be.
+    pub cli: Result<Cli, clap::Error>,
+    /// Whether a machine reads the answer.
+    pub wants_json: bool,
 }
 
 impl Cli {
-    /// Parses a command line. clap does not tell whether the words of `run` came after `--`, which
-    /// makes them a command: they are the last of all, so what stands before them tells.
-    pub fn read(words: Vec<OsString>) -> Result<Self, clap::Error> {
-        let mut cli = Self::try_parse_from(&words)?;
-        if let Verb::Run(run) = &mut cli.verb
-            && run.code.is_none()
-            && !run.words.is_empty()
-            && words[words.len() - run.words.len() - 1] == "--"
-        {
-            run.command = std::mem::take(&mut run.words);
-        }
-        Ok(cli)
+    /// Reads a command line: clap parses what is ours of it.
+    pub fn read(words: Vec<OsString>) -> Line {
+        let words = divide(words, &Self::command());
+        let wants_json = words.want_json();
+        let cli = Self::try_parse_from(words.ours).map(|mut cli| {
+            if let Verb::Run(run) = &mut cli.verb {
+                run.given = words.given;
+            }
+            cli
+        });
+        Line { cli, wants_json }
     }
+}
+
+#[derive(Args)]
+pub struct PruneArgs {
+    /// Also what the next build, run or lab makes again by itself: all but templates
+    #[arg(long)]
+    pub all: bool,
+    /// Only show what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Subcommand)]
 pub enum TemplateVerb {
-    /// Build a template, if it is not there as its recipe says
-    #[command(after_help = "Examples:\n  zygote template build python\n  \
-            zygote template build python --memory 1G --vcpus 2 --replicas 4\n  \
-            zygote template build ./mine.toml --force")]
-    Build(BuildArgs),
-    /// List the templates
-    Ls {
-        /// Print one JSON array
+    /// Write a recipe to begin with, every field explained
+    #[command(
+        after_help = "Example:\n  zygote template init mine\n  zygote template build mine.toml"
+    )]
+    Init {
+        /// The template's name; the file is NAME.toml
+        #[arg(default_value = "mine")]
+        name: String,
+        /// Print one JSON object
         #[arg(long)]
         json: bool,
     },
-    /// Show what a template is
+    /// Build a template, if it is not there as its recipe says
+    #[command(
+        after_help = "A recipe is a TOML file: zygote template init writes one to begin with, \
+            docs/recipes.md has every field.\n\nExamples:\n  zygote template build python\n  \
+            zygote template build python --memory 1G --vcpus 2 --replicas 4\n  \
+            zygote template init mine; zygote template build mine.toml\n  \
+            zygote template build mine --force       again, from the recipe it was built from"
+    )]
+    Build(BuildArgs),
+    /// List the templates
+    #[command(visible_alias = "list")]
+    Ls {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what a template is and contains
     Inspect {
         /// Its name
         name: String,
@@ -282,10 +369,10 @@ pub struct BenchArgs {
     #[arg(short, long, default_value = "python", value_name = "NAME")]
     pub template: String,
     /// Runs of each kind [default: 200; 15 in the lab]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N", value_parser = number(1, 100_000))]
     pub runs: Option<u32>,
     /// Sandboxes that are held at once, to see what each costs; 0: none [default: 100; 20 in the lab]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    #[arg(long, value_name = "N", value_parser = number(0, 1000))]
     pub held: Option<u32>,
     /// Draw pictures of it (SVG) into this folder
     #[arg(long, value_name = "DIR")]
@@ -332,17 +419,16 @@ pub struct PagesArgs {
 
 #[derive(Args, Clone)]
 pub struct BuildArgs {
-    /// A built-in recipe (python), or a recipe's path that ends in .toml
+    /// A recipe's path that ends in .toml; a built-in recipe (python); or a template, to build it again
     pub recipe: String,
     /// Guest memory, such as 512M or 4G [default: the recipe's]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     pub memory: Option<u64>,
     /// Number of vCPUs [default: the recipe's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=32))]
-    pub vcpus: Option<u8>,
+    #[arg(long, value_name = "N", value_parser = number(1, 32))]
+    pub vcpus: Option<u32>,
     /// Boot it this many times, so that forks do not all share one address-space layout
-    #[arg(long, value_name = "N", default_value_t = 1,
-          value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = number(1, 64))]
     pub replicas: u32,
     /// Build it even if it is there
     #[arg(long)]
@@ -385,9 +471,17 @@ pub struct LabArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
 pub enum LabVerb {
     /// Start a lab and keep it, for as long as the engine stays
-    Up,
+    Up {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// End it, and what runs in it
-    Down,
+    Down {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Show it
     Status {
         /// Print one JSON object
@@ -482,6 +576,14 @@ pub fn parse_duration(text: &str) -> Result<Timeout, String> {
     Ok(Timeout((!duration.is_zero()).then_some(duration)))
 }
 
+/// A whole number within limits.
+fn number(min: u32, max: u32) -> impl Fn(&str) -> Result<u32, String> + Clone {
+    move |text| {
+        let good = text.parse().ok().filter(|n| (min..=max).contains(n));
+        good.ok_or_else(|| format!("write a whole number from {min} to {max}"))
+    }
+}
+
 fn parse_variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() && !text.contains('\0') => {
@@ -505,46 +607,10 @@ fn parse_memory(text: &str) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
-    }
-
-    fn run(words: &[&str]) -> RunArgs {
-        let all = ["zygote", "run"].into_iter().chain(words.iter().copied());
-        match Cli::read(all.map(OsString::from).collect())
-            .unwrap_or_else(|e| panic!("{e}"))
-            .verb
-        {
-            Verb::Run(run) => run,
-            _ => panic!("another verb"),
-        }
-    }
-
-    #[test]
-    fn what_follows_the_file_belongs_to_the_program() {
-        let args = run(&["--json", "job.py", "--timeout", "3s", "-x", "--", "y"]);
-        assert!(args.json && args.command.is_empty());
-        assert_eq!(args.words, ["job.py", "--timeout", "3s", "-x", "--", "y"]);
-        let args = run(&["-"]);
-        assert_eq!(args.words, ["-"]);
-    }
-
-    #[test]
-    fn code_may_begin_with_a_dash_and_has_arguments() {
-        let args = run(&["--timeout", "2s", "-c", "-1", "a", "-b"]);
-        assert_eq!(args.code.unwrap(), "-1");
-        assert_eq!(args.words, ["a", "-b"]);
-        assert_eq!(args.timeout.0, Some(Duration::from_secs(2)));
-    }
-
-    #[test]
-    fn a_command_follows_two_dashes() {
-        let args = run(&["-t", "x", "--", "ls", "-l", "--color"]);
-        assert_eq!(args.command, ["ls", "-l", "--color"]);
-        assert!(args.words.is_empty());
     }
 
     #[test]

@@ -14,8 +14,13 @@ print('os.urandom(8)         ', os.urandom(8).hex())
 print('host name             ', socket.gethostname())";
 
 /// Shows it; gives back the exit code.
-pub fn run(global: &Global) -> anyhow::Result<u8> {
-    show(&forks(global)?)
+pub fn run(global: &Global, as_json: bool) -> anyhow::Result<u8> {
+    let runs = forks(global)?;
+    if as_json {
+        say!("{}", serde_json::json!({ "runs": runs }));
+        return Ok(0);
+    }
+    show(&runs)
 }
 
 /// Two runs, as any user would get them.
@@ -28,10 +33,10 @@ fn forks(global: &Global) -> anyhow::Result<Vec<Value>> {
 fn run_json(global: &Global, arguments: &[&str]) -> anyhow::Result<Vec<Value>> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut command = Command::new(program);
-    if let Some(state) = &global.state_dir {
+    if let Some(state) = global.state_dir() {
         command.arg("--state-dir").arg(state);
     }
-    if let Some(socket) = &global.socket {
+    if let Some(socket) = global.socket() {
         command.arg("--socket").arg(socket);
     }
     command.arg("--host").arg(global.host.word());

@@ -19,10 +19,12 @@ const DISK_MIN_BYTES: u64 = 2 << 30;
 const MEMORY_MIN_BYTES: u64 = 7 << 30;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
 enum Grade {
+    #[serde(rename = "ok")]
     Good,
+    #[serde(rename = "note")]
     Warning,
+    #[serde(rename = "no")]
     Bad,
 }
 
@@ -56,14 +58,17 @@ pub fn run(global: &Global, json: bool) -> anyhow::Result<u8> {
     checks.push(file("lab: busybox", "/bin/busybox", "busybox-static"));
     checks.push(tool("build: mmdebstrap", "mmdebstrap", "mmdebstrap"));
     checks.push(tool("build: EROFS", "mkfs.erofs", "erofs-utils"));
-    checks.push(user_ids());
+    let builds = user_ids();
+    let can_build = builds.grade == Grade::Good;
+    checks.push(builds);
+    checks.push(agent());
     checks.push(memory(here));
     checks.push(overcommit());
     checks.push(disk(&store));
     checks.push(jail(here));
     checks.push(cgroups());
     checks.push(limits());
-    checks.push(templates(&store));
+    checks.push(templates(&store, can_build));
     if json {
         let host = possible.then_some(place);
         say!("{}", serde_json::json!({"host": host, "checks": checks}));
@@ -307,10 +312,22 @@ fn limits() -> Check {
     }
 }
 
-fn templates(store: &Store) -> Check {
-    let names: Vec<String> = store.list().into_iter().map(|(name, _)| name).collect();
+fn agent() -> Check {
+    let name = "build: agent";
+    match zygote_template::agent_path() {
+        Ok(path) => check(name, Grade::Good, path.display().to_string(), None),
+        Err(error) => check(name, Grade::Warning, error.to_string(), None),
+    }
+}
+
+fn templates(store: &Store, can_build: bool) -> Check {
+    let names = store.known();
     if names.is_empty() {
-        let remedy = "zygote template build python";
+        let remedy = if can_build {
+            "zygote template build python"
+        } else {
+            "see `build: user ids`; or build one as root: sudo zygote template build python"
+        };
         check("templates", Grade::Warning, "none yet".into(), Some(remedy))
     } else {
         check("templates", Grade::Good, names.join(", "), None)

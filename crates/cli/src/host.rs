@@ -66,7 +66,7 @@ pub fn stdout_is_terminal() -> bool {
 
 /// The store that the user means.
 pub fn store(global: &Global) -> anyhow::Result<Store> {
-    let state = match &global.state_dir {
+    let state = match global.state_dir() {
         Some(path) => std::path::absolute(path).context("cannot resolve the state directory")?,
         None => zygote_template::default_state_dir(),
     };

@@ -2,6 +2,7 @@
 
 use crate::args::{Global, HostChoice, LabArgs, LabVerb, Timeout};
 use crate::engine::{self, Engine};
+use crate::failure;
 use crate::host::{self, LabJob};
 use crate::interrupt::Interrupts;
 use crate::out::{complain, say};
@@ -26,18 +27,18 @@ const OUTPUT_MAX: usize = 16;
 pub fn run(global: &Global, args: &LabArgs) -> anyhow::Result<u8> {
     let store = host::store(global)?;
     match args.verb {
-        Some(LabVerb::Up) => up(global, &store),
-        Some(LabVerb::Down) => down(global, &store),
+        Some(LabVerb::Up { json }) => up(global, &store, json),
+        Some(LabVerb::Down { json }) => down(global, &store, json),
         Some(LabVerb::Status { json }) => status(global, &store, json),
-        None if args.command.is_empty() => {
-            bail!("nothing to do: give a command (zygote lab -- uname -a), or up, down or status")
-        }
+        None if args.command.is_empty() => Err(failure::usage("nothing to do")
+            .remedy("give a command (zygote lab -- uname -a), or up, down or status")
+            .into()),
         None => command(global, &store, args),
     }
 }
 
 /// Starts one and waits until it is up, by running nothing in it.
-fn up(global: &Global, store: &Store) -> anyhow::Result<u8> {
+fn up(global: &Global, store: &Store, as_json: bool) -> anyhow::Result<u8> {
     if host::in_lab() {
         bail!("this is a lab already, and none is started inside of one");
     }
@@ -57,6 +58,9 @@ fn up(global: &Global, store: &Store) -> anyhow::Result<u8> {
     if result.exit_code != 0 {
         bail!("the lab is up, but `true` does not run in it");
     }
+    if as_json {
+        return status(global, store, true);
+    }
     say!("the lab is up; it stays until: zygote lab down, or until the engine ends");
     Ok(0)
 }
@@ -71,7 +75,7 @@ async fn kept(global: &Global, store: &Store) -> anyhow::Result<Option<(Client, 
     Ok(lab.map(|lab| (client, lab)))
 }
 
-fn down(global: &Global, store: &Store) -> anyhow::Result<u8> {
+fn down(global: &Global, store: &Store, as_json: bool) -> anyhow::Result<u8> {
     let was_up = engine::runtime()?.block_on(async {
         let kept = kept(global, store).await?;
         let Some((client, _)) = kept.filter(|(_, lab)| lab.state != "down") else {
@@ -80,6 +84,13 @@ fn down(global: &Global, store: &Store) -> anyhow::Result<u8> {
         client.lab_down().await?;
         Ok(true)
     })?;
+    if as_json {
+        say!(
+            "{}",
+            serde_json::json!({ "state": "down", "was_up": was_up })
+        );
+        return Ok(0);
+    }
     say!(
         "{}",
         if was_up {

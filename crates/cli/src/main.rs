@@ -4,8 +4,10 @@ mod args;
 mod bench;
 mod copy;
 mod demo;
+mod disk;
 mod doctor;
 mod engine;
+mod failure;
 mod host;
 mod interrupt;
 mod lab;
@@ -22,8 +24,10 @@ mod serve;
 mod settings;
 mod status;
 mod template;
+mod version;
+mod words;
 
-use crate::out::{complain, say};
+use crate::out::say;
 use args::{Cli, Verb};
 use clap::CommandFactory;
 use std::process::ExitCode;
@@ -44,14 +48,15 @@ fn main() -> ExitCode {
         Some(verb) if verb == doctor::JAIL_VERB => return doctor::show_jail(),
         _ => {}
     }
-    let cli = Cli::read(std::env::args_os().collect()).unwrap_or_else(|error| error.exit());
-    match dispatch(&cli) {
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            complain!("zygote: {error:#}");
-            ExitCode::from(report::FAILED)
-        }
-    }
+    let line = Cli::read(std::env::args_os().collect());
+    let ended = match line.cli {
+        Ok(cli) => dispatch(&cli),
+        Err(error) => return ExitCode::from(failure::tell_usage(&error, line.wants_json)),
+    };
+    ExitCode::from(ended.unwrap_or_else(|error| {
+        let failure = failure::of(&error);
+        failure::tell(&failure, line.wants_json)
+    }))
 }
 
 fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
@@ -63,7 +68,10 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Status { json } => status::status(global, *json),
         Verb::Stop { now, json } => status::stop(global, *now, *json),
         Verb::Doctor { json } => doctor::run(global, *json),
-        Verb::Demo => demo::run(global),
+        Verb::Df { json } => disk::df(global, *json),
+        Verb::Prune(args) => disk::prune(global, args),
+        Verb::Demo { json } => demo::run(global, *json),
+        Verb::Version { json } => Ok(version::show(*json)),
         Verb::Bench(args) => bench::run(global, args),
         Verb::Lab(args) => lab::run(global, args),
         Verb::Completions { shell } => {

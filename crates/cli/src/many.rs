@@ -115,7 +115,7 @@ fn failed_is_a_result(args: &RunArgs, ran: Result<ExecResult, ClientError>) -> E
     ran.unwrap_or_else(|error| ExecResult {
         template: args.template.clone(),
         exit_code: FAILED,
-        error: Some(error.to_string()),
+        error: Some(error.to_failure()),
         ..ExecResult::default()
     })
 }
@@ -147,7 +147,8 @@ impl Printer {
         } else {
             stdout.write_all(&output.stdout)?;
             stderr.write_all(&output.stderr)?;
-            for sentence in result.error.into_iter().chain(hint) {
+            let error = result.error.map(|error| error.to_string());
+            for sentence in error.into_iter().chain(hint) {
                 writeln!(stderr, "zygote: {sentence}")?;
             }
         }

@@ -49,8 +49,8 @@ pub async fn run(
     };
     let result = result?;
     let hint = job.import_hint(tail.as_slices().0);
-    let sentences = result.error.clone().into_iter().chain(hint);
-    let sentences: Vec<String> = sentences.collect();
+    let error = result.error.as_ref().map(ToString::to_string);
+    let sentences: Vec<String> = error.into_iter().chain(hint).collect();
     // Not on this thread: who reads it may be slow, and signals must be heard.
     let telling = tokio::task::spawn_blocking(move || {
         for sentence in sentences {

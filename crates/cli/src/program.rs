@@ -2,14 +2,16 @@
 
 use crate::args::RunArgs;
 use crate::copy::Files;
+use crate::failure;
 use crate::host;
+use crate::words::Given;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use zygote_api::{CHUNK_MAX_BYTES, ExecInput, ExecRequest, Octets, ProgramFile};
+use zygote_api::{CHUNK_MAX_BYTES, ExecInput, ExecRequest, Failure, Octets, ProgramFile};
 
 /// Where programs start in the guest.
 const HOME: &str = "/root";
@@ -39,23 +41,15 @@ pub enum Stdin {
     Copy(Arc<[u8]>),
 }
 
-/// Why there is nothing to run.
-pub enum Unreadable {
-    /// FILE, or what `--copy` names.
-    File(String),
-    /// The command line.
-    Usage(String),
-}
-
 /// What to run; files are found here and read while they are sent.
-pub fn read(args: &RunArgs) -> Result<Job, Unreadable> {
+pub fn read(args: &RunArgs) -> Result<Job, Failure> {
     let mut files = Files::default();
     let (program, beside) = program(args, &mut files)?;
     let cwd = Path::new(HOME).join(&args.cwd);
     for copy in &args.copy {
         files
             .add_copy(copy, &cwd, beside.as_deref())
-            .map_err(|error| Unreadable::File(format!("{error:#}")))?;
+            .map_err(|error| failure::of(&error))?;
     }
     Ok(Job {
         program,
@@ -64,57 +58,44 @@ pub fn read(args: &RunArgs) -> Result<Job, Unreadable> {
     })
 }
 
-fn program(
-    args: &RunArgs,
-    files: &mut Files,
-) -> Result<(ExecRequest, Option<PathBuf>), Unreadable> {
-    let nothing = ExecRequest::default;
-    let usage = |text: &str| Unreadable::Usage(text.to_owned());
-    if !args.command.is_empty() {
-        if args.code.is_some() || !args.words.is_empty() {
-            return Err(usage(
-                "give either Python code or a command after --, not both",
-            ));
+fn program(args: &RunArgs, files: &mut Files) -> Result<(ExecRequest, Option<PathBuf>), Failure> {
+    let nothing = ExecRequest::default();
+    match &args.given {
+        Some(Given::Command(command)) if !command.is_empty() => {
+            let command = Some(words(command));
+            Ok((ExecRequest { command, ..nothing }, None))
         }
-        let command = Some(words(&args.command));
-        return Ok((
-            ExecRequest {
-                command,
-                ..nothing()
-            },
-            None,
-        ));
+        Some(Given::Code(code, arguments)) => {
+            let (code, args) = (Some(octets(code)), words(arguments));
+            Ok((
+                ExecRequest {
+                    code,
+                    args,
+                    ..nothing
+                },
+                None,
+            ))
+        }
+        Some(Given::File(file, arguments)) if file == "-" => {
+            let program = ExecRequest {
+                program_from_stdin: true,
+                args: words(arguments),
+                ..nothing
+            };
+            Ok((program, None))
+        }
+        Some(Given::File(file, arguments)) => {
+            let (file, beside) = file_source(file, files)?;
+            let program = ExecRequest {
+                file: Some(file),
+                args: words(arguments),
+                ..nothing
+            };
+            Ok((program, beside))
+        }
+        Some(Given::Command(_)) | None => Err(failure::usage("nothing to run")
+            .remedy("give -c CODE, a FILE, - for standard input, or -- COMMAND")),
     }
-    if let Some(code) = &args.code {
-        let program = ExecRequest {
-            code: Some(octets(code)),
-            args: words(&args.words),
-            ..nothing()
-        };
-        return Ok((program, None));
-    }
-    let Some((file, arguments)) = args.words.split_first() else {
-        return Err(usage(
-            "nothing to run: give -c CODE, a FILE, `-` for standard input, or `-- COMMAND`",
-        ));
-    };
-    let with_arguments = ExecRequest {
-        args: words(arguments),
-        ..nothing()
-    };
-    if file == "-" {
-        let program = ExecRequest {
-            program_from_stdin: true,
-            ..with_arguments
-        };
-        return Ok((program, None));
-    }
-    let (file, beside) = file_source(file, files)?;
-    let program = ExecRequest {
-        file: Some(file),
-        ..with_arguments
-    };
-    Ok((program, beside))
 }
 
 fn octets(word: &OsStr) -> Octets {
@@ -125,12 +106,15 @@ fn words(words: &[OsString]) -> Vec<Octets> {
     words.iter().map(|word| octets(word)).collect()
 }
 
-fn file_source(
-    file: &OsStr,
-    files: &mut Files,
-) -> Result<(ProgramFile, Option<PathBuf>), Unreadable> {
+fn file_source(file: &OsStr, files: &mut Files) -> Result<(ProgramFile, Option<PathBuf>), Failure> {
     let name = Path::new(file);
-    let cannot = |why: String| Unreadable::File(format!("cannot open {}: {why}", name.display()));
+    let cannot = |why: String| {
+        let failure = failure::file(format!("cannot open {}", name.display())).cause(why);
+        match looks_like_code(file) {
+            true => failure.remedy("if it is code, write -c before it"),
+            false => failure,
+        }
+    };
     let path = std::path::absolute(name).map_err(|error| cannot(error.to_string()))?;
     files
         .add_program(&path)
@@ -142,13 +126,19 @@ fn file_source(
     Ok((program, path.parent().map(Path::to_owned)))
 }
 
+/// `zygote run 'print(1)'`.
+fn looks_like_code(file: &OsStr) -> bool {
+    let is_of_code = |byte: &u8| b"()=;\n\"'".contains(byte);
+    file.as_bytes().iter().any(is_of_code)
+}
+
 /// Standard input is the program's, unless several share it or a machine reads the results.
 pub fn wants_stdin(args: &RunArgs) -> bool {
     args.stdin || is_stdin_program(args) || (!args.json && args.count == 1)
 }
 
 fn is_stdin_program(args: &RunArgs) -> bool {
-    args.code.is_none() && args.words.first().is_some_and(|word| word == "-")
+    matches!(&args.given, Some(Given::File(file, _)) if file == "-")
 }
 
 impl Job {
@@ -160,7 +150,7 @@ impl Job {
             cwd: args.cwd.clone(),
             stdin_stream: has_stdin,
             files_stream: !self.files.is_empty(),
-            line_buffered: !args.json && host::stdout_is_terminal(),
+            line_buffered: args.unbuffered || args.json || host::stdout_is_terminal(),
             timeout_seconds: args.timeout.0.map_or(0.0, |limit| limit.as_secs_f64()),
             measure: args.json,
             allow_missing_walls: args.allow_missing_walls,

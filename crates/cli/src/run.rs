@@ -4,11 +4,9 @@ use crate::args::{Global, RunArgs, Settings};
 use crate::engine::{self, Engine};
 use crate::host::{self, Place};
 use crate::interrupt::Interrupts;
-use crate::out::complain;
-use crate::program::{self, Job, Unreadable};
+use crate::program::{self, Job};
 use crate::report::die_of;
 use crate::{many, one, template};
-use anyhow::bail;
 use std::time::Duration;
 use zygote_template::Store;
 
@@ -16,8 +14,6 @@ use zygote_template::Store;
 const LAB_OVERHEAD_MAX: Duration = Duration::from_secs(300);
 /// and making each fork. Ten times what has been seen.
 const LAB_FORK_MAX: Duration = Duration::from_secs(10);
-/// python3's own code for a program that it cannot open.
-const CANNOT_OPEN: u8 = 2;
 
 /// How a run of this program ends.
 pub enum End {
@@ -29,14 +25,7 @@ pub enum End {
 
 /// Runs; gives back the exit code.
 pub fn run(global: &Global, args: &RunArgs) -> anyhow::Result<u8> {
-    let job = match program::read(args) {
-        Ok(job) => job,
-        Err(Unreadable::File(sentence)) => {
-            complain!("zygote: {sentence}");
-            return Ok(CANNOT_OPEN);
-        }
-        Err(Unreadable::Usage(sentence)) => bail!(sentence),
-    };
+    let job = program::read(args)?;
     let store = host::store(global)?;
     let missing = template::is_missing(&store, &args.template)?;
     let is_alone = args.no_daemon || args.memory_max.is_some();

@@ -20,7 +20,7 @@ const WAIT_MAX_EMULATED: Duration = Duration::from_secs(300);
 
 /// Where the engine listens that the user means.
 pub fn socket(global: &Global, store: &Store) -> anyhow::Result<PathBuf> {
-    match &global.socket {
+    match global.socket() {
         Some(path) => std::path::absolute(path).context("cannot resolve the socket's path"),
         None => Ok(zygote_daemon::default_socket(store.state_dir())),
     }

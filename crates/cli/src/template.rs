@@ -1,20 +1,24 @@
 //! `zygote template …`.
 
+mod show;
+
 use crate::args::{BuildArgs, Global, Settings, TemplateVerb};
 use crate::engine::{self, Engine};
 use crate::host::{self, Place};
 use crate::out::{complain, say};
 use crate::progress::Reporter;
+use crate::report::FAILED;
 use crate::settings;
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use serde_json::json;
 use std::fs::File;
+use std::io::Write;
 use std::time::Duration;
-use zygote_api::{BuildEvent, BuildRequest, Built};
-use zygote_daemon::{Client, Found, find};
+use zygote_api::{BuildEvent, BuildRequest, Built, Removed};
+use zygote_daemon::{Client, Found, find, template_detail, template_failure};
 use zygote_template::{
-    BUILT_IN, BuildOptions, Ingredients, Progress, Recipe, Store, StoreError, Template,
-    format_size, gather, up_to_date,
+    BUILT_IN, BuildOptions, Ingredients, Progress, Recipe, Store, StoreError, format_size, gather,
+    is_name, starter, up_to_date,
 };
 
 /// How long one replica may take in a lab: longer than the sum of what its guest may take for each
@@ -25,12 +29,13 @@ const LAB_REPLICA_MAX: Duration = Duration::from_secs(3600);
 pub fn run(global: &Global, verb: &TemplateVerb) -> anyhow::Result<u8> {
     let store = host::store(global)?;
     match verb {
+        TemplateVerb::Init { name, json } => init(name, *json),
         TemplateVerb::Build(args) => build_verb(global, &store, args),
-        TemplateVerb::Ls { json } => list(&store, *json),
-        TemplateVerb::Inspect { name, json } => inspect(&store, name, *json),
+        TemplateVerb::Ls { json } => show::list(&store, *json),
+        TemplateVerb::Inspect { name, json } => show::inspect(&store, name, *json),
         TemplateVerb::Rm { name, json } => {
-            remove(global, &store, name)?;
-            print(*json, json!({"removed": name}), || say!("removed {name}"));
+            let removed = remove(global, &store, name)?;
+            print(*json, json!(removed), || show::removed(&removed));
             Ok(0)
         }
         TemplateVerb::Verify { name, json } => verify(&store, name, *json),
@@ -45,20 +50,33 @@ fn print(as_json: bool, value: serde_json::Value, for_people: impl FnOnce()) {
     }
 }
 
+/// Writes a recipe to begin with; what is there stays.
+fn init(name: &str, as_json: bool) -> anyhow::Result<u8> {
+    if !is_name(name) {
+        let name = name.to_owned();
+        return Err(StoreError::Name { name }.into());
+    }
+    let path = std::path::absolute(format!("{name}.toml"))?;
+    let created = File::options().write(true).create_new(true).open(&path);
+    created
+        .and_then(|mut file| file.write_all(starter(name).as_bytes()))
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    print(
+        as_json,
+        json!({"template": name, "recipe_path": path}),
+        || {
+            say!("wrote {name}.toml; build it with: zygote template build {name}.toml");
+        },
+    );
+    Ok(0)
+}
+
 /// Whether a template must be built first; an error if nobody could build it.
 pub fn is_missing(store: &Store, name: &str) -> anyhow::Result<bool> {
     match store.inspect(name) {
         Ok(_) => Ok(false),
-        Err(StoreError::NotFound { .. }) => {
-            if BUILT_IN.iter().any(|(known, _)| *known == name) {
-                Ok(true)
-            } else {
-                let known = BUILT_IN.map(|(known, _)| known).join(", ");
-                Err(anyhow!(
-                    "there is no template {name}, and no built-in recipe of that name ({known}); \
-                     build it from a recipe of yours: zygote template build ./{name}.toml"
-                ))
-            }
+        Err(StoreError::NotFound { .. }) if BUILT_IN.iter().any(|(known, _)| *known == name) => {
+            Ok(true)
         }
         Err(error) => Err(error.into()),
     }
@@ -74,7 +92,7 @@ fn tell(reporter: &mut Reporter, progress: &Progress) {
 /// Gathers a template's ingredients on this host, for a build in the lab. The build is over when
 /// the lock is dropped.
 pub fn gather_for(store: &Store, recipe: &str) -> anyhow::Result<File> {
-    gather_ingredients(store, &Recipe::find(recipe)?, false).map(|(lock, _)| lock)
+    gather_ingredients(store, &store.recipe(recipe)?, false).map(|(lock, _)| lock)
 }
 
 fn gather_ingredients(
@@ -127,12 +145,12 @@ async fn follow_build(client: &Client, request: &BuildRequest) -> anyhow::Result
 
 fn build_verb(global: &Global, store: &Store, args: &BuildArgs) -> anyhow::Result<u8> {
     // What is wrong with it is told before anything is started.
-    let recipe = Recipe::find(&args.recipe)?;
+    let recipe = store.recipe(&args.recipe)?;
     if args.no_daemon && host::choose(global, store)? == Place::Lab {
         let (_lock, ingredients) = gather_ingredients(store, &recipe, args.force)?;
         return match up_to_date(store, &recipe, &options(&recipe, args), &ingredients) {
             Some(template) => {
-                show_built(args, false, &template);
+                show_built(store, args, false, &template.name)?;
                 Ok(0)
             }
             None => {
@@ -151,7 +169,7 @@ fn build_verb(global: &Global, store: &Store, args: &BuildArgs) -> anyhow::Resul
         engine.leave().await;
         built
     })?;
-    show_built(args, built.is_new, &store.inspect(&built.template.name)?);
+    show_built(store, args, built.is_new, &built.info.template)?;
     Ok(0)
 }
 
@@ -166,116 +184,50 @@ fn request(args: &BuildArgs) -> anyhow::Result<BuildRequest> {
         recipe,
         recipe_toml: None,
         memory_bytes: args.memory,
-        vcpus: args.vcpus,
+        vcpus: vcpus(args),
         replicas: Some(args.replicas),
         force: args.force,
     })
 }
 
-fn show_built(args: &BuildArgs, is_new: bool, template: &Template) {
+fn show_built(store: &Store, args: &BuildArgs, is_new: bool, name: &str) -> anyhow::Result<()> {
+    let info = template_detail(store, name)?.info;
     let what = if is_new { "built" } else { "up to date" };
-    let value = json!({"result": what, "template": template});
-    print(args.json, value, || {
-        say!("{}: {what} ({})", template.name, summary(template));
-    });
+    let words = format!("{name}: {what} ({})", show::summary(&info));
+    print(args.json, json!(Built { is_new, info }), || say!("{words}"));
+    Ok(())
+}
+
+fn vcpus(args: &BuildArgs) -> Option<u8> {
+    args.vcpus.and_then(|vcpus| u8::try_from(vcpus).ok())
 }
 
 fn options(recipe: &Recipe, args: &BuildArgs) -> BuildOptions {
     BuildOptions {
         memory_bytes: args.memory.unwrap_or_else(|| recipe.memory_bytes()),
-        vcpus: args.vcpus.unwrap_or(recipe.vcpus),
+        vcpus: vcpus(args).unwrap_or(recipe.vcpus()),
         replicas: args.replicas,
         force: args.force,
     }
 }
 
 /// Removes one; an engine that is there forgets it, none is started for that.
-fn remove(global: &Global, store: &Store, name: &str) -> anyhow::Result<()> {
+fn remove(global: &Global, store: &Store, name: &str) -> anyhow::Result<Removed> {
     let socket = settings::socket(global, store)?;
     engine::runtime()?.block_on(async {
         match find(&socket).await {
-            Ok(Found::Own(client, _)) => {
-                client.remove_template(name).await?;
-            }
+            Ok(Found::Own(client, _)) => Ok(client.remove_template(name).await?),
             // The files are ours all the same.
-            Ok(Found::Other(..) | Found::Nobody) | Err(_) => store.remove(name)?,
-        }
-        Ok(())
-    })
-}
-
-fn summary(template: &Template) -> String {
-    format!(
-        "Debian {} with {}; {} of memory, {} vCPU{}, {} replica{}, {} on disk",
-        template.base,
-        template.packages.join(", "),
-        format_size(template.memory_bytes),
-        template.vcpus,
-        if template.vcpus == 1 { "" } else { "s" },
-        template.replicas,
-        if template.replicas == 1 { "" } else { "s" },
-        format_size(template.disk_bytes)
-    )
-}
-
-fn list(store: &Store, as_json: bool) -> anyhow::Result<u8> {
-    let mut good = Vec::new();
-    let mut code = 0;
-    for (name, template) in store.list() {
-        match template {
-            Ok(template) => good.push(template),
-            Err(error) => {
-                complain!("zygote: {:#}", anyhow::Error::new(error).context(name));
-                code = 1;
+            Ok(Found::Other(..) | Found::Nobody) | Err(_) => {
+                let removal = store.remove(name)?;
+                Ok(Removed {
+                    template: name.to_owned(),
+                    freed_bytes: removal.freed_bytes,
+                    kept_bytes: removal.kept_bytes,
+                })
             }
         }
-    }
-    print(as_json, json!(good), || {
-        if good.is_empty() && code == 0 {
-            say!("no templates yet; make one with: zygote template build python");
-            return;
-        }
-        say!(
-            "{:<16} {:>9} {:>5} {:>8} {:>10}  KERNEL",
-            "NAME",
-            "MEMORY",
-            "VCPUS",
-            "REPLICAS",
-            "DISK"
-        );
-        for template in &good {
-            say!(
-                "{:<16} {:>9} {:>5} {:>8} {:>10}  {}",
-                template.name,
-                format_size(template.memory_bytes),
-                template.vcpus,
-                template.replicas,
-                format_size(template.disk_bytes),
-                template.kernel_release
-            );
-        }
-    });
-    Ok(code)
-}
-
-fn inspect(store: &Store, name: &str, as_json: bool) -> anyhow::Result<u8> {
-    let template = store.inspect(name)?;
-    let replicas = store.replicas(name)?;
-    let value = json!({"template": template, "snapshots": replicas});
-    print(as_json, value, || {
-        say!("{name}: {}", summary(&template));
-        say!(
-            "  built:       {} (seconds since 1970)",
-            template.created_unix_s
-        );
-        say!("  kernel:      {}", template.kernel_release);
-        say!("  interpreter: {}", template.interpreter);
-        say!("  digest:      {}", template.digest);
-        for replica in &replicas {
-            say!("  snapshot:    {}", replica.display());
-        }
-    });
-    Ok(0)
+    })
 }
 
 fn verify(store: &Store, name: &str, as_json: bool) -> anyhow::Result<u8> {
@@ -286,23 +238,22 @@ fn verify(store: &Store, name: &str, as_json: bool) -> anyhow::Result<u8> {
     drop(reporter);
     match verified {
         Ok(read) => {
-            print(
-                as_json,
-                json!({"name": name, "intact": true, "read_bytes": read}),
-                || {
-                    say!(
-                        "{name}: intact ({} compared with their digests)",
-                        format_size(read)
-                    );
-                },
-            );
+            let value = json!({"template": name, "intact": true, "read_bytes": read});
+            print(as_json, value, || {
+                let size = format_size(read);
+                say!("{name}: intact ({size} compared with their digests)");
+            });
             Ok(0)
         }
-        Err(error) => {
-            let sentence = format!("{:#}", anyhow::Error::new(error));
-            let value = json!({"name": name, "intact": false, "error": sentence});
-            print(as_json, value, || complain!("zygote: {sentence}"));
-            Ok(1)
+        Err(error) if as_json => {
+            let failure = template_failure(&error);
+            say!(
+                "{}",
+                json!({"template": name, "intact": false, "error": failure})
+            );
+            complain!("zygote: {failure}");
+            Ok(FAILED)
         }
+        Err(error) => Err(error.into()),
     }
 }

@@ -61,7 +61,7 @@ fn bad_usage_is_told_and_is_no_programs_exit_code() {
     ];
     for case in cases {
         let (code, _, err) = words(case);
-        assert_eq!(code, Some(2), "{case:?}");
+        assert_eq!(code, Some(125), "{case:?}");
         assert!(err.starts_with("error:"), "{case:?}: {err}");
     }
     let (code, _, err) = words(&["run"]);
@@ -75,21 +75,25 @@ fn what_is_not_there_is_told_with_its_remedy() {
         (
             &["run", "-t", "nope", "-c", "1"],
             125,
-            "zygote template build ./nope.toml",
+            "zygote template init nope",
         ),
-        (&["run", "/no/such/file.py"], 2, "/no/such/file.py"),
-        (
-            &["template", "inspect", "nope"],
-            125,
-            "zygote template build nope",
-        ),
+        (&["run", "/no/such/file.py"], 125, "/no/such/file.py"),
+        (&["template", "inspect", "nope"], 125, "there are none yet"),
         (
             &["template", "rm", "nope"],
             125,
             "there is no template nope",
         ),
-        (&["template", "verify", "../x"], 1, "no name of a template"),
-        (&["template", "build", "ruby"], 125, "built-in ones: python"),
+        (
+            &["template", "verify", "../x"],
+            125,
+            "no name of a template",
+        ),
+        (
+            &["template", "build", "ruby"],
+            125,
+            "built-in recipes: python",
+        ),
     ];
     for (case, expected, sentence) in cases {
         let (code, out, err) = words(case);
@@ -142,7 +146,10 @@ fn an_empty_store_is_an_empty_list_and_nothing_is_created() {
     let state = tempfile::tempdir().unwrap();
     let inside = state.path().join("never-made");
     let (code, out, _) = said(&zygote(&inside, &["template", "ls", "--json"]));
-    assert_eq!((code, out.trim()), (Some(0), "[]"));
+    assert_eq!(
+        (code, out.trim()),
+        (Some(0), r#"{"templates":[],"unusable":[]}"#)
+    );
     let (_, out, _) = said(&zygote(&inside, &["template", "ls"]));
     assert!(out.contains("zygote template build python"));
     assert!(!inside.exists());
@@ -155,9 +162,9 @@ fn the_doctor_judges_by_measuring_and_each_finding_has_its_grade() {
     let checks = value["checks"].as_array().unwrap();
     assert!(checks.iter().any(|check| check["name"] == "KVM"));
     for check in checks {
-        assert!(["good", "warning", "bad"].contains(&check["grade"].as_str().unwrap()));
+        assert!(["ok", "note", "no"].contains(&check["grade"].as_str().unwrap()));
         assert!(
-            check["grade"] != "bad" || check["remedy"].is_string(),
+            check["grade"] != "no" || check["remedy"].is_string(),
             "{check}"
         );
     }

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::time::Duration;
-use zygote_api::{Failure, with_causes};
+use zygote_api::{ErrorCode, Failure, with_causes};
 
 /// Why there is no answer, or not the one that was hoped for.
 #[derive(Debug)]
@@ -30,6 +30,27 @@ impl ClientError {
         Self::Nonsense(error.to_string())
     }
 
+    /// In the API's words.
+    pub fn to_failure(&self) -> Failure {
+        let unreachable = |message: &str| Failure::new(ErrorCode::EngineUnreachable, message);
+        match self {
+            Self::Connect(error) => unreachable("no engine answers").cause(error.to_string()),
+            Self::Broken(what) => {
+                unreachable("the connection to the engine broke off; it has died or was killed")
+                    .cause(what.clone())
+                    .remedy("run the command again, and a new one starts")
+            }
+            Self::Late(limit) => {
+                let words = format!("the engine has not answered within {} s", limit.as_secs());
+                unreachable(&words).remedy("see: zygote status, or: zygote stop --now")
+            }
+            Self::Nonsense(what) => unreachable("what listens there is no engine of this version")
+                .cause(what.clone())
+                .remedy("name another socket with --socket"),
+            Self::Refused(failure) => (**failure).clone(),
+        }
+    }
+
     /// The engine's word, if it has answered.
     pub fn failure(&self) -> Option<&Failure> {
         match self {
@@ -41,25 +62,7 @@ impl ClientError {
 
 impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Connect(error) => write!(f, "no engine answers: {error}"),
-            Self::Broken(what) => write!(
-                f,
-                "the connection to the engine broke off ({what}); it has died or was killed; run \
-                 the command again, and a new one starts"
-            ),
-            Self::Late(limit) => write!(
-                f,
-                "the engine has not answered within {} s; see: zygote status, or: zygote stop --now",
-                limit.as_secs()
-            ),
-            Self::Nonsense(what) => write!(
-                f,
-                "what listens there is no engine of this version ({what}); name another socket \
-                 with --socket"
-            ),
-            Self::Refused(failure) => failure.fmt(f),
-        }
+        self.to_failure().fmt(f)
     }
 }
 

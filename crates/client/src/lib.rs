@@ -28,7 +28,7 @@ use tokio::time::timeout;
 use zygote_api::{
     BuildEvent, BuildRequest, CommandRequest, ErrorBody, ExecEvent, ExecInput, ExecRequest,
     Failure, Health, LINE_MAX_BYTES, NDJSON, Removed, SignalRequest, Status, StopRequest, Stopped,
-    TemplateInfo,
+    TemplateList,
 };
 
 /// How long an answer may take that needs nothing but words.
@@ -132,7 +132,7 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn templates(&self) -> Result<Vec<TemplateInfo>, ClientError> {
+    pub async fn templates(&self) -> Result<TemplateList, ClientError> {
         self.ask(Method::GET, "/v1/templates", None::<&()>).await
     }
 

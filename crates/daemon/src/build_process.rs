@@ -123,7 +123,7 @@ fn work(mode: Mode, store: &Store) -> Result<Told, Failure> {
     read.map_err(|error| Failure::internal(error.to_string()))?;
     let request: BuildRequest = serde_json::from_str(&line)
         .map_err(|error| Failure::bad_request(format!("no request: {error}")))?;
-    let recipe = recipe(&request)?;
+    let recipe = recipe(store, &request)?;
     let options = options(&recipe, &request)?;
     let _lock = lock(mode, store)?;
     if mode == Mode::Gather {
@@ -153,16 +153,16 @@ fn lock(mode: Mode, store: &Store) -> Result<Option<File>, Failure> {
         .map_err(|error| zygote_server::template_failure(&error))
 }
 
-fn recipe(request: &BuildRequest) -> Result<Recipe, Failure> {
+fn recipe(store: &Store, request: &BuildRequest) -> Result<Recipe, Failure> {
     let name = &request.recipe;
     let recipe = match &request.recipe_toml {
         Some(text) => {
-            let folder = Path::new(name).parent().unwrap_or(Path::new("/"));
-            Recipe::parse(name, text, folder)
+            let path = name.ends_with(".toml").then(|| Path::new(name));
+            Recipe::parse(name, text, path)
         }
-        None => Recipe::find(name),
+        None => store.recipe(name),
     };
-    recipe.map_err(|error| Failure::of(ErrorCode::BadRequest, &error))
+    recipe.map_err(|error| zygote_server::recipe_failure(&error))
 }
 
 fn options(recipe: &Recipe, request: &BuildRequest) -> Result<BuildOptions, Failure> {
@@ -173,7 +173,7 @@ fn options(recipe: &Recipe, request: &BuildRequest) -> Result<BuildOptions, Fail
     if let Some(problem) = zygote_template::memory_problem(&written) {
         return Err(Failure::bad_request(format!("memory_bytes: {problem}")));
     }
-    let vcpus = request.vcpus.unwrap_or(recipe.vcpus);
+    let vcpus = request.vcpus.unwrap_or(recipe.vcpus());
     if !(1..=32).contains(&vcpus) {
         return Err(Failure::bad_request("vcpus: from 1 to 32"));
     }
@@ -199,6 +199,6 @@ fn built(store: &Store, made: BuiltHere) -> Result<Told, Failure> {
     let build = build.map_err(|error| zygote_server::template_failure(&error))?;
     Ok(Told::Built(Built {
         is_new,
-        template: zygote_server::template_info(build, template),
+        info: zygote_server::template_info(build, template),
     }))
 }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use zygote_api::{CommandRequest, ExecEvent, ExecInput, ExecResult, Failure, Octets};
+use zygote_api::{CommandRequest, ErrorCode, ExecEvent, ExecInput, ExecResult, Failure, Octets};
 use zygote_server::Input;
 
 const PIECE_BYTES: usize = 64 * 1024;
@@ -123,14 +123,16 @@ async fn tell_not_started(
     events: &mpsc::Sender<ExecEvent>,
 ) -> Result<(), Failure> {
     let name = String::from_utf8_lossy(&request.command[0].0).into_owned();
+    let (exit_code, code) = match error.kind() {
+        io::ErrorKind::NotFound => (127, ErrorCode::ProgramNotFound),
+        io::ErrorKind::PermissionDenied => (126, ErrorCode::ProgramNotExecutable),
+        _ => (125, ErrorCode::ProgramNotStarted),
+    };
+    let failure = Failure::new(code, format!("cannot run {name}")).cause(error.to_string());
     let result = ExecResult {
-        exit_code: match error.kind() {
-            io::ErrorKind::NotFound => 127,
-            io::ErrorKind::PermissionDenied => 126,
-            _ => 125,
-        },
+        exit_code,
         host: "lab".to_owned(),
-        error: Some(format!("cannot run {name}: {error}")),
+        error: Some(failure),
         ..ExecResult::default()
     };
     let _ = events.send(ExecEvent::Result(Box::new(result))).await;

@@ -13,11 +13,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use zygote_api::{
     BuildEvent, BuildRequest, Built, CommandRequest, ErrorCode, ExecEvent, ExecInput, ExecRequest,
-    Failure, Health, Removed, SignalRequest, Status, StopRequest, Stopped, TemplateInfo,
+    Failure, Health, Removed, SignalRequest, Status, StopRequest, Stopped, TemplateDetail,
+    TemplateList, rfc3339,
 };
 use zygote_client::{ClientError, Events};
 use zygote_engine::Engine;
-use zygote_server::{Backend, Input, Local, template_failure, template_info};
+use zygote_server::{
+    Backend, Input, Local, recipe_failure, template_detail, template_failure, template_list,
+};
 use zygote_template::Store;
 
 /// How long the engine in a lab may take to say how it is; its lab may be dying.
@@ -151,20 +154,21 @@ impl Host {
     }
 
     /// A recipe by its text, so that a lab needs no file of the host's.
-    fn with_text(request: BuildRequest) -> Result<BuildRequest, Failure> {
-        if request.recipe_toml.is_some() || !request.recipe.ends_with(".toml") {
+    /// With the recipe's text: what is built is what was there when it was asked for.
+    fn with_text(&self, request: BuildRequest) -> Result<BuildRequest, Failure> {
+        if request.recipe_toml.is_some() {
             return Ok(request);
         }
-        let path = std::path::Path::new(&request.recipe);
-        if !path.is_absolute() {
+        let name = &request.recipe;
+        if name.ends_with(".toml") && !std::path::Path::new(name).is_absolute() {
             return Err(Failure::bad_request("recipe: the path must be absolute"));
         }
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            let sentence = format!("cannot read the recipe {}", path.display());
-            Failure::bad_request(sentence).cause(error.to_string())
-        })?;
+        let recipe = self.store().recipe(name);
+        let origin = recipe.map_err(|error| recipe_failure(&error))?.origin;
+        let path = origin.path.map(|path| path.to_string_lossy().into_owned());
         Ok(BuildRequest {
-            recipe_toml: Some(text),
+            recipe: path.unwrap_or_else(|| name.clone()),
+            recipe_toml: Some(origin.text),
             ..request
         })
     }
@@ -298,6 +302,7 @@ impl Backend for Host {
                 .as_ref()
                 .map(|path| path.display().to_string()),
             uptime_seconds: self.started.elapsed().as_secs(),
+            started: rfc3339(self.started_unix_s),
             started_unix_s: self.started_unix_s,
             idle_exit_seconds: self.config.idle_exit.map(|limit| limit.as_secs()),
             runs,
@@ -388,36 +393,30 @@ impl Backend for Host {
         Ok(())
     }
 
-    async fn templates(&self) -> Result<Vec<TemplateInfo>, Failure> {
-        let mut all = Vec::new();
-        for (name, template) in self.store().list() {
-            if let (Ok(template), Ok(build)) = (template, self.store().current(&name)) {
-                all.push(template_info(build, template));
-            }
-        }
-        Ok(all)
+    async fn templates(&self) -> Result<TemplateList, Failure> {
+        Ok(template_list(self.store()))
     }
 
-    async fn template(&self, name: &str) -> Result<TemplateInfo, Failure> {
-        let failed = |error| template_failure(&error);
-        let template = self.store().inspect(name).map_err(failed)?;
-        let build = self.store().current(name).map_err(failed)?;
-        Ok(template_info(build, template))
+    async fn template(&self, name: &str) -> Result<TemplateDetail, Failure> {
+        template_detail(self.store(), name).map_err(|error| template_failure(&error))
     }
 
     async fn remove(&self, name: &str) -> Result<Removed, Failure> {
         if self.config.lab_port {
             // The files are the host's, which has removed them.
             self.local.engine().forget(name);
-            let removed = name.to_owned();
-            return Ok(Removed { removed });
+            return Ok(Removed {
+                template: name.to_owned(),
+                freed_bytes: 0,
+                kept_bytes: 0,
+            });
         }
         let (store, removed) = (self.store().clone(), name.to_owned());
         let removing = tokio::task::spawn_blocking(move || store.remove(&removed));
         let done = removing
             .await
             .map_err(|error| Failure::internal(error.to_string()))?;
-        done.map_err(|error| template_failure(&error))?;
+        let removal = done.map_err(|error| template_failure(&error))?;
         self.local.engine().forget(name);
         if self.config.machines == Machines::InLab
             && let Some(lab) = self.keeper.is_up()
@@ -425,8 +424,11 @@ impl Backend for Host {
             // One that does not hear it forgets it by and by.
             let _ = lab.client.remove_template(name).await;
         }
-        let removed = name.to_owned();
-        Ok(Removed { removed })
+        Ok(Removed {
+            template: name.to_owned(),
+            freed_bytes: removal.freed_bytes,
+            kept_bytes: removal.kept_bytes,
+        })
     }
 
     async fn build(
@@ -436,7 +438,7 @@ impl Backend for Host {
     ) -> Result<Built, Failure> {
         self.check_open()?;
         let _work = self.activity.other();
-        let request = Self::with_text(request)?;
+        let request = self.with_text(request)?;
         match self.config.machines {
             Machines::Here => {
                 if self.config.lab_port {

@@ -568,7 +568,7 @@ fn a_sandbox_that_dies_ends_its_run_alone() {
         let mut one = client.exec(&command(&["die"]), None).await.unwrap();
         let (_, result) = end(&mut one).await.unwrap();
         assert_eq!(result.exit_code, 125);
-        assert!(result.error.unwrap().contains("has died"));
+        assert!(result.error.unwrap().message.contains("has died"));
         client.signal(&id, 15).await.unwrap();
         assert_eq!(end(&mut other).await.unwrap().1.exit_code, 3);
     });
@@ -663,7 +663,7 @@ fn a_build_that_dies_is_told_and_a_template_is_removed() {
         assert!(failure.message.contains("builds"), "{failure:?}");
         assert_eq!(client.status().await.unwrap().templates.len(), 1);
         assert_eq!(
-            client.remove_template(TEMPLATE).await.unwrap().removed,
+            client.remove_template(TEMPLATE).await.unwrap().template,
             TEMPLATE
         );
         let gone = client

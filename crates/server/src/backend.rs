@@ -4,7 +4,7 @@ use std::future::Future;
 use tokio::sync::mpsc;
 use zygote_api::{
     BuildEvent, BuildRequest, Built, CommandRequest, ExecEvent, ExecInput, ExecRequest, Failure,
-    Health, Removed, SignalRequest, Status, StopRequest, Stopped, TemplateInfo,
+    Health, Removed, SignalRequest, Status, StopRequest, Stopped, TemplateDetail, TemplateList,
 };
 
 /// Input of a run, in order; its sender is dropped at its end. An error ends the run.
@@ -49,11 +49,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Ends the emulated host.
     fn lab_down(&self) -> impl Future<Output = Result<(), Failure>> + Send;
 
-    /// All templates that are usable, by name.
-    fn templates(&self) -> impl Future<Output = Result<Vec<TemplateInfo>, Failure>> + Send;
+    /// All templates.
+    fn templates(&self) -> impl Future<Output = Result<TemplateList, Failure>> + Send;
 
     /// One of them.
-    fn template(&self, name: &str) -> impl Future<Output = Result<TemplateInfo, Failure>> + Send;
+    fn template(&self, name: &str) -> impl Future<Output = Result<TemplateDetail, Failure>> + Send;
 
     /// Removes one.
     fn remove(&self, name: &str) -> impl Future<Output = Result<Removed, Failure>> + Send;

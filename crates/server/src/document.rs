@@ -76,7 +76,7 @@ fn lab_exec() {}
 fn lab_down() {}
 
 /// All templates.
-#[utoipa::path(get, path = "/v1/templates", responses((status = 200, body = Vec<TemplateInfo>)))]
+#[utoipa::path(get, path = "/v1/templates", responses((status = 200, body = TemplateList)))]
 #[expect(dead_code, reason = "describes a route")]
 fn templates() {}
 
@@ -93,7 +93,7 @@ fn build() {}
 /// What a template is.
 #[utoipa::path(get, path = "/v1/templates/{name}",
     params(("name" = String, Path, description = "Its name")),
-    responses((status = 200, body = TemplateInfo), (status = "default", body = ErrorBody)))]
+    responses((status = 200, body = TemplateDetail), (status = "default", body = ErrorBody)))]
 #[expect(dead_code, reason = "describes a route")]
 fn template() {}
 
@@ -107,6 +107,16 @@ fn remove() {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_code_of_an_error_is_in_the_docs() {
+        let docs = include_str!("../../../docs/json.md");
+        for code in ErrorCode::ALL {
+            let name = serde_json::to_value(code).unwrap();
+            let name = format!("`{}`", name.as_str().unwrap());
+            assert!(docs.contains(&name), "{name}");
+        }
+    }
 
     #[test]
     fn every_type_of_a_path_is_described() {

@@ -11,10 +11,14 @@ mod lines;
 mod local;
 mod routes;
 mod stream;
+mod template;
 
 pub use backend::{Backend, Input};
 pub use connection::serve;
 pub use document::document;
 pub use guard::Origin;
-pub use local::{Local, template_failure, template_info};
+pub use local::Local;
 pub use routes::router;
+pub use template::{
+    recipe_failure, template_detail, template_failure, template_info, template_list,
+};

@@ -1,19 +1,19 @@
 //! The engine of this process, asked in the API's words.
 
 use crate::backend::Input;
+use crate::template::template_failure;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use zygote_api::{
     ErrorCode, ExecEvent, ExecInput, ExecRequest, ExecResult, Failure, Octets, PlaceKind,
-    PoolStatus, RunsStatus, SignalRequest, TemplateInfo,
+    PoolStatus, RunsStatus, SignalRequest,
 };
 use zygote_engine::{
     Engine, EngineError, Event, ExitStatus, ForkError, NoTurn, Note, Order, Outcome, Program, Put,
     PythonSource, RunRequest, RunResult, STREAM_CHUNK_MAX_BYTES, StartFailure, Stdin, ZygoteError,
 };
-use zygote_template::{StoreError, Template};
 
 /// Events, puts and input that wait to be taken.
 const WAITING_MAX: usize = 16;
@@ -176,7 +176,7 @@ impl Local {
             exec_time_ms: result.exec_time.map(milliseconds),
             total_time_ms: milliseconds(result.total_time),
             memory_private_kib: result.usage.map(|usage| usage.private_kib),
-            error: sentence(&result.outcome, limit),
+            error: told_beside(template, &result.outcome, limit),
             ..ExecResult::default()
         }
     }
@@ -450,19 +450,32 @@ fn exit_code(outcome: &Outcome) -> u8 {
 }
 
 /// What people are told beside the program's own words; usually nothing.
-fn sentence(outcome: &Outcome, limit: Option<Duration>) -> Option<String> {
+fn told_beside(template: &str, outcome: &Outcome, limit: Option<Duration>) -> Option<Failure> {
     match outcome {
         Outcome::Exited(ExitStatus::Code(_)) => None,
         Outcome::Exited(ExitStatus::Signal { out_of_memory, .. }) => out_of_memory.then(|| {
-            "the program was killed because the guest ran out of memory; build the template with \
-             more: zygote template build NAME --memory SIZE"
-                .to_owned()
+            let message = "the program was killed because the guest ran out of memory";
+            Failure::new(ErrorCode::OutOfMemory, message).remedy(format!(
+                "build the template with more, such as: zygote template build {template} --memory 2G"
+            ))
         }),
-        Outcome::TimedOut => Some(format!(
-            "the program was killed at its time limit of {:?} (see --timeout)",
-            limit.unwrap_or_default()
-        )),
-        Outcome::StartFailed { message, .. } | Outcome::Failed(message) => Some(printable(message)),
+        Outcome::TimedOut => {
+            let limit = limit.unwrap_or_default();
+            let message = format!("the program was killed at its time limit of {limit:?}");
+            let remedy = "give it more with --timeout (timeout_seconds), or 0 for no limit";
+            Some(Failure::new(ErrorCode::TimedOut, message).remedy(remedy))
+        }
+        Outcome::StartFailed { message, reason } => {
+            let code = match reason {
+                StartFailure::NotFound => ErrorCode::ProgramNotFound,
+                StartFailure::NotExecutable => ErrorCode::ProgramNotExecutable,
+                StartFailure::Other => ErrorCode::ProgramNotStarted,
+            };
+            Some(Failure::new(code, printable(message)))
+        }
+        Outcome::Failed(message) => {
+            Some(Failure::new(ErrorCode::SandboxDied, printable(message)))
+        }
     }
 }
 
@@ -502,51 +515,6 @@ fn failure(error: &EngineError) -> Failure {
     }
 }
 
-/// A failure of the store in the API's words.
-pub fn template_failure(error: &StoreError) -> Failure {
-    let code = match error {
-        StoreError::NotFound { .. } => ErrorCode::TemplateNotFound,
-        StoreError::Name { .. } => ErrorCode::BadRequest,
-        StoreError::Description { .. }
-        | StoreError::Snapshot { .. }
-        | StoreError::Damaged { .. } => ErrorCode::TemplateUnusable,
-        StoreError::Lock(_) => ErrorCode::Conflict,
-        StoreError::File { .. } => ErrorCode::Internal,
-    };
-    Failure::of(code, error)
-}
-
-/// A template in the API's words.
-pub fn template_info(build: String, template: Template) -> TemplateInfo {
-    let Template {
-        name,
-        created_unix_s,
-        memory_bytes,
-        vcpus,
-        replicas,
-        kernel_release,
-        interpreter,
-        base,
-        packages,
-        digest,
-        disk_bytes,
-    } = template;
-    TemplateInfo {
-        name,
-        build,
-        created_unix_s,
-        memory_bytes,
-        vcpus,
-        replicas,
-        kernel_release,
-        interpreter,
-        base,
-        packages,
-        digest,
-        disk_bytes,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -581,7 +549,9 @@ mod tests {
     #[test]
     fn a_guest_cannot_write_to_the_terminal_by_way_of_our_sentences() {
         let message = "died\u{1b}]0;owned\u{7}\r\nlast words\u{9b}2J".to_owned();
-        let told = sentence(&Outcome::Failed(message), None).unwrap();
+        let told = told_beside("python", &Outcome::Failed(message), None)
+            .unwrap()
+            .message;
         assert!(told.contains("died") && told.contains("\nlast words"));
         assert!(
             !told

@@ -11,7 +11,9 @@ const VARIABLE: &str = "ZYGOTE_AGENT";
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
     /// Not found.
-    #[error("there is no {NAME} beside this program ({looked}); make it with: make build")]
+    #[error(
+        "there is no {NAME} beside this program ({looked}); install both (make install), or name it in {VARIABLE}"
+    )]
     Missing {
         /// Where it was looked for.
         looked: String,
@@ -24,14 +26,22 @@ pub enum AgentError {
     },
 }
 
-/// The agent's bytes.
-pub fn find() -> Result<Vec<u8>, AgentError> {
+/// Where the agent lies.
+///
+/// # Errors
+/// If there is none, or none that a guest can run.
+pub fn agent_path() -> Result<PathBuf, AgentError> {
+    find().map(|(path, _)| path)
+}
+
+/// The agent, and where it lies.
+pub fn find() -> Result<(PathBuf, Vec<u8>), AgentError> {
     let candidates = candidates();
     for path in &candidates {
         if let Ok(bytes) = fs::read(path) {
             let path = path.clone();
             return if is_static(&bytes) {
-                Ok(bytes)
+                Ok((path, bytes))
             } else {
                 Err(AgentError::NotStatic { path })
             };

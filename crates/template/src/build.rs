@@ -118,7 +118,9 @@ pub fn build(
         base: recipe.base.clone(),
         packages: recipe.packages.clone(),
         digest,
-        disk_bytes: disk_bytes(&fresh.path) + ingredients.root.bytes,
+        recipe: Some(recipe.origin.clone()),
+        contents: ingredients.root.contents.clone(),
+        disk_bytes: disk_bytes(&fresh.path) + ingredients.root.piece.bytes,
     };
     progress(Progress::new("publishing the template"));
     store.publish(fresh, &template)?;
@@ -208,7 +210,7 @@ fn make_replica(
     let mut writer = Writer::create(&directory)?;
     writer.memory(guest.machine.paused_memory()?)?;
     writer.machine(&state)?;
-    writer.disk(ingredients.root.clone());
+    writer.disk(ingredients.root.piece.clone());
     drop(guest);
     tell("recording what every run touches");
     let fresh = working_set::Fresh {
@@ -251,7 +253,7 @@ fn boot(
 }
 
 fn open_root(store: &Store, ingredients: &Ingredients) -> Result<Disk, BuildError> {
-    let digest = &ingredients.root.digest;
+    let digest = &ingredients.root.piece.digest;
     File::open(store.pieces().join(digest))
         .and_then(|file| Disk::new(file, digest.clone()))
         .map_err(BuildError::Open)

@@ -2,14 +2,13 @@
 
 use crate::agent::{self, AgentError};
 use crate::recipe::Recipe;
-use crate::rootfs::{self, Places, RootfsError};
+use crate::rootfs::{self, Places, RootImage, RootfsError};
 use crate::{Progress, Store};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use zygote_debian::initramfs::Initramfs;
 use zygote_debian::kernel::{self, Flavour, Kernel, KernelError};
-use zygote_snapshot::DiskPiece;
 
 /// Modules of the guest, in the order in which the agent loads them (what they need comes before).
 const MODULES: [&str; 7] = [
@@ -46,8 +45,8 @@ pub struct Ingredients {
     pub kernel: Kernel,
     /// Its initramfs, complete.
     pub initramfs: Vec<u8>,
-    /// The root image, in the store's folder of pieces.
-    pub root: DiskPiece,
+    /// The root image.
+    pub root: RootImage,
     /// A digest of all of them.
     pub digest: String,
 }
@@ -63,7 +62,7 @@ pub fn gather(
     check: bool,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Ingredients, GatherError> {
-    let agent = agent::find()?;
+    let (_, agent) = agent::find()?;
     let cache = store.cache();
     let kernel = kernel::fetch(&cache.join("kernels"), Flavour::Cloud, &mut |message| {
         progress(Progress::new(message));
@@ -80,7 +79,7 @@ pub fn gather(
     for part in [
         &initramfs[..],
         kernel.release.as_bytes(),
-        root.digest.as_bytes(),
+        root.piece.digest.as_bytes(),
     ] {
         hasher.update(blake3::hash(part).as_bytes());
     }

@@ -5,9 +5,11 @@
 
 mod agent;
 mod build;
+mod disk;
 mod guest;
 mod ingredients;
 mod lock;
+mod near;
 mod recipe;
 pub mod rehearsal;
 mod rootfs;
@@ -15,13 +17,16 @@ mod size;
 mod store;
 mod working_set;
 
+pub use agent::{AgentError, agent_path};
 pub use build::{BuildError, BuildOptions, Built, build, up_to_date};
+pub use disk::{DiskPart, Prune, Pruned};
 pub use guest::{Guest, GuestError};
 pub use ingredients::{GatherError, Ingredients, gather};
-pub use recipe::{BUILT_IN, Recipe, RecipeError, memory_problem};
-pub use rootfs::has_user_ids;
+pub use near::nearest;
+pub use recipe::{BUILT_IN, Recipe, RecipeError, RecipeOrigin, is_name, memory_problem, starter};
+pub use rootfs::{Contents, RootfsError, Wheel, has_user_ids};
 pub use size::{SizeError, format_size, parse_size};
-pub use store::{Store, StoreError, Template, default_state_dir};
+pub use store::{Removal, Store, StoreError, Template, default_state_dir};
 
 /// How far a long piece of work has come.
 #[derive(Clone, Debug, PartialEq, Eq)]

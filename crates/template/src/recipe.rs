@@ -1,8 +1,14 @@
-//! Recipes: what a template is made of, as TOML.
+//! Recipes: what a template is made of, as TOML. docs/recipes.md has every field.
 
+mod files;
+mod starter;
+
+pub use files::AddedFile;
+pub use starter::starter;
+
+use crate::near::nearest;
 use crate::size::parse_size;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,11 +20,13 @@ pub const BUILT_IN: [(&str, &str); 1] = [("python", include_str!("../../../recip
 pub const NAME_MAX_BYTES: usize = 64;
 /// Longest warm-up code.
 const WARM_MAX_BYTES: usize = 256 * 1024;
-/// Largest file that a recipe adds.
-const FILE_MAX_BYTES: u64 = 256 << 20;
+/// Longest requirement of pip's.
+const PIP_MAX_BYTES: usize = 1024;
 /// Debian releases whose Python the agent's driver is tested with.
 const BASES: [&str; 1] = ["bookworm"];
 const INTERPRETERS: [&str; 1] = ["python"];
+/// The package without which there is no interpreter.
+const PYTHON: &str = "python3";
 
 /// What a template is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,47 +35,74 @@ pub struct Recipe {
     /// The template's name: `[a-z0-9][a-z0-9_.-]*`.
     pub name: String,
     /// Debian release.
+    #[serde(default = "default_base")]
     pub base: String,
-    /// Debian packages beside the base system.
+    /// Debian packages beside the base system; the interpreter's is one of them in any case.
     #[serde(default)]
     pub packages: Vec<String>,
-    /// Files to add.
+    /// Packages of the Python Package Index, as pip's requirement specifiers (PEP 508).
+    #[serde(default)]
+    pub pip: Vec<String>,
+    /// A file of such, relative to the recipe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requirements: Option<PathBuf>,
+    /// Files and folders to add.
     #[serde(default)]
     pub files: Vec<AddedFile>,
     /// Guest memory, such as `512M`.
+    #[serde(default = "default_memory")]
     pub memory: String,
     /// Number of vCPUs.
-    pub vcpus: u8,
+    #[serde(default = "default_vcpus")]
+    pub vcpus: i64,
     /// The warm interpreter.
+    #[serde(default = "default_interpreter")]
     pub interpreter: String,
     /// Code that is run in it before the snapshot.
     #[serde(default)]
     pub warm: String,
-    /// Folder that `source` paths are relative to: the recipe file's.
+    /// Where it comes from.
     #[serde(skip)]
-    pub folder: PathBuf,
+    pub origin: RecipeOrigin,
 }
 
-/// A file that a recipe adds to the root file system.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AddedFile {
-    /// On this machine, relative to the recipe.
-    pub source: PathBuf,
-    /// Absolute path in the guest.
-    pub dest: PathBuf,
-    /// Permissions in octal, such as `0644`.
-    #[serde(default = "plain_mode")]
-    pub mode: String,
+/// Where a recipe comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecipeOrigin {
+    /// Its file; none for a built-in one.
+    pub path: Option<PathBuf>,
+    /// Its text.
+    pub text: String,
 }
 
-fn plain_mode() -> String {
-    "0644".to_owned()
+fn default_base() -> String {
+    BASES[0].to_owned()
+}
+
+fn default_memory() -> String {
+    "512M".to_owned()
+}
+
+fn default_vcpus() -> i64 {
+    1
+}
+
+fn default_interpreter() -> String {
+    INTERPRETERS[0].to_owned()
 }
 
 /// Why a recipe is not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
+    /// A file that it adds cannot be read.
+    #[error("cannot read {}, which the recipe adds", path.display())]
+    Added {
+        /// Which file.
+        path: PathBuf,
+        /// The kernel's word, or ours.
+        #[source]
+        source: io::Error,
+    },
     /// It cannot be read.
     #[error("cannot read the recipe {}", path.display())]
     Read {
@@ -97,8 +132,7 @@ pub enum RecipeError {
     },
     /// No such recipe.
     #[error(
-        "there is no recipe {name}; built-in ones: {known}; a recipe of your own is named by its \
-         path, such as ./mine.toml"
+        "there is no recipe {name}, and no template of that name to build again; built-in recipes: {known}"
     )]
     Unknown {
         /// What was asked for.
@@ -106,6 +140,27 @@ pub enum RecipeError {
         /// What there is.
         known: String,
     },
+}
+
+impl RecipeError {
+    /// What to do about it.
+    pub fn remedy(&self) -> Option<String> {
+        let Self::Unknown { name, .. } = self else {
+            return None;
+        };
+        let file = format!("{name}.toml");
+        if Path::new(&file).is_file() {
+            return Some(format!(
+                "a recipe of your own is named by its path: zygote template build {file}"
+            ));
+        }
+        let built_in = BUILT_IN.iter().map(|(known, _)| *known);
+        Some(match nearest(name, built_in) {
+            Some(near) => format!("do you mean {near}: zygote template build {near}"),
+            None if is_name(name) => format!("write one: zygote template init {name}"),
+            None => "a recipe of your own is named by its path, which ends in .toml".to_owned(),
+        })
+    }
 }
 
 impl Recipe {
@@ -120,31 +175,36 @@ impl Recipe {
                 path: path.to_owned(),
                 source,
             })?;
-            let folder = path.parent().unwrap_or(Path::new("."));
-            return Self::parse(name, &text, folder);
+            return Self::parse(name, &text, Some(path));
         }
         let built_in = BUILT_IN.iter().find(|(known, _)| *known == name);
         let (_, text) = built_in.ok_or_else(|| RecipeError::Unknown {
             name: name.to_owned(),
             known: BUILT_IN.map(|(known, _)| known).join(", "),
         })?;
-        Self::parse(name, text, Path::new("."))
+        Self::parse(name, text, None)
     }
 
-    /// Parses and checks a recipe's text; `origin` names it in errors.
+    /// Parses and checks a recipe's text; `name` names it in errors, `path` is its file, if it has one.
     ///
     /// # Errors
     /// See [`RecipeError`].
-    pub fn parse(origin: &str, text: &str, folder: &Path) -> Result<Self, RecipeError> {
+    pub fn parse(name: &str, text: &str, path: Option<&Path>) -> Result<Self, RecipeError> {
         let mut recipe: Self = toml::from_str(text).map_err(|error| RecipeError::Parse {
-            name: origin.to_owned(),
-            message: error.to_string(),
+            name: name.to_owned(),
+            message: for_people(&error.to_string()),
         })?;
-        recipe.folder = folder.to_owned();
+        recipe.origin = RecipeOrigin {
+            path: path.map(|path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned())),
+            text: text.to_owned(),
+        };
+        if !recipe.packages.iter().any(|package| package == PYTHON) {
+            recipe.packages.push(PYTHON.to_owned());
+        }
         match recipe.problem() {
             None => Ok(recipe),
             Some((field, problem)) => Err(RecipeError::Field {
-                name: origin.to_owned(),
+                name: name.to_owned(),
                 field,
                 problem,
             }),
@@ -154,6 +214,31 @@ impl Recipe {
     /// Guest memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
         parse_size(&self.memory).unwrap_or(0)
+    }
+
+    /// Number of vCPUs.
+    pub fn vcpus(&self) -> u8 {
+        u8::try_from(self.vcpus).unwrap_or(u8::MAX)
+    }
+
+    /// The folder that the paths in it are relative to.
+    pub fn folder(&self) -> &Path {
+        let file = self.origin.path.as_deref();
+        file.and_then(Path::parent).unwrap_or(Path::new("/"))
+    }
+
+    /// What pip is asked for: the list, and the text of the file.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn requirements(&self) -> Result<(Vec<String>, Option<String>), RecipeError> {
+        let Some(file) = &self.requirements else {
+            return Ok((self.pip.clone(), None));
+        };
+        let path = self.folder().join(file);
+        let text =
+            fs::read_to_string(&path).map_err(|source| RecipeError::Added { path, source })?;
+        Ok((self.pip.clone(), Some(text)))
     }
 
     fn problem(&self) -> Option<(&'static str, String)> {
@@ -188,43 +273,34 @@ impl Recipe {
                 format!("{package:?} is no name of a Debian package"),
             ));
         }
+        if let Some(wrong) = self.pip.iter().find(|wanted| !is_requirement(wanted)) {
+            let problem = format!("{wrong:?} is no requirement, such as requests>=2.31");
+            return Some(("pip", problem));
+        }
         if self.warm.len() > WARM_MAX_BYTES {
             return Some(("warm", format!("is longer than {WARM_MAX_BYTES} bytes")));
         }
         if let Some(problem) = memory_problem(&self.memory) {
             return Some(("memory", problem));
         }
-        if !(1..=zygote_vmm::VCPUS_MAX).contains(&self.vcpus) {
+        if !(1..=i64::from(zygote_vmm::VCPUS_MAX)).contains(&self.vcpus) {
             return Some(("vcpus", format!("must be 1 to {}", zygote_vmm::VCPUS_MAX)));
         }
-        self.files
-            .iter()
-            .find_map(file_problem)
-            .map(|problem| ("files", problem))
+        let problem = self.files.iter().find_map(AddedFile::problem);
+        problem.map(|problem| ("files", problem))
     }
+}
 
-    /// The files that it adds: path in the guest, permissions and content.
-    ///
-    /// # Errors
-    /// If one cannot be read.
-    pub fn added_files(&self) -> Result<BTreeMap<PathBuf, (u32, Vec<u8>)>, RecipeError> {
-        let mut files = BTreeMap::new();
-        for file in &self.files {
-            let path = self.folder.join(&file.source);
-            let content = fs::metadata(&path).and_then(|meta| {
-                if meta.len() > FILE_MAX_BYTES {
-                    return Err(io::Error::other(format!(
-                        "larger than {FILE_MAX_BYTES} bytes"
-                    )));
-                }
-                fs::read(&path)
-            });
-            let content = content.map_err(|source| RecipeError::Read { path, source })?;
-            let mode = u32::from_str_radix(&file.mode, 8).unwrap_or(0o644);
-            files.insert(file.dest.clone(), (mode, content));
-        }
-        Ok(files)
-    }
+/// The parser's words, without those of its language.
+fn for_people(message: &str) -> String {
+    message
+        .replace(
+            "expected a sequence",
+            "expected a list, such as [\"a\", \"b\"]",
+        )
+        .replace("invalid type: sequence", "invalid type: a list")
+        .replace("invalid type: map", "invalid type: a table")
+        .replace("expected i64", "expected a whole number")
 }
 
 /// What is wrong with a memory size, if anything.
@@ -240,20 +316,6 @@ pub fn memory_problem(text: &str) -> Option<String> {
     }
 }
 
-fn file_problem(file: &AddedFile) -> Option<String> {
-    let dest = file.dest.display();
-    if !file.dest.is_absolute() || file.dest.components().any(|part| part.as_os_str() == "..") {
-        return Some(format!("dest {dest} must be an absolute path without .."));
-    }
-    match u32::from_str_radix(&file.mode, 8) {
-        Ok(mode) if mode <= 0o7777 => None,
-        _ => Some(format!(
-            "mode {:?} of {dest} must be octal, such as 0644",
-            file.mode
-        )),
-    }
-}
-
 /// Whether a text can name a template.
 pub fn is_name(text: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
@@ -262,6 +324,16 @@ pub fn is_name(text: &str) -> bool {
         && text
             .bytes()
             .all(|byte| letter(byte) || b"_.-".contains(&byte))
+}
+
+/// Nothing that pip would take for an option, a file or a web address.
+fn is_requirement(text: &str) -> bool {
+    text.len() <= PIP_MAX_BYTES
+        && text
+            .bytes()
+            .next()
+            .is_some_and(|byte| byte.is_ascii_alphanumeric())
+        && !text.contains(['/', '\\', '@', '\n', '\r', '\0'])
 }
 
 fn is_package(text: &str) -> bool {
@@ -278,7 +350,7 @@ mod tests {
     use super::*;
 
     fn parse(change: impl Fn(&str) -> String) -> Result<Recipe, RecipeError> {
-        Recipe::parse("r.toml", &change(BUILT_IN[0].1), Path::new("."))
+        Recipe::parse("r.toml", &change(BUILT_IN[0].1), None)
     }
 
     #[test]
@@ -303,6 +375,40 @@ mod tests {
         for (from, to, word) in cases {
             let error = parse(|text| text.replacen(from, to, 1)).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_enough_and_the_interpreter_comes_along() {
+        let recipe = Recipe::parse("x.toml", "name = \"x\"", None).unwrap();
+        assert_eq!(recipe.packages, ["python3"]);
+        assert_eq!((recipe.memory_bytes(), recipe.vcpus()), (512 << 20, 1));
+        assert_eq!(
+            (recipe.base.as_str(), recipe.interpreter.as_str()),
+            ("bookworm", "python")
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_without_the_parsers_own_words() {
+        let cases = [
+            ("packages = \"python3\"", "a list"),
+            ("vcpus = 500", "1 to 32"),
+            ("vcpus = \"two\"", "a whole number"),
+            ("pip = [\"--index-url=x\"]", "requests>=2.31"),
+            ("pip = [\"./local\"]", "requests>=2.31"),
+            ("package = [\"python3\"]", "packages"),
+        ];
+        for (line, word) in cases {
+            let text = format!("name = \"x\"\n{line}\n");
+            let error = Recipe::parse("x.toml", &text, None)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(word), "{line}: {error}");
+            assert!(
+                !error.contains("i64") && !error.contains("sequence"),
+                "{error}"
+            );
         }
     }
 

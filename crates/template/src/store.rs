@@ -11,12 +11,14 @@
 
 use crate::Progress;
 use crate::lock::{self, LockError};
-use crate::recipe::is_name;
+use crate::near::nearest;
+use crate::recipe::{BUILT_IN, Recipe, RecipeError, RecipeOrigin, is_name};
+use crate::rootfs::Contents;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use zygote_snapshot::{OpenError, Snapshot, VerifyError};
 
@@ -33,10 +35,12 @@ pub enum StoreError {
     #[error(transparent)]
     Lock(#[from] LockError),
     /// No such template.
-    #[error("there is no template {name}; make it with: zygote template build {name}")]
+    #[error("there is no template {name}; {}", there_are(known))]
     NotFound {
         /// What was asked for.
         name: String,
+        /// What there is.
+        known: Vec<String>,
     },
     /// No template can be called so.
     #[error("{name:?} is no name of a template: [a-z0-9][a-z0-9_.-]*")]
@@ -55,8 +59,11 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// Something is being built, so what is unused cannot be told.
+    #[error("a template is being built, and nothing can be removed meanwhile")]
+    Building,
     /// Its description is damaged.
-    #[error("the template {name} is damaged ({} is not readable); build it again: zygote template build {name} --force", path.display())]
+    #[error("the template {name} is damaged: {} is not readable", path.display())]
     Description {
         /// Which template.
         name: String,
@@ -64,9 +71,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// A snapshot of it.
-    #[error(
-        "the template {name} is not usable; build it again: zygote template build {name} --force"
-    )]
+    #[error("the template {name} is not usable")]
     Snapshot {
         /// Which template.
         name: String,
@@ -75,7 +80,7 @@ pub enum StoreError {
         source: OpenError,
     },
     /// A snapshot of it is damaged.
-    #[error("the template {name} is damaged; build it again: zygote template build {name} --force")]
+    #[error("the template {name} is damaged")]
     Damaged {
         /// Which template.
         name: String,
@@ -83,6 +88,41 @@ pub enum StoreError {
         #[source]
         source: VerifyError,
     },
+}
+
+fn there_are(known: &[String]) -> String {
+    if known.is_empty() {
+        "there are none yet".to_owned()
+    } else {
+        format!("there are: {}", known.join(", "))
+    }
+}
+
+impl StoreError {
+    /// What to do about it.
+    pub fn remedy(&self) -> Option<String> {
+        match self {
+            Self::NotFound { name, known } => {
+                let built_in = BUILT_IN.iter().any(|(built_in, _)| built_in == name);
+                Some(match nearest(name, known.iter().map(String::as_str)) {
+                    _ if built_in => format!("build it: zygote template build {name}"),
+                    Some(near) => format!("do you mean {near}? see: zygote template ls"),
+                    None => format!("write its recipe: zygote template init {name}"),
+                })
+            }
+            Self::Snapshot { name, .. } | Self::Damaged { name, .. } => Some(format!(
+                "build it again: zygote template build {name} --force"
+            )),
+            Self::Description { name, .. } => Some(format!(
+                "remove it: zygote template rm {name}; then build it again from its recipe"
+            )),
+            Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("run as the user who owns it, or name another folder: --state-dir DIR".into())
+            }
+            Self::Building => Some("wait for its end; see: zygote status".into()),
+            Self::File { .. } | Self::Lock(_) | Self::Name { .. } => None,
+        }
+    }
 }
 
 fn at<'a>(operation: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
@@ -118,6 +158,21 @@ pub struct Template {
     pub digest: String,
     /// What it takes on disk, holes not counted, in bytes.
     pub disk_bytes: u64,
+    /// The recipe that it was built from; none in those of earlier versions.
+    #[serde(default)]
+    pub recipe: Option<RecipeOrigin>,
+    /// What has been installed into it.
+    #[serde(default)]
+    pub contents: Contents,
+}
+
+/// What removing a template has brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removal {
+    /// What its own files took.
+    pub freed_bytes: u64,
+    /// What its image takes, if it stays because others use it, or the next build of its recipe.
+    pub kept_bytes: u64,
 }
 
 /// Where templates are kept.
@@ -174,14 +229,24 @@ impl Store {
 
     /// All templates, by name. Those that are damaged come as errors.
     pub fn list(&self) -> Vec<(String, Result<Template, StoreError>)> {
+        let describe = |name: String| (name.clone(), self.inspect(&name));
+        self.known().into_iter().map(describe).collect()
+    }
+
+    /// The names of all templates, sorted.
+    pub fn known(&self) -> Vec<String> {
         let entries = fs::read_dir(self.names()).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
             .filter(|name| is_name(name))
             .collect();
         names.sort();
-        let describe = |name: String| (name.clone(), self.inspect(&name));
-        names.into_iter().map(describe).collect()
+        names
+    }
+
+    fn not_found(&self, name: String) -> StoreError {
+        let known = self.known();
+        StoreError::NotFound { name, known }
     }
 
     /// What a template is.
@@ -201,6 +266,25 @@ impl Store {
             Ok(template)
         } else {
             Err(damaged())
+        }
+    }
+
+    /// The recipe that a user names: see [`Recipe::find`]; or that which a template of this name was
+    /// built from: the file if it is still there, else the text as it was.
+    ///
+    /// # Errors
+    /// See [`RecipeError`].
+    pub fn recipe(&self, name: &str) -> Result<Recipe, RecipeError> {
+        let found = Recipe::find(name);
+        let Err(RecipeError::Unknown { .. }) = found else {
+            return found;
+        };
+        match self.inspect(name).ok().and_then(|known| known.recipe) {
+            Some(RecipeOrigin {
+                path: Some(path), ..
+            }) if path.is_file() => Recipe::find(&path.to_string_lossy()),
+            Some(RecipeOrigin { path, text }) => Recipe::parse(name, &text, path.as_deref()),
+            None => found,
         }
     }
 
@@ -257,19 +341,41 @@ impl Store {
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
-        let generation = self.generation(name);
-        if let Err(StoreError::Name { .. } | StoreError::NotFound { .. }) = generation {
-            return generation.map(drop);
-        }
+    pub fn remove(&self, name: &str) -> Result<Removal, StoreError> {
+        let generation = self.generation(name)?;
         let _lock = self.lock()?;
+        let own = disk_bytes(&generation);
+        let mut images = HashSet::new();
+        collect_pieces(&generation, &mut images);
         let link = self.names().join(name);
         fs::remove_file(&link).map_err(at("remove", &link))?;
         // While something is built, what is unused cannot be told: the build will sweep.
         if let Some(_alone) = self.try_lock_builds() {
             self.sweep();
         }
-        Ok(())
+        let stay = images.iter().map(|digest| self.pieces().join(digest));
+        let kept_bytes = stay
+            .filter_map(|path| path.metadata().ok())
+            .map(|meta| meta.blocks() * 512);
+        Ok(Removal {
+            freed_bytes: if generation.exists() { 0 } else { own },
+            kept_bytes: kept_bytes.sum(),
+        })
+    }
+
+    /// What a template's own files take on disk, its shared image not counted.
+    pub(crate) fn generation_bytes(&self, name: &str) -> u64 {
+        self.generation(name)
+            .map_or(0, |generation| disk_bytes(&generation))
+    }
+
+    /// The images that templates use, by digest.
+    pub(crate) fn used_pieces(&self) -> HashSet<String> {
+        let mut digests = HashSet::new();
+        for generation in entries(&self.generations()) {
+            collect_pieces(&generation.path(), &mut digests);
+        }
+        digests
     }
 
     /// The build that a name stands for now: the name of its generation's folder.
@@ -302,9 +408,7 @@ impl Store {
             let name = entry.file_name();
             name.to_string_lossy().starts_with(REPLICA_PREFIX)
         };
-        let entries = fs::read_dir(&generation).map_err(|_| StoreError::NotFound {
-            name: name.to_owned(),
-        })?;
+        let entries = fs::read_dir(&generation).map_err(|_| self.not_found(name.to_owned()))?;
         let count = entries.flatten().filter(is_replica).count();
         if count == 0 {
             let path = generation.join(format!("{REPLICA_PREFIX}0"));
@@ -323,7 +427,7 @@ impl Store {
         }
         match fs::read_link(self.names().join(&name)) {
             Ok(target) => Ok(self.names().join(target)),
-            Err(_) => Err(StoreError::NotFound { name }),
+            Err(_) => Err(self.not_found(name)),
         }
     }
 
@@ -346,7 +450,7 @@ impl Store {
         )?)
     }
 
-    fn try_lock_builds(&self) -> Option<File> {
+    pub(crate) fn try_lock_builds(&self) -> Option<File> {
         lock::try_hold(&self.state.join(BUILDS_LOCK))
     }
 
@@ -392,7 +496,7 @@ impl Store {
         Ok(())
     }
 
-    fn lock(&self) -> Result<File, StoreError> {
+    pub(crate) fn lock(&self) -> Result<File, StoreError> {
         let path = self.state.join("lock");
         Ok(lock::hold(&path, lock::NAME_MAX, &mut |_| {})?)
     }
@@ -401,7 +505,6 @@ impl Store {
     /// that neither a template nor the cache's index names. Called under the lock. What cannot be
     /// removed now is removed another time.
     fn sweep(&self) {
-        let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten();
         let mut used = HashSet::new();
         for entry in entries(&self.names()) {
             let fresh = entry
@@ -420,13 +523,7 @@ impl Store {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
-        let mut digests = HashSet::new();
-        for generation in entries(&self.generations()) {
-            for replica in entries(&generation.path()) {
-                let path = replica.path().join(zygote_snapshot::MANIFEST_FILE);
-                collect_digests(&path, &mut digests);
-            }
-        }
+        let mut digests = self.used_pieces();
         for index in entries(&self.cache().join("rootfs")) {
             collect_digests(&index.path(), &mut digests);
         }
@@ -458,6 +555,19 @@ impl Fresh {
     }
 }
 
+/// The images that the snapshots of a generation have.
+fn collect_pieces(generation: &Path, digests: &mut HashSet<String>) {
+    for replica in entries(generation) {
+        let path = replica.path().join(zygote_snapshot::MANIFEST_FILE);
+        collect_digests(&path, digests);
+    }
+}
+
+/// What lies in a folder; nothing if it is not there.
+pub(crate) fn entries(folder: &Path) -> impl Iterator<Item = fs::DirEntry> {
+    fs::read_dir(folder).into_iter().flatten().flatten()
+}
+
 /// Every word in a file that is a digest: keeps more than needed, never less.
 fn collect_digests(path: &Path, digests: &mut HashSet<String>) {
     let text = fs::read(path).unwrap_or_default();
@@ -475,9 +585,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
 
 /// What a folder takes on disk, holes not counted.
 pub(crate) fn disk_bytes(folder: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
+    entries(folder)
         .map(|entry| match entry.metadata() {
             Ok(meta) if meta.is_dir() => disk_bytes(&entry.path()),
             Ok(meta) => meta.blocks() * 512,
@@ -503,6 +611,8 @@ mod tests {
             packages: vec![],
             digest: digest.into(),
             disk_bytes: 0,
+            recipe: None,
+            contents: Contents::default(),
         }
     }
 

@@ -1,0 +1,117 @@
+//! Templates, and what is wrong with them, in the API's words.
+
+use std::path::Path;
+use zygote_api::{
+    ErrorCode, Failure, PipPackage, TemplateDetail, TemplateInfo, TemplateList, UnusableTemplate,
+    rfc3339,
+};
+use zygote_template::{Recipe, RecipeError, Store, StoreError, Template, Wheel};
+
+/// All templates.
+pub fn template_list(store: &Store) -> TemplateList {
+    let mut list = TemplateList::default();
+    for (name, template) in store.list() {
+        let build = store.current(&name);
+        match template.and_then(|template| Ok(template_info(build?, template))) {
+            Ok(info) => list.templates.push(info),
+            Err(error) => list.unusable.push(UnusableTemplate {
+                template: name,
+                error: template_failure(&error),
+            }),
+        }
+    }
+    list
+}
+
+/// All that is known of a template.
+///
+/// # Errors
+/// If there is none of that name, or its description is damaged.
+pub fn template_detail(store: &Store, name: &str) -> Result<TemplateDetail, StoreError> {
+    let template = store.inspect(name)?;
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let recipe = template.recipe.clone();
+    let (path, toml) = match recipe {
+        Some(recipe) => (recipe.path, Some(recipe.text)),
+        None => (None, None),
+    };
+    let parsed = toml
+        .as_ref()
+        .and_then(|toml| Recipe::parse(name, toml, path.as_deref()).ok());
+    let contents = template.contents.clone();
+    Ok(TemplateDetail {
+        info: template_info(store.current(name)?, template),
+        recipe_path: path.as_deref().map(text),
+        recipe_toml: toml,
+        warm: parsed.map(|recipe| recipe.warm).unwrap_or_default(),
+        debian_packages: contents.debian,
+        pip_packages: contents.pip.into_iter().map(pip_package).collect(),
+        files: contents.files.iter().map(|path| text(path)).collect(),
+        snapshots: store
+            .replicas(name)?
+            .iter()
+            .map(|path| text(path))
+            .collect(),
+    })
+}
+
+fn pip_package(wheel: Wheel) -> PipPackage {
+    let Wheel {
+        name,
+        version,
+        file,
+        sha256,
+    } = wheel;
+    PipPackage {
+        name,
+        version,
+        file,
+        sha256,
+    }
+}
+
+/// A template in the API's words.
+pub fn template_info(build: String, template: Template) -> TemplateInfo {
+    TemplateInfo {
+        template: template.name,
+        build,
+        created: rfc3339(template.created_unix_s),
+        created_unix_s: template.created_unix_s,
+        memory_bytes: template.memory_bytes,
+        vcpus: template.vcpus,
+        replicas: template.replicas,
+        kernel_release: template.kernel_release,
+        interpreter: template.interpreter,
+        base: template.base,
+        packages: template.packages,
+        digest: template.digest,
+        disk_bytes: template.disk_bytes,
+    }
+}
+
+/// A failure of the store in the API's words.
+pub fn template_failure(error: &StoreError) -> Failure {
+    let code = match error {
+        StoreError::NotFound { .. } => ErrorCode::TemplateNotFound,
+        StoreError::Name { .. } => ErrorCode::BadRequest,
+        StoreError::Description { .. }
+        | StoreError::Snapshot { .. }
+        | StoreError::Damaged { .. } => ErrorCode::TemplateUnusable,
+        StoreError::Lock(_) | StoreError::Building => ErrorCode::Conflict,
+        StoreError::File { .. } => ErrorCode::Internal,
+    };
+    let failure = Failure::of(code, error);
+    match error.remedy() {
+        Some(remedy) => failure.remedy(remedy),
+        None => failure,
+    }
+}
+
+/// What is wrong with a recipe, in the API's words.
+pub fn recipe_failure(error: &RecipeError) -> Failure {
+    let failure = Failure::of(ErrorCode::BadRequest, error);
+    match error.remedy() {
+        Some(remedy) => failure.remedy(remedy),
+        None => failure,
+    }
+}
