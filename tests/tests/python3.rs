@@ -72,19 +72,14 @@ fn a_folder_and_a_zip_archive_are_programs() {
     .unwrap();
     fs::write(app.join("part.py"), "X = 5").unwrap();
     let ran = run_in(folder.path(), &words(&["app", "z"]), b"").good();
-    let file = app.join("__main__.py");
-    assert_eq!(ran.text(), format!("5 ['app', 'z'] {}\n", file.display()));
+    assert_eq!(ran.text(), "5 ['app', 'z'] /root/app/__main__.py\n");
     let zipped = Command::new("python3")
         .args(["-m", "zipapp", "app", "-o", "app.pyz"])
         .current_dir(&folder)
         .status();
     assert!(zipped.unwrap().success());
     let ran = run_in(folder.path(), &words(&["app.pyz", "z"]), b"").good();
-    let file = folder.path().join("app.pyz/__main__.py");
-    assert_eq!(
-        ran.text(),
-        format!("5 ['app.pyz', 'z'] {}\n", file.display())
-    );
+    assert_eq!(ran.text(), "5 ['app.pyz', 'z'] /root/app.pyz/__main__.py\n");
 }
 
 #[test]
@@ -126,6 +121,49 @@ fn files_go_in_when_asked_and_only_then() {
     let full = run_in(folder.path(), &words(&full), b"");
     assert_eq!((full.code, full.text()), (125, String::new()));
     assert!(full.error().contains("/proc/no/job.py"), "{full:?}");
+}
+
+#[test]
+fn files_come_out_whether_the_program_ends_well_or_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let code = "import os, sys, time\n\
+                os.makedirs('out/sub'); open('out/sub/a', 'w').write('x' * 3_000_000)\n\
+                os.symlink('/etc/passwd', 'out/link'); open('/srv/b', 'wb').write(bytes(range(256)))\n\
+                if len(sys.argv) > 1: print('late', end=''); time.sleep(1000)\n\
+                sys.exit(3)";
+    let arguments = [
+        "--json", "--get", "out", "--get", "/srv/b:c", "--get", "nope", "-c", code,
+    ];
+    let ran = run_in(folder.path(), &words(&arguments), b"");
+    let record = &ran.json()[0];
+    assert_eq!((ran.code, &record["exit_code"]), (3, &3.into()), "{ran:?}");
+    let read = |name: &str| fs::read(folder.path().join(name)).unwrap();
+    assert_eq!(read("out/sub/a"), vec![b'x'; 3_000_000]);
+    assert_eq!(read("c"), (0..=255).collect::<Vec<u8>>());
+    let link = fs::read_link(folder.path().join("out/link")).unwrap();
+    assert_eq!(link, std::path::Path::new("/etc/passwd"));
+    assert_eq!(record["files"][1]["bytes"], 256);
+    assert_eq!(record["error"]["code"], "get_failed");
+    assert!(
+        record["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("nope")
+    );
+    let late = [
+        "--timeout",
+        "20s",
+        "--json",
+        "--get",
+        "/srv/b:d",
+        "-c",
+        code,
+        "wait",
+    ];
+    let late = run_in(folder.path(), &words(&late), b"");
+    assert_eq!(late.code, 124, "{late:?}");
+    assert_eq!(late.json()[0]["stdout"], "late", "{late:?}");
+    assert_eq!(read("d").len(), 256);
 }
 
 #[test]
@@ -276,7 +314,8 @@ fn records_come_as_runs_end() {
     for record in ran.json() {
         assert_eq!(
             (&record["timed_out"], &record["stdout"]),
-            (&true.into(), &"".into())
+            // Not flushed, and not lost.
+            (&true.into(), &"up\n".into())
         );
     }
 }

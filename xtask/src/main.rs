@@ -1,7 +1,9 @@
 //! Automation: everything that the Makefile and CI do, one verb each.
 
 mod command;
+mod docs;
 mod gate;
+mod install;
 mod lab;
 mod layers;
 mod setup;
@@ -10,6 +12,7 @@ mod system;
 
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -49,6 +52,28 @@ enum Verb {
         #[arg(long)]
         accept: bool,
     },
+    /// Install what has been built: the program, its agent, completions, manual, systemd unit.
+    Install {
+        /// Where to.
+        #[arg(long, default_value = "/usr/local")]
+        prefix: PathBuf,
+        /// A folder that will be the root of another system.
+        #[arg(long)]
+        root: Option<PathBuf>,
+    },
+    /// Remove what `install` has put there, and nothing else.
+    Uninstall {
+        /// Where from.
+        #[arg(long, default_value = "/usr/local")]
+        prefix: PathBuf,
+        /// A folder that will be the root of another system.
+        #[arg(long)]
+        root: Option<PathBuf>,
+    },
+    /// Pack what has been built as a Debian package.
+    Dist,
+    /// Build the book of docs/ with mdbook.
+    Docs,
     /// Install what is missing, build, and show two forks of the `python` template.
     Demo,
     /// Run a command on an emulated host with working KVM.
@@ -84,6 +109,13 @@ fn run() -> anyhow::Result<()> {
         Verb::Setup => setup::install(),
         Verb::System { names } => system::test(&names),
         Verb::Bench { gate: _, accept } => gate::run(accept),
+        Verb::Install { prefix, root } => install::install(&prefix, root.as_deref()),
+        Verb::Uninstall { prefix, root } => install::uninstall(&prefix, root.as_deref()),
+        Verb::Dist => {
+            steps::build()?;
+            install::dist()
+        }
+        Verb::Docs => docs::build(),
         Verb::Demo => steps::demo(),
         Verb::Lab { icount, command } => lab::run(icount, command),
         Verb::Build => steps::build(),

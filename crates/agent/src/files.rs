@@ -59,7 +59,7 @@ impl Files {
     }
 }
 
-fn resolve(path: &[u8]) -> PathBuf {
+pub fn resolve(path: &[u8]) -> PathBuf {
     Path::new(HOME).join(OsStr::from_bytes(path))
 }
 

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use zygote_protocol::{PythonSource, Start};
+use zygote_protocol::{Buffering, PythonSource, Start};
 
 const DRIVER: &str = "/usr/lib/zygote/driver.py";
 /// One file for Python: its parts share their names.
@@ -111,7 +111,11 @@ impl Interpreter {
             PythonSource::File { argv0, path } => (b"file", argv0, path),
             PythonSource::Stdin => (b"stdin", b"", b""),
         };
-        let lines: &[u8] = if start.line_buffered { b"1" } else { b"0" };
+        let lines: &[u8] = match start.buffering {
+            Buffering::Full => b"0",
+            Buffering::Line => b"1",
+            Buffering::None => b"2",
+        };
         let count = arguments.len().to_string();
         // Where it is already.
         let cwd: &[u8] = if start.cwd == HOME {

@@ -7,6 +7,7 @@
 mod cgroup;
 mod channel;
 mod files;
+mod gets;
 mod guest;
 mod identity;
 mod interpreter;

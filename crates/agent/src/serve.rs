@@ -8,6 +8,7 @@
 use crate::cgroup::{self, Thaw};
 use crate::channel::Channel;
 use crate::files::Files;
+use crate::gets::Gets;
 use crate::identity::{HostClock, Papers};
 use crate::interpreter::Interpreter;
 use crate::launcher::Launcher;
@@ -62,6 +63,7 @@ struct Server {
     /// What the next fork needs to become somebody.
     frozen: Option<(Papers, Option<Thaw>)>,
     files: Files,
+    gets: Gets,
 }
 
 /// Serves until the connection breaks.
@@ -80,6 +82,7 @@ pub fn serve(channel: Channel) -> io::Result<()> {
         clock: HostClock::map()?,
         frozen: None,
         files: Files::default(),
+        gets: Gets::default(),
     };
     let release = rustix::system::uname()
         .release()
@@ -112,6 +115,11 @@ impl Server {
             self.pump(index)?;
         }
         self.finish()?;
+        while !self.channel.is_full()
+            && let Some(got) = self.gets.next(&mut self.scratch)
+        {
+            self.channel.send(&AgentMessage::Got(got))?;
+        }
         self.channel.flush()
     }
 
@@ -127,7 +135,10 @@ impl Server {
         } else {
             PollFlags::IN
         };
-        interest.set(PollFlags::OUT, self.channel.is_behind());
+        interest.set(
+            PollFlags::OUT,
+            self.channel.is_behind() || self.gets.is_pending(),
+        );
         let channel = self.channel.fd();
         let mut fds = vec![
             PollFd::new(&channel, interest),
@@ -270,6 +281,12 @@ impl Server {
                 Ok(())
             }
             HostMessage::Start(start) => self.start(start),
+            HostMessage::Get { path } => {
+                if self.state == State::Active {
+                    self.gets.ask(&path);
+                }
+                Ok(())
+            }
             HostMessage::Stdin { process, data } => {
                 if let Some(process) = self.process(process) {
                     process.input.extend(data);

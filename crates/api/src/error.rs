@@ -82,6 +82,8 @@ pub enum ErrorCode {
     ProgramNotStarted,
     /// In a result: the sandbox could not be made, or died under the program.
     SandboxDied,
+    /// In a result: a file that was asked for cannot be had.
+    GetFailed,
     /// Of the command line: its words are not what they should be.
     Usage,
     /// Of the command line: a file of this machine cannot be read or written.
@@ -92,7 +94,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::BadRequest,
         Self::Forbidden,
         Self::NotFound,
@@ -116,6 +118,7 @@ impl ErrorCode {
         Self::ProgramNotExecutable,
         Self::ProgramNotStarted,
         Self::SandboxDied,
+        Self::GetFailed,
         Self::Usage,
         Self::File,
         Self::EngineUnreachable,
@@ -145,7 +148,8 @@ impl ErrorCode {
             | Self::ProgramNotFound
             | Self::ProgramNotExecutable
             | Self::ProgramNotStarted
-            | Self::SandboxDied => 200,
+            | Self::SandboxDied
+            | Self::GetFailed => 200,
         }
     }
 }

@@ -53,6 +53,13 @@ pub struct ExecRequest {
     /// Python's output comes line by line, as on a terminal.
     #[serde(default, skip_serializing_if = "is_false")]
     pub line_buffered: bool,
+    /// Python's output comes as it is written, as by `python3 -u`.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub unbuffered: bool,
+    /// Files and folders that are wanted once the program has ended, whether well or not: paths in the
+    /// guest, relative ones in the program's directory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub get: Vec<Octets>,
     /// How long the program may run, in seconds; 0: as long as it likes.
     #[serde(default = "default_timeout")]
     #[schema(default = 300.0)]
@@ -96,6 +103,8 @@ impl Default for ExecRequest {
             files: Vec::new(),
             files_stream: false,
             line_buffered: false,
+            unbuffered: false,
+            get: vec![],
             timeout_seconds: default_timeout(),
             measure: false,
             allow_missing_walls: false,
@@ -232,6 +241,14 @@ pub enum ExecEvent {
         /// Some of it.
         data: Octets,
     },
+    /// A piece of what was asked for with `get`; all of it comes before `result`.
+    Get {
+        /// Which of those that were asked for, from 0.
+        index: usize,
+        /// The piece.
+        #[serde(flatten)]
+        piece: GetPiece,
+    },
     /// How it ended.
     Result(Box<ExecResult>),
     /// It came to no end of its own.
@@ -239,6 +256,67 @@ pub enum ExecEvent {
         /// Why.
         error: Failure,
     },
+}
+
+/// A piece of a file or folder that was asked for. Paths are relative to that; its own is empty. They
+/// are the guest's word: who writes them to a disk sees to it that they do not lead elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "piece", rename_all = "snake_case")]
+pub enum GetPiece {
+    /// A folder; what is in it follows.
+    Folder {
+        /// Where.
+        path: Octets,
+        /// Permissions.
+        mode: u32,
+    },
+    /// A file; its bytes follow as `data`.
+    File {
+        /// Where.
+        path: Octets,
+        /// Permissions.
+        mode: u32,
+        /// How long it was when it was opened.
+        bytes: u64,
+    },
+    /// More bytes of the file before it.
+    Data {
+        /// Some of them.
+        data: Octets,
+    },
+    /// A symbolic link.
+    Link {
+        /// Where.
+        path: Octets,
+        /// Where it leads to.
+        target: Octets,
+    },
+    /// That was all.
+    End,
+    /// It cannot be had, or not all of it.
+    Failed {
+        /// Why.
+        error: Failure,
+    },
+}
+
+/// A file that was asked for, in a result that is one object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GotFile {
+    /// Where it was in the guest, as asked for, and below that.
+    pub path: Octets,
+    /// How long it is.
+    #[serde(default)]
+    pub bytes: u64,
+    /// Its SHA-256, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// All of it; absent when there is too much (over 64 MiB in all).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<Octets>,
+    /// Why it could not be had.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Failure>,
 }
 
 /// How a run ended.
@@ -283,6 +361,9 @@ pub struct ExecResult {
     pub total_time_ms: f64,
     /// KiB that the sandbox's process shares with nobody, if that was measured.
     pub memory_private_kib: Option<u64>,
+    /// Files that were asked for; in streams they come as events.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<GotFile>,
     /// What there is to say beside the program's own words, if there is something.
     pub error: Option<Failure>,
 }

@@ -13,8 +13,8 @@ mod time;
 pub use collect::{COLLECTED_MAX_BYTES, Collected, OutputBudget};
 pub use error::{ErrorBody, ErrorCode, Failure, with_causes};
 pub use exec::{
-    CommandRequest, ExecEvent, ExecInput, ExecRequest, ExecResult, ProgramFile, SentFile,
-    SignalRequest,
+    CommandRequest, ExecEvent, ExecInput, ExecRequest, ExecResult, GetPiece, GotFile, ProgramFile,
+    SentFile, SignalRequest,
 };
 pub use lines::{LineSplitter, LineTooLong};
 pub use octets::Octets;

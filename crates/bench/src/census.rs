@@ -176,7 +176,7 @@ struct Seen {
 
 impl Subject {
     fn open(store: &Store, directory: &Path) -> Result<Self, CensusError> {
-        let snapshot = Snapshot::open(directory, &store.pieces())?;
+        let snapshot = Snapshot::open(directory, &store.pieces_of(directory))?;
         Ok(Self {
             state: snapshot.machine()?,
             bytes: snapshot.manifest().memory.bytes,

@@ -136,8 +136,8 @@ async fn load(store: &Store, plan: &Plan) -> Result<Zygote, BenchError> {
     let config = EngineConfig {
         command: plan.zygote_command.clone(),
         load: Load {
+            pieces: store.pieces_of(&snapshot),
             snapshot,
-            pieces: store.pieces(),
             stamps: store.stamps(),
             group: None,
         },

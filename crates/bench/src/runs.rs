@@ -6,7 +6,7 @@ use serde::Serialize;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use zygote_engine::{
-    Event, ExitStatus, Outcome, Pool, Program, RunRequest, RunResult, Stdin, Zygote, run,
+    Buffering, Event, ExitStatus, Outcome, Pool, Program, RunRequest, RunResult, Stdin, Zygote, run,
 };
 
 /// Events that wait for who measures.
@@ -56,7 +56,8 @@ pub fn request(program: Program) -> RunRequest {
         env: Vec::new(),
         cwd: String::new(),
         stdin: Stdin::Empty,
-        line_buffered: false,
+        buffering: Buffering::Full,
+        gets: Vec::new(),
         puts: None,
         signals: None,
         timeout: Some(Duration::from_secs(300)),

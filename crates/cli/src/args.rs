@@ -1,6 +1,7 @@
 //! The command line, as clap sees it.
 
-use crate::copy::Copy;
+use crate::complete::{names, recipes};
+use crate::copy::Pair;
 use crate::words::{Given, divide};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -55,6 +56,10 @@ pub struct Global {
     #[arg(long, global = true, env = "ZYGOTE_STATE_DIR", value_name = "DIR", help_heading = GLOBAL,
           value_parser = OsStringValueParser::new())]
     pub state_dir: Option<OsString>,
+    /// Another store, whose templates can be run too [default for users: root's, /var/lib/zygote]
+    #[arg(long, global = true, env = "ZYGOTE_SHARED_DIR", value_name = "DIR", help_heading = GLOBAL,
+          value_parser = OsStringValueParser::new())]
+    pub shared_dir: Option<OsString>,
 }
 
 /// Options that every verb takes, at the end of its help.
@@ -64,6 +69,11 @@ impl Global {
     /// Where the engine listens, if the user says so; a variable that is empty says nothing.
     pub fn socket(&self) -> Option<&Path> {
         given(self.socket.as_ref())
+    }
+
+    /// Another store, if the user says so.
+    pub fn shared_dir(&self) -> Option<&Path> {
+        given(self.shared_dir.as_ref())
     }
 
     /// Where templates are kept, if the user says so.
@@ -185,11 +195,17 @@ pub enum Verb {
             zygote lab --icount -- zygote run -c 'print(1)'"
     )]
     Lab(LabArgs),
-    /// Print a script that completes zygote's commands in a shell
+    /// Print a script that completes zygote's commands, and the names of templates, in a shell
     #[command(after_help = "Example:\n  zygote completions bash > /etc/bash_completion.d/zygote")]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
+    },
+    /// Write the manual's pages into a folder
+    #[command(hide = true)]
+    Manual {
+        /// Where to
+        folder: PathBuf,
     },
 }
 
@@ -205,13 +221,14 @@ pub enum Verb {
         zygote run -c 'import sys; print(sys.argv)' a b\n  \
         zygote run --timeout 2s -c 'while True: pass'; echo $?     (124)\n  \
         echo 'print(6*7)' | zygote run -\n  \
-        zygote run --env TOKEN=abc --copy input.csv job.py input.csv\n  \
+        zygote run --copy input.csv --get output.csv job.py\n  \
+        zygote run --env TOKEN=abc -c 'import os; print(os.environ[\"TOKEN\"])'\n  \
         zygote run --count 3 --json -c 'import random; print(random.random())'\n  \
         zygote run -- sh -c 'cat /proc/meminfo | head -1'"
 )]
 pub struct RunArgs {
     /// The template to fork
-    #[arg(short, long, default_value = "python", value_name = "NAME")]
+    #[arg(short, long, default_value = "python", value_name = "NAME", add = names())]
     pub template: String,
     /// Python code
     #[arg(short = 'c', value_name = "CODE", allow_hyphen_values = true)]
@@ -240,8 +257,14 @@ pub struct RunArgs {
     /// Copy a file or folder into the sandbox, its permissions kept: to its own name in the program's
     /// directory (where a FILE finds it to import it, too), or to DST; at most 1 GiB (repeatable)
     #[arg(long, value_name = "SRC[:DST]",
-          value_parser = clap::builder::OsStringValueParser::new().try_map(|text| Copy::parse(&text)))]
-    pub copy: Vec<Copy>,
+          value_parser = clap::builder::OsStringValueParser::new().try_map(|text| Pair::parse(&text)))]
+    pub copy: Vec<Pair>,
+    /// Get a file or folder out once the program has ended, whether well or not: from a path in the
+    /// program's directory, to its own name here, or to DST; with --count into a folder for each run;
+    /// at most 1 GiB (repeatable)
+    #[arg(long, value_name = "SRC[:DST]",
+          value_parser = clap::builder::OsStringValueParser::new().try_map(|text| Pair::parse(&text)))]
+    pub get: Vec<Pair>,
     /// Memory that all forks of this run may take from this host together, such as 4G, where it has
     /// cgroups; goes without the engine that stays, which has a limit of its own
     /// [default: nine tenths of what is available]
@@ -337,6 +360,7 @@ pub enum TemplateVerb {
     /// Show what a template is and contains
     Inspect {
         /// Its name
+        #[arg(add = names())]
         name: String,
         /// Print one JSON object
         #[arg(long)]
@@ -345,6 +369,7 @@ pub enum TemplateVerb {
     /// Remove a template; sandboxes that run from it go on
     Rm {
         /// Its name
+        #[arg(add = names())]
         name: String,
         /// Print one JSON object
         #[arg(long)]
@@ -353,6 +378,7 @@ pub enum TemplateVerb {
     /// Compare every byte of a template with its digests
     Verify {
         /// Its name
+        #[arg(add = names())]
         name: String,
         /// Print one JSON object
         #[arg(long)]
@@ -366,7 +392,7 @@ pub struct BenchArgs {
     #[command(subcommand)]
     pub verb: Option<BenchVerb>,
     /// The template to fork
-    #[arg(short, long, default_value = "python", value_name = "NAME")]
+    #[arg(short, long, default_value = "python", value_name = "NAME", add = names())]
     pub template: String,
     /// Runs of each kind [default: 200; 15 in the lab]
     #[arg(long, value_name = "N", value_parser = number(1, 100_000))]
@@ -398,7 +424,7 @@ pub enum BenchVerb {
 #[derive(Args)]
 pub struct PagesArgs {
     /// The template to fork
-    #[arg(short, long, default_value = "python", value_name = "NAME")]
+    #[arg(short, long, default_value = "python", value_name = "NAME", add = names())]
     pub template: String,
     /// Python code
     #[arg(
@@ -420,6 +446,7 @@ pub struct PagesArgs {
 #[derive(Args, Clone)]
 pub struct BuildArgs {
     /// A recipe's path that ends in .toml; a built-in recipe (python); or a template, to build it again
+    #[arg(add = recipes())]
     pub recipe: String,
     /// Guest memory, such as 512M or 4G [default: the recipe's]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]

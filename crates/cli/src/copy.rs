@@ -18,14 +18,14 @@ const COPY_MAX_ENTRIES: usize = 100_000;
 
 /// `SRC[:DST]`, as typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Copy {
-    /// On this host.
+pub struct Pair {
+    /// Where it lies.
     pub source: PathBuf,
-    /// In the guest; `None`: its own name in the program's directory.
+    /// Where it goes to; `None`: by its own name into the program's directory, or this program's.
     pub target: Option<PathBuf>,
 }
 
-impl Copy {
+impl Pair {
     /// Reads `SRC[:DST]`. A name with a colon is written with `./` before it and a DST after it.
     pub fn parse(text: &std::ffi::OsStr) -> Result<Self, String> {
         let bytes = text.as_bytes();
@@ -79,20 +79,20 @@ impl Files {
         self.entries.is_empty()
     }
 
-    /// The program, a file or a folder, at its own absolute path. The error is the reason alone.
-    pub fn add_program(&mut self, path: &Path) -> anyhow::Result<()> {
-        self.add(path, path.to_owned())
+    /// The program, a file or a folder. The error is the reason alone.
+    pub fn add_program(&mut self, path: &Path, in_guest: &Path) -> anyhow::Result<()> {
+        self.add(path, in_guest.to_owned())
     }
 
     /// What `--copy` names; `cwd`: the program's directory; `beside`: the program's own folder, from
     /// which it imports, where a link is left.
     pub fn add_copy(
         &mut self,
-        copy: &Copy,
+        copy: &Pair,
         cwd: &Path,
         beside: Option<&Path>,
     ) -> anyhow::Result<()> {
-        let Copy { source, target } = copy;
+        let Pair { source, target } = copy;
         let absolute = std::path::absolute(source)?;
         let name = normal(&absolute).file_name().map(PathBuf::from);
         let within = |folder: &Path| match &name {
@@ -235,7 +235,7 @@ fn send_file(source: &Path, sender: &mpsc::Sender<ExecInput>) -> io::Result<()> 
 }
 
 /// Without `.` and `..`, by the words alone.
-fn normal(path: &Path) -> PathBuf {
+pub fn normal(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for part in path.components() {
         match part {
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_copy_is_read_as_people_write_it() {
-        let parse = |text: &str| Copy::parse(text.as_ref());
+        let parse = |text: &str| Pair::parse(text.as_ref());
         let copy = parse("a b.csv").unwrap();
         assert_eq!((copy.source, copy.target), ("a b.csv".into(), None));
         let copy = parse("./a:b:/tmp/").unwrap();
@@ -271,7 +271,7 @@ mod tests {
         fs::write(folder.path().join("pack/b.py"), "1").unwrap();
         std::os::unix::fs::symlink("b.py", folder.path().join("pack/a.py")).unwrap();
         let mut files = Files::default();
-        let copy = Copy {
+        let copy = Pair {
             source: folder.path().join("pack/."),
             target: None,
         };
@@ -300,7 +300,7 @@ mod tests {
     #[test]
     fn what_is_not_there_or_no_file_is_refused_by_name() {
         let mut files = Files::default();
-        let copy = |path: &str| Copy {
+        let copy = |path: &str| Pair {
             source: path.into(),
             target: None,
         };

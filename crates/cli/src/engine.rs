@@ -62,6 +62,9 @@ pub fn starter(global: &Global, store: &Store) -> anyhow::Result<Starter> {
         "--state-dir".into(),
     ]);
     command.push(store.state_dir().into());
+    if let Some(shared) = store.shared_dir() {
+        command.extend(["--shared-dir".into(), shared.into()]);
+    }
     command.extend(["--socket".into(), socket.clone().into()]);
     Ok(Starter {
         socket,

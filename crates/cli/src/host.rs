@@ -9,11 +9,11 @@ use crate::report;
 use anyhow::{Context, bail};
 use std::ffi::OsString;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zygote_daemon::{BUILDS_LOCK_HINT, BuildsLock};
 use zygote_lab::{LabCommand, LabConfig, LabError, Streams};
-use zygote_template::Store;
+use zygote_template::{SYSTEM_STATE_DIR, Store};
 use zygote_vmm::probe::{Probe, probe};
 
 /// Memory of the emulated host.
@@ -64,24 +64,65 @@ pub fn stdout_is_terminal() -> bool {
     std::io::stdout().is_terminal() || std::env::var_os(TERMINAL_HINT).is_some()
 }
 
-/// The store that the user means.
+/// The store that the user means. One that the user cannot write to is somebody else's: its templates
+/// can be run, and what is written goes to the user's own.
 pub fn store(global: &Global) -> anyhow::Result<Store> {
-    let state = match global.state_dir() {
-        Some(path) => std::path::absolute(path).context("cannot resolve the state directory")?,
-        None => zygote_template::default_state_dir(),
+    let absolute =
+        |path: &Path| std::path::absolute(path).context("cannot resolve the state directory");
+    let own = zygote_template::default_state_dir();
+    let state = global.state_dir().map(absolute).transpose()?;
+    let mut shared = global.shared_dir().map(absolute).transpose()?;
+    let state = match state {
+        Some(state) if is_read_only(&state) && !in_lab() => {
+            shared = Some(state);
+            own
+        }
+        Some(state) => state,
+        None => {
+            let system = PathBuf::from(SYSTEM_STATE_DIR);
+            shared = shared.or_else(|| (own != system).then_some(system));
+            own
+        }
     };
-    Ok(Store::open(state))
+    Ok(Store::open(state).with_shared(shared))
+}
+
+/// Whether something is there that this user can read, and no more.
+fn is_read_only(state: &Path) -> bool {
+    use rustix::fs::{Access, access};
+    access(state, Access::READ_OK | Access::EXEC_OK).is_ok()
+        && access(state, Access::WRITE_OK) == Err(rustix::io::Errno::ACCESS)
 }
 
 /// Runs this program again in a lab, with the same arguments; gives back its exit status. It keeps
-/// its own limits; `timeout` is for a lab in which it does not.
-pub fn again_in_lab(store: &Store, stdin: bool, timeout: Option<Duration>) -> anyhow::Result<u8> {
+/// its own limits; `timeout` is for a lab in which it does not. What it writes stays in `folders`.
+pub fn again_in_lab(
+    store: &Store,
+    stdin: bool,
+    timeout: Option<Duration>,
+    folders: &[PathBuf],
+) -> anyhow::Result<u8> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut arguments = vec![OsString::from(program)];
     arguments.extend(std::env::args_os().skip(1));
+    let mut shares = vec![store.state_dir().to_owned()];
+    for folder in folders {
+        let folder = match folder.as_os_str().is_empty() {
+            true => std::path::absolute("."),
+            false => std::path::absolute(folder),
+        };
+        let folder = folder.context("cannot resolve a folder of --get")?;
+        // What is not there yet is made in the lab.
+        shares.extend(
+            folder
+                .ancestors()
+                .find(|path| path.is_dir())
+                .map(Path::to_owned),
+        );
+    }
     let job = LabJob {
         arguments,
-        shares: vec![store.state_dir().to_owned()],
+        shares,
         builds_lock: BuildsLock::HeldOutside,
         icount: false,
         stdin,
@@ -136,8 +177,12 @@ pub fn run_in_lab(store: &Store, job: LabJob) -> anyhow::Result<u8> {
     };
     let mut environment: Vec<(OsString, OsString)> = std::env::vars_os()
         .filter(|(key, _)| key != "ZYGOTE_HOST" && key != "ZYGOTE_STATE_DIR")
+        .filter(|(key, _)| key != "ZYGOTE_SHARED_DIR")
         .collect();
     environment.push(("ZYGOTE_STATE_DIR".into(), state.into()));
+    if let Some(shared) = store.shared_dir() {
+        environment.push(("ZYGOTE_SHARED_DIR".into(), shared.into()));
+    }
     let hint = match builds_lock {
         BuildsLock::OursToTake => "own",
         BuildsLock::HeldOutside => "held",

@@ -3,6 +3,7 @@
 use crate::args::{Global, HostChoice, LabArgs, LabVerb, Timeout};
 use crate::engine::{self, Engine};
 use crate::failure;
+use crate::get::Received;
 use crate::host::{self, LabJob};
 use crate::interrupt::Interrupts;
 use crate::out::{complain, say};
@@ -195,7 +196,8 @@ async fn in_kept(client: &Client, args: &LabArgs) -> anyhow::Result<End> {
         stdin_stream: true,
     };
     let (sender, output) = mpsc::channel::<Output>(OUTPUT_MAX);
-    let mut printing = tokio::task::spawn_blocking(move || one::print_output(output));
+    let mut printing =
+        tokio::task::spawn_blocking(move || one::print_output(output, Received::new(&[], None)));
     let running = async {
         let events = client.lab_exec(&request, Some(stdin_input())).await?;
         follow(client, events, interrupts.for_program(), sender).await

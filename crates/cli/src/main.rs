@@ -2,12 +2,14 @@
 
 mod args;
 mod bench;
+mod complete;
 mod copy;
 mod demo;
 mod disk;
 mod doctor;
 mod engine;
 mod failure;
+mod get;
 mod host;
 mod interrupt;
 mod lab;
@@ -27,9 +29,7 @@ mod template;
 mod version;
 mod words;
 
-use crate::out::say;
 use args::{Cli, Verb};
-use clap::CommandFactory;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         Some(verb) if verb == doctor::JAIL_VERB => return doctor::show_jail(),
         _ => {}
     }
+    complete::answer();
     let line = Cli::read(std::env::args_os().collect());
     let ended = match line.cli {
         Ok(cli) => dispatch(&cli),
@@ -74,11 +75,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Version { json } => Ok(version::show(*json)),
         Verb::Bench(args) => bench::run(global, args),
         Verb::Lab(args) => lab::run(global, args),
-        Verb::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "zygote", &mut script);
-            say!("{}", String::from_utf8_lossy(&script).trim_end());
-            Ok(0)
-        }
+        Verb::Completions { shell } => complete::script(*shell),
+        Verb::Manual { folder } => complete::manual(folder),
     }
 }

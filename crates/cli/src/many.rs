@@ -2,6 +2,7 @@
 //! ends.
 
 use crate::args::RunArgs;
+use crate::get::Received;
 use crate::interrupt::Interrupts;
 use crate::one;
 use crate::out;
@@ -60,8 +61,12 @@ pub async fn run(
                 let events = client.exec(request, job.input(stdin.clone())).await?;
                 follow(client, events, interrupts.for_program(), sender).await
             };
-            let (result, output) = tokio::join!(running, collect(output, budget));
-            (index, failed_is_a_result(args, result), output)
+            let received = Received::new(&args.get, (args.count > 1).then_some(index));
+            let collecting = collect(output, budget, received);
+            let (result, (output, received)) = tokio::join!(running, collecting);
+            let mut result = failed_is_a_result(args, result);
+            received.into_result(&mut result);
+            (index, result, output)
         })
         .buffer_unordered(AT_ONCE_MAX);
     tokio::pin!(runs);
@@ -99,15 +104,20 @@ pub async fn run(
     Ok(signal.map_or(End::Code(worst), End::Signal))
 }
 
-async fn collect(mut output: mpsc::Receiver<Output>, budget: &Arc<OutputBudget>) -> Collected {
+async fn collect(
+    mut output: mpsc::Receiver<Output>,
+    budget: &Arc<OutputBudget>,
+    mut received: Received,
+) -> (Collected, Received) {
     let mut collected = Collected::new(COLLECTED_MAX_BYTES, budget);
     while let Some(piece) = output.recv().await {
         match piece {
             Output::Stdout(data) => collected.push_stdout(&data),
             Output::Stderr(data) => collected.push_stderr(&data),
+            Output::Got(index, piece) => received.take(index, piece),
         }
     }
-    collected
+    (collected, received)
 }
 
 /// A run for which there was no sandbox has a record as well.
@@ -118,6 +128,18 @@ fn failed_is_a_result(args: &RunArgs, ran: Result<ExecResult, ClientError>) -> E
         error: Some(error.to_failure()),
         ..ExecResult::default()
     })
+}
+
+/// Output of one of several, each line with its number before it.
+fn write_lines(stream: &mut impl Write, index: usize, output: &[u8]) -> io::Result<()> {
+    for line in output.split_inclusive(|byte| *byte == b'\n') {
+        write!(stream, "{index} | ")?;
+        stream.write_all(line)?;
+    }
+    if output.last().is_some_and(|last| *last != b'\n') {
+        writeln!(stream)?;
+    }
+    Ok(())
 }
 
 /// A run that has ended: its number, how, and what it has said.
@@ -145,13 +167,26 @@ impl Printer {
             let line = serde_json::to_string(&record)?;
             writeln!(stdout, "{line}")?;
         } else {
-            stdout.write_all(&output.stdout)?;
-            stderr.write_all(&output.stderr)?;
+            write_lines(&mut stdout, index, &output.stdout)?;
+            write_lines(&mut stderr, index, &output.stderr)?;
             let error = result.error.map(|error| error.to_string());
             for sentence in error.into_iter().chain(hint) {
-                writeln!(stderr, "zygote: {sentence}")?;
+                writeln!(stderr, "zygote: run {index}: {sentence}")?;
             }
         }
         stdout.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_of_several_runs_says_whose_it_is() {
+        let mut told = Vec::new();
+        write_lines(&mut told, 3, b"a\nb").unwrap();
+        write_lines(&mut told, 4, b"").unwrap();
+        assert_eq!(String::from_utf8(told).unwrap(), "3 | a\n3 | b\n");
     }
 }

@@ -1,6 +1,7 @@
 //! One run whose streams are this program's.
 
 use crate::args::RunArgs;
+use crate::get::Received;
 use crate::interrupt::Interrupts;
 use crate::out;
 use crate::program::{Job, Stdin};
@@ -26,7 +27,8 @@ pub async fn run(
     interrupts: &Interrupts,
 ) -> anyhow::Result<End> {
     let (sender, output) = mpsc::channel(OUTPUT_MAX);
-    let mut printing = tokio::task::spawn_blocking(move || print_output(output));
+    let received = Received::new(&args.get, None);
+    let mut printing = tokio::task::spawn_blocking(move || print_output(output, received));
     let running = async {
         let input = job.input(Stdin::Ours);
         let events = client.exec(&job.request(args, true), input).await?;
@@ -43,12 +45,13 @@ pub async fn run(
         printed = &mut printing => printed.context("printing panicked")?,
         signal = interrupts.after(seen + 1) => return Ok(End::Signal(signal)),
     };
-    let tail = match printed {
-        Ok(tail) => tail,
+    let printed = match printed {
+        Ok(printed) => printed,
         error => return reader_gone(error),
     };
-    let result = result?;
-    let hint = job.import_hint(tail.as_slices().0);
+    let mut result = result?;
+    printed.received.into_result(&mut result);
+    let hint = job.import_hint(printed.tail.as_slices().0);
     let error = result.error.as_ref().map(ToString::to_string);
     let sentences: Vec<String> = error.into_iter().chain(hint).collect();
     // Not on this thread: who reads it may be slow, and signals must be heard.
@@ -69,16 +72,26 @@ pub fn end(result: &ExecResult, signal: Option<i32>) -> End {
     }
 }
 
-pub fn reader_gone(printed: io::Result<VecDeque<u8>>) -> anyhow::Result<End> {
+pub fn reader_gone(printed: io::Result<Printed>) -> anyhow::Result<End> {
     Ok(End::Code(printed.map_or_else(
         |error| out::code(&error),
         |_| out::READER_GONE,
     )))
 }
 
-/// Prints output as it comes, until it ends; a reader that has gone ends it early. Gives back the
-/// end of standard error.
-pub fn print_output(mut output: mpsc::Receiver<Output>) -> io::Result<VecDeque<u8>> {
+/// What is left of output that has been printed.
+pub struct Printed {
+    /// The end of standard error.
+    pub tail: VecDeque<u8>,
+    /// Files.
+    pub received: Received,
+}
+
+/// Prints output as it comes, until it ends, and writes files; a reader that has gone ends it early.
+pub fn print_output(
+    mut output: mpsc::Receiver<Output>,
+    mut received: Received,
+) -> io::Result<Printed> {
     let mut tail = VecDeque::new();
     while let Some(piece) = output.blocking_recv() {
         match piece {
@@ -92,8 +105,9 @@ pub fn print_output(mut output: mpsc::Receiver<Output>) -> io::Result<VecDeque<u
                 tail.drain(..tail.len().saturating_sub(TAIL_BYTES));
                 io::stderr().lock().write_all(&data)?;
             }
+            Output::Got(index, piece) => received.take(index, piece),
         }
     }
     tail.make_contiguous();
-    Ok(tail)
+    Ok(Printed { tail, received })
 }

@@ -1,7 +1,7 @@
 //! What `zygote run` is asked to run, from its command line.
 
 use crate::args::RunArgs;
-use crate::copy::Files;
+use crate::copy::{Files, normal};
 use crate::failure;
 use crate::host;
 use crate::words::Given;
@@ -44,11 +44,15 @@ pub enum Stdin {
 /// What to run; files are found here and read while they are sent.
 pub fn read(args: &RunArgs) -> Result<Job, Failure> {
     let mut files = Files::default();
-    let (program, beside) = program(args, &mut files)?;
     let cwd = Path::new(HOME).join(&args.cwd);
+    let (program, beside) = program(args, &cwd, &mut files)?;
+    let program_folder = match &program.file {
+        Some(file) => Path::new(OsStr::from_bytes(&file.path.0)).parent(),
+        None => None,
+    };
     for copy in &args.copy {
         files
-            .add_copy(copy, &cwd, beside.as_deref())
+            .add_copy(copy, &cwd, program_folder)
             .map_err(|error| failure::of(&error))?;
     }
     Ok(Job {
@@ -58,7 +62,11 @@ pub fn read(args: &RunArgs) -> Result<Job, Failure> {
     })
 }
 
-fn program(args: &RunArgs, files: &mut Files) -> Result<(ExecRequest, Option<PathBuf>), Failure> {
+fn program(
+    args: &RunArgs,
+    cwd: &Path,
+    files: &mut Files,
+) -> Result<(ExecRequest, Option<PathBuf>), Failure> {
     let nothing = ExecRequest::default();
     match &args.given {
         Some(Given::Command(command)) if !command.is_empty() => {
@@ -85,7 +93,7 @@ fn program(args: &RunArgs, files: &mut Files) -> Result<(ExecRequest, Option<Pat
             Ok((program, None))
         }
         Some(Given::File(file, arguments)) => {
-            let (file, beside) = file_source(file, files)?;
+            let (file, beside) = file_source(file, cwd, files)?;
             let program = ExecRequest {
                 file: Some(file),
                 args: words(arguments),
@@ -106,7 +114,13 @@ fn words(words: &[OsString]) -> Vec<Octets> {
     words.iter().map(|word| octets(word)).collect()
 }
 
-fn file_source(file: &OsStr, files: &mut Files) -> Result<(ProgramFile, Option<PathBuf>), Failure> {
+/// FILE lies in the guest where its name, as it was typed, leads to from the program's directory: what
+/// else its path on this host is called is nobody's business there.
+fn file_source(
+    file: &OsStr,
+    cwd: &Path,
+    files: &mut Files,
+) -> Result<(ProgramFile, Option<PathBuf>), Failure> {
     let name = Path::new(file);
     let cannot = |why: String| {
         let failure = failure::file(format!("cannot open {}", name.display())).cause(why);
@@ -116,12 +130,13 @@ fn file_source(file: &OsStr, files: &mut Files) -> Result<(ProgramFile, Option<P
         }
     };
     let path = std::path::absolute(name).map_err(|error| cannot(error.to_string()))?;
+    let in_guest = normal(&cwd.join(name));
     files
-        .add_program(&path)
+        .add_program(&path, &in_guest)
         .map_err(|error| cannot(format!("{error:#}")))?;
     let program = ProgramFile {
         argv0: Some(octets(file)),
-        path: octets(path.as_os_str()),
+        path: octets(in_guest.as_os_str()),
     };
     Ok((program, path.parent().map(Path::to_owned)))
 }
@@ -150,7 +165,13 @@ impl Job {
             cwd: args.cwd.clone(),
             stdin_stream: has_stdin,
             files_stream: !self.files.is_empty(),
-            line_buffered: args.unbuffered || args.json || host::stdout_is_terminal(),
+            line_buffered: host::stdout_is_terminal(),
+            unbuffered: args.unbuffered || args.json,
+            get: args
+                .get
+                .iter()
+                .map(|get| octets(get.source.as_os_str()))
+                .collect(),
             timeout_seconds: args.timeout.0.map_or(0.0, |limit| limit.as_secs_f64()),
             measure: args.json,
             allow_missing_walls: args.allow_missing_walls,

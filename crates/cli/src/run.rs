@@ -51,7 +51,17 @@ fn alone_in_lab(store: &Store, args: &RunArgs, missing: bool) -> anyhow::Result<
     } else {
         None
     };
-    host::again_in_lab(store, program::wants_stdin(args), lab_timeout(args))
+    let folders = args.get.iter().map(|get| match &get.target {
+        Some(target) => target.parent().unwrap_or(target).to_owned(),
+        None => ".".into(),
+    });
+    let folders: Vec<_> = folders.collect();
+    host::again_in_lab(
+        store,
+        program::wants_stdin(args),
+        lab_timeout(args),
+        &folders,
+    )
 }
 
 /// Each run takes descriptors; the usual soft limit is for programs that use select(2).

@@ -5,13 +5,15 @@ use crate::progress::Reporter;
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc;
-use zygote_api::{ExecEvent, ExecResult};
+use zygote_api::{ExecEvent, ExecResult, GetPiece};
 use zygote_daemon::{Client, ClientError, Events};
 
 /// Output, as it comes.
 pub enum Output {
     Stdout(Vec<u8>),
     Stderr(Vec<u8>),
+    /// A piece of a file that was asked for.
+    Got(usize, GetPiece),
 }
 
 /// Follows a run to its end, and passes signals on to it. Output that nobody takes any more is dropped.
@@ -43,6 +45,9 @@ pub async fn follow(
             }
             ExecEvent::Stdout { data } => drop(output.send(Output::Stdout(data.0)).await),
             ExecEvent::Stderr { data } => drop(output.send(Output::Stderr(data.0)).await),
+            ExecEvent::Get { index, piece } => {
+                drop(output.send(Output::Got(index, piece)).await);
+            }
             ExecEvent::Result(result) => return Ok(*result),
             ExecEvent::Error { error } => return Err(ClientError::Refused(Box::new(error))),
         }

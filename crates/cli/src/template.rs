@@ -155,7 +155,7 @@ fn build_verb(global: &Global, store: &Store, args: &BuildArgs) -> anyhow::Resul
             }
             None => {
                 let limit = LAB_REPLICA_MAX * args.replicas;
-                host::again_in_lab(store, false, Some(limit))
+                host::again_in_lab(store, false, Some(limit), &[])
             }
         };
     }

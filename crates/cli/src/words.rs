@@ -157,6 +157,68 @@ mod tests {
         assert_eq!(divided("zygote").1, None);
     }
 
+    /// The words of a command as a shell would take them, as far as examples need that.
+    fn shell_words(line: &str) -> Vec<OsString> {
+        let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
+        for letter in line.chars() {
+            match (letter, quote) {
+                ('\'' | '"', None) => quote = Some(letter),
+                (letter, Some(open)) if letter == open => quote = None,
+                (' ', None) => words.push(std::mem::take(&mut word)),
+                (letter, _) => word.push(letter),
+            }
+        }
+        words.push(word);
+        words.retain(|word| !word.is_empty());
+        words.into_iter().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn every_command_that_is_printed_is_one() {
+        let mut texts = vec![
+            include_str!("../../../README.md").to_owned(),
+            include_str!("../../../docs/recipes.md").to_owned(),
+            include_str!("../../../docs/install.md").to_owned(),
+            include_str!("../../../docs/running.md").to_owned(),
+            include_str!("../../../docs/performance.md").to_owned(),
+        ];
+        let mut verbs: Vec<Command> = Cli::command().get_subcommands().cloned().collect();
+        let inner = verbs
+            .iter()
+            .flat_map(|verb| verb.get_subcommands().cloned());
+        verbs.extend(inner.collect::<Vec<_>>());
+        verbs.push(Cli::command());
+        for verb in &verbs {
+            texts.extend(verb.get_after_help().map(ToString::to_string));
+        }
+        let mut count = 0;
+        for line in texts.iter().flat_map(|text| text.lines()) {
+            let bare = line.split(" #").next().unwrap().trim();
+            let bare = bare.split("     ").next().unwrap();
+            for command in bare
+                .split("; ")
+                .map(|part| part.split(" | ").next().unwrap())
+            {
+                // Names in capitals stand for something, and brackets for a choice.
+                if !command.starts_with("zygote ") || command.contains(['[', '<', '…', '|']) {
+                    continue;
+                }
+                let command = command
+                    .split(" > ")
+                    .next()
+                    .unwrap()
+                    .split("  ")
+                    .next()
+                    .unwrap();
+                if let Err(error) = Cli::read(shell_words(command)).cli {
+                    assert!(!error.use_stderr(), "{command}: {error}");
+                }
+                count += 1;
+            }
+        }
+        assert!(count >= 40, "{count}");
+    }
+
     #[test]
     fn who_wants_json_is_known_before_anything_is_parsed() {
         let want = |line: &str| {

@@ -172,13 +172,94 @@ fn the_doctor_judges_by_measuring_and_each_finding_has_its_grade() {
     assert!(host.is_null() || host == "kvm" || host == "lab", "{host}");
 }
 
+/// What bash offers for a line's last word.
+fn completed(state: &Path, line: &str) -> String {
+    let program = Path::new(env!("CARGO_BIN_EXE_zygote"));
+    let path = format!("{}:/usr/bin:/bin", program.parent().unwrap().display());
+    let script = format!(
+        "eval \"$(zygote completions bash)\"; COMP_WORDS=({line} ''); \
+         COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _clap_complete_zygote zygote '' ''; \
+         printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    );
+    let output = Command::new("bash")
+        .args(["-c", &script])
+        .env("PATH", path)
+        .env("ZYGOTE_STATE_DIR", state)
+        .current_dir(state)
+        .output()
+        .unwrap();
+    said(&output).1
+}
+
 #[test]
-fn completions_name_the_verbs() {
+fn shells_complete_verbs_and_the_names_of_templates() {
     for shell in ["bash", "zsh", "fish"] {
         let (code, out, _) = words(&["completions", shell]);
         assert_eq!(code, Some(0));
-        assert!(out.contains("template") && out.contains("doctor"));
+        assert!(out.contains("COMPLETE"), "{shell}: {out}");
     }
+    let state = tempfile::tempdir().unwrap();
+    std::fs::create_dir(state.path().join("templates")).unwrap();
+    std::os::unix::fs::symlink("x", state.path().join("templates/mine")).unwrap();
+    std::fs::write(state.path().join("own.toml"), "").unwrap();
+    assert!(completed(state.path(), "zygote").contains("template"));
+    for line in [
+        "zygote template inspect",
+        "zygote run -t",
+        "zygote template rm",
+    ] {
+        let offered = completed(state.path(), line);
+        assert!(offered.contains("mine"), "{line}: {offered}");
+    }
+    let offered = completed(state.path(), "zygote template build");
+    for name in ["mine", "python", "own.toml"] {
+        assert!(offered.contains(name), "{name}: {offered}");
+    }
+}
+
+#[test]
+fn an_installed_program_finds_its_agent_wherever_both_lie() {
+    let prefix = tempfile::tempdir().unwrap();
+    for folder in ["bin", "lib/zygote"] {
+        std::fs::create_dir_all(prefix.path().join(folder)).unwrap();
+    }
+    let program = prefix.path().join("bin/zygote");
+    std::fs::copy(env!("CARGO_BIN_EXE_zygote"), &program).unwrap();
+    let found = || {
+        let output = Command::new(&program)
+            .args(["doctor", "--json"])
+            .env("ZYGOTE_STATE_DIR", prefix.path().join("state"))
+            .output()
+            .unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let checks = value["checks"].as_array().unwrap().clone();
+        checks
+            .into_iter()
+            .find(|check| check["name"] == "build: agent")
+            .unwrap()
+    };
+    let missing = found();
+    assert_eq!(missing["grade"], "note");
+    assert!(
+        missing["finding"]
+            .as_str()
+            .unwrap()
+            .contains("make install")
+    );
+    // A static program for x86-64, as far as its header goes (System V ABI, chapter 4).
+    let mut header = [0; 64];
+    header[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    (header[18], header[32], header[54]) = (62, 64, 56);
+    let agent = prefix.path().join("lib/zygote/zygote-agent");
+    std::fs::write(&agent, header).unwrap();
+    let good = found();
+    assert_eq!(good["grade"], "ok", "{good}");
+    assert!(
+        good["finding"]
+            .as_str()
+            .unwrap()
+            .ends_with("lib/zygote/zygote-agent")
+    );
 }
 
 #[test]

@@ -229,6 +229,9 @@ impl Keeper {
             })
             .collect();
         environment.push(("ZYGOTE_STATE_DIR".into(), self.store.state_dir().into()));
+        if let Some(shared) = self.store.shared_dir() {
+            environment.push(("ZYGOTE_SHARED_DIR".into(), shared.into()));
+        }
         environment.push((crate::BUILDS_LOCK_HINT.into(), "held".into()));
         environment
     }

@@ -66,6 +66,8 @@ pub struct Speech {
     pub input: Option<mpsc::Receiver<Vec<u8>>>,
     /// Signals for the program.
     pub signals: Option<mpsc::Receiver<u8>>,
+    /// What else is to be said.
+    pub more: Option<mpsc::Receiver<HostMessage>>,
 }
 
 /// Says the first messages, then passes files, a program's input and signals on, to their ends.
@@ -83,6 +85,7 @@ async fn say(stream: &mut OwnedWriteHalf, mut opening: Vec<u8>, speech: Speech) 
         start,
         mut input,
         mut signals,
+        mut more,
     } = speech;
     if let Some(mut puts) = puts {
         stream.write_all(&opening).await?;
@@ -98,6 +101,10 @@ async fn say(stream: &mut OwnedWriteHalf, mut opening: Vec<u8>, speech: Speech) 
             signal = next(&mut signals), if signals.is_some() => match signal {
                 Some(signal) => write(stream, &HostMessage::Signal { process, signal }).await?,
                 None => signals = None,
+            },
+            message = next(&mut more), if more.is_some() => match message {
+                Some(message) => write(stream, &message).await?,
+                None => more = None,
             },
             chunk = next(&mut input), if input.is_some() => match chunk {
                 Some(chunk) => for piece in chunk.chunks(STREAM_CHUNK_MAX_BYTES) {

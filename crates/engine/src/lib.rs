@@ -28,7 +28,7 @@ pub use usage::Usage;
 pub use walls::remedy as walls_remedy;
 pub use zygote::{EngineConfig, PATIENCE, PATIENCE_EMULATED, Runner, Zygote, ZygoteError};
 pub use zygote_protocol::{
-    ExitStatus, Program, Put, PythonSource, STREAM_CHUNK_MAX_BYTES, StartFailure,
+    Buffering, ExitStatus, Got, Program, Put, PythonSource, STREAM_CHUNK_MAX_BYTES, StartFailure,
 };
 pub use zygote_runner::control::MissingWall;
 pub use zygote_snapshot::RunKind;

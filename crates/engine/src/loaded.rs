@@ -104,7 +104,7 @@ impl Replica {
             command: settings.command.clone(),
             load: Load {
                 snapshot: self.snapshot.clone(),
-                pieces: store.pieces(),
+                pieces: store.pieces_of(&self.snapshot),
                 stamps: store.stamps(),
                 group: None,
             },
@@ -114,7 +114,7 @@ impl Replica {
             patience: settings.patience,
         };
         // Before it is verified; what cannot be opened is for the zygote process to tell.
-        let watch = Watch::begin(&self.snapshot, &store.pieces()).ok();
+        let watch = Watch::begin(&self.snapshot, &store.pieces_of(&self.snapshot)).ok();
         let zygote = Zygote::load(&config).await?;
         let fresh = Arc::new(Pool::new(zygote, settings.pool, first));
         *pool = Some(Filled {

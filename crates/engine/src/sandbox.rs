@@ -13,7 +13,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use uuid::Uuid;
 use zygote_protocol::{
-    AgentMessage, ExitStatus, HostMessage, ProcessId, Program, Put, Start, StartFailure, encode,
+    AgentMessage, Buffering, ExitStatus, Got, HostMessage, ProcessId, Program, Put, Start,
+    StartFailure, encode,
 };
 use zygote_runner::control::{FromRunner, decode};
 use zygote_snapshot::RunKind;
@@ -22,6 +23,12 @@ use zygote_snapshot::RunKind;
 const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
 /// How long putting files may take: hundreds of megabytes into an emulated guest.
 const PUT_MAX: Duration = Duration::from_secs(1200);
+/// How long a file or folder may take to come, likewise.
+const GET_MAX: Duration = Duration::from_secs(1200);
+/// Most of one.
+const GET_MAX_BYTES: u64 = 1 << 30;
+/// How long a killed program's end is waited for before its files are taken.
+const KILLED_MAX: Duration = Duration::from_secs(10);
 /// How long measuring may take: the kernel walks the page tables.
 const MEASURE_MAX: Duration = Duration::from_secs(10);
 /// The run's only process.
@@ -38,12 +45,14 @@ pub struct RunRequest {
     pub cwd: String,
     /// Standard input.
     pub stdin: Stdin,
-    /// Whether Python's output comes line by line, as on a terminal.
-    pub line_buffered: bool,
+    /// When Python's output is passed on.
+    pub buffering: Buffering,
     /// What is put into the guest before it starts, in this order.
     pub puts: Option<mpsc::Receiver<Put>>,
     /// Signals for it and for what it has started.
     pub signals: Option<mpsc::Receiver<u8>>,
+    /// Files and folders that are wanted once it has ended, or was killed at its time limit.
+    pub gets: Vec<Vec<u8>>,
     /// How long the program may run, from its start; `None`: as long as it likes.
     pub timeout: Option<Duration>,
     /// Whether to measure at its end what the sandbox has cost.
@@ -85,6 +94,13 @@ pub enum Event {
     Stdout(Vec<u8>),
     /// Bytes of standard error.
     Stderr(Vec<u8>),
+    /// A piece of what was wanted.
+    Got {
+        /// Which of those that were asked for.
+        index: usize,
+        /// The piece.
+        got: Got,
+    },
 }
 
 /// How a run ended.
@@ -188,9 +204,10 @@ async fn conduct(
         env,
         cwd,
         stdin,
-        line_buffered,
+        buffering,
         puts,
         signals,
+        gets,
         timeout: limit,
         measure,
     } = request;
@@ -200,8 +217,9 @@ async fn conduct(
         env,
         cwd,
         stdin: matches!(stdin, Stdin::Stream(_)),
-        line_buffered,
+        buffering,
     };
+    let (more, also) = mpsc::channel(1);
     let speech = Speech {
         process: PROCESS,
         puts,
@@ -211,6 +229,7 @@ async fn conduct(
             Stdin::Stream(chunks) => Some(chunks),
         },
         signals,
+        more: (!gets.is_empty()).then_some(also),
     };
     let Fork {
         id: own,
@@ -235,10 +254,11 @@ async fn conduct(
         run: limit,
     };
     let heard = {
-        let listening = listen(zygote, own, &mut listener, &events, clock, &limits);
+        let wanted = Wanted { gets, say: more };
+        let listening = listen(zygote, own, &mut listener, &events, clock, &limits, &wanted);
         converse(listening, speak(write, opening, speech)).await
     };
-    clock.ended = Some(Instant::now());
+    clock.ended.get_or_insert_with(Instant::now);
     let mut usage = None;
     if measure && heard.is_ok() {
         // What its guest's kernel does from here on is nobody's cost.
@@ -300,6 +320,7 @@ async fn listen(
     events: &mpsc::Sender<Event>,
     clock: &mut Clock,
     limits: &Limits,
+    wanted: &Wanted,
 ) -> Result<Outcome, Broken> {
     let refused = |why: &str| Ok(Outcome::Failed(format!("the fork is not used: {why}")));
     match timeout(limits.activate, listener.next()).await {
@@ -322,10 +343,93 @@ async fn listen(
         return refused("it did not start the program in time");
     };
     let end = follow(first?, listener, events, &mut clock.first_output);
-    match limits.run {
+    let outcome = match limits.run {
         None => end.await,
         Some(limit) => timeout(limit, end).await.unwrap_or(Ok(Outcome::TimedOut)),
+    }?;
+    if !wanted.gets.is_empty() {
+        clock.ended = Some(Instant::now());
+        wanted.fetch(&outcome, listener, events).await;
     }
+    Ok(outcome)
+}
+
+/// What is wanted of a program's files once it has ended.
+struct Wanted {
+    gets: Vec<Vec<u8>>,
+    /// To who speaks to the agent.
+    say: mpsc::Sender<HostMessage>,
+}
+
+impl Wanted {
+    /// Has the files sent; one that cannot be had is told as an event.
+    async fn fetch(
+        &self,
+        outcome: &Outcome,
+        listener: &mut Listener,
+        events: &mpsc::Sender<Event>,
+    ) {
+        if *outcome == Outcome::TimedOut {
+            let (process, signal) = (PROCESS, 9);
+            let _ = self.say.send(HostMessage::Signal { process, signal }).await;
+            // What it has written last goes the usual way. One that does not end is left alone.
+            let end = follow_to_end(listener, events);
+            let _ = timeout(KILLED_MAX, end).await;
+        }
+        for (index, path) in self.gets.iter().enumerate() {
+            let fetching = self.fetch_one(index, path, listener, events);
+            let why = match timeout(GET_MAX, fetching).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(Broken::Ended)) => "the sandbox has died".to_owned(),
+                Ok(Err(Broken::Nonsense(what))) => format!("the guest sent nonsense: {what}"),
+                Err(_) => format!("it has not come within {} s", GET_MAX.as_secs()),
+            };
+            let got = Got::Failed { message: why };
+            let _ = events.send(Event::Got { index, got }).await;
+        }
+    }
+
+    async fn fetch_one(
+        &self,
+        index: usize,
+        path: &[u8],
+        listener: &mut Listener,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<(), Broken> {
+        let path = path.to_vec();
+        let said = self.say.send(HostMessage::Get { path }).await;
+        said.map_err(|_| Broken::Ended)?;
+        let mut bytes = 0;
+        loop {
+            let AgentMessage::Got(got) = listener.next().await? else {
+                continue;
+            };
+            let is_last = matches!(got, Got::End | Got::Failed { .. });
+            if let Got::Data { data } = &got {
+                bytes += data.len() as u64;
+            }
+            if bytes > GET_MAX_BYTES {
+                let most = GET_MAX_BYTES >> 20;
+                return Err(Broken::Nonsense(format!(
+                    "over {most} MiB of one file or folder"
+                )));
+            }
+            // Who wanted it may have gone.
+            let _ = events.send(Event::Got { index, got }).await;
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Passes output on until a killed program has ended.
+async fn follow_to_end(
+    listener: &mut Listener,
+    events: &mpsc::Sender<Event>,
+) -> Result<(), Broken> {
+    let first = listener.next().await?;
+    follow(first, listener, events, &mut None).await.map(drop)
 }
 
 /// Passes output on until the program ends.

@@ -187,6 +187,13 @@ fn play(mode: &str, number: u32, stream: UnixStream, control: OwnedFd) {
     }
     match mode {
         "hang" => drop(agent.hear()),
+        "gives" if number == 2 => {
+            // Until it is killed, for its files.
+            while !matches!(
+                agent.hear(),
+                Some(HostMessage::Signal { signal: 9, .. }) | None
+            ) {}
+        }
         "garbage" => drop(agent.stream.write_all(&[0xff; 64])),
         "die" => return,
         "crash" => {
@@ -208,8 +215,36 @@ fn play(mode: &str, number: u32, stream: UnixStream, control: OwnedFd) {
         _ => agent.print(format!("fork {number}").as_bytes()),
     }
     agent.exit(3);
+    give(&mut agent, mode);
     // Until the engine lets go.
     let _ = packet::receive(&control, &mut [0]);
+}
+
+/// Gives files, as the mode says.
+fn give(agent: &mut Agent, mode: &str) {
+    let got = |agent: &mut Agent, got| agent.say(&AgentMessage::Got(got));
+    if !matches!(mode, "gives" | "gives-half") {
+        return;
+    }
+    loop {
+        let Some(HostMessage::Get { path }) = agent.hear() else {
+            return;
+        };
+        if path == b"nope" {
+            let message = "no such file".into();
+            got(agent, Got::Failed { message });
+            continue;
+        }
+        let is_half = mode == "gives-half";
+        let (path, mode, bytes) = (vec![], 0o644, 3);
+        got(agent, Got::File { path, mode, bytes });
+        let data = b"abc".to_vec();
+        got(agent, Got::Data { data });
+        if is_half {
+            return drop(agent.stream.shutdown(std::net::Shutdown::Both));
+        }
+        got(agent, Got::End);
+    }
 }
 
 fn config(mode: &str) -> EngineConfig {
@@ -241,7 +276,8 @@ fn request(stdin: Stdin, timeout: Option<Duration>) -> RunRequest {
         env: vec![],
         cwd: String::new(),
         stdin,
-        line_buffered: false,
+        buffering: Buffering::Full,
+        gets: Vec::new(),
         puts: None,
         signals: None,
         timeout,
@@ -254,6 +290,7 @@ fn request(stdin: Stdin, timeout: Option<Duration>) -> RunRequest {
 struct Captured {
     stdout: Vec<u8>,
     stderr: Vec<u8>,
+    got: Vec<(usize, Got)>,
 }
 
 async fn capture(mut events: mpsc::Receiver<Event>) -> Captured {
@@ -263,6 +300,7 @@ async fn capture(mut events: mpsc::Receiver<Event>) -> Captured {
             Event::Activated { .. } => {}
             Event::Stdout(data) => captured.stdout.extend(data),
             Event::Stderr(data) => captured.stderr.extend(data),
+            Event::Got { index, got } => captured.got.push((index, got)),
         }
     }
     captured
@@ -339,6 +377,52 @@ async fn a_program_that_hangs_is_ended_at_its_limit() {
     let limit = Some(Duration::from_millis(50));
     let (result, _) = run_once("hang", Stdin::Empty, limit).await;
     assert_eq!(result.outcome, Outcome::TimedOut);
+}
+
+async fn got_of(zygote: &Zygote, timeout: Option<Duration>) -> (RunResult, Vec<(usize, Got)>) {
+    let (sender, events) = mpsc::channel(4);
+    let request = RunRequest {
+        gets: vec![b"a".to_vec(), b"nope".to_vec()],
+        ..request(Stdin::Empty, timeout)
+    };
+    let running = run(zygote, request, sender);
+    let (result, captured) = tokio::join!(running, capture(events));
+    (result, captured.got)
+}
+
+#[tokio::test]
+async fn files_come_after_the_end_and_after_the_time_limit_too() {
+    let zygote = Zygote::load(&config("gives")).await.unwrap();
+    let message = "no such file".into();
+    let data = b"abc".to_vec();
+    let (path, mode, bytes) = (vec![], 0o644, 3);
+    let expected = vec![
+        (0, Got::File { path, mode, bytes }),
+        (0, Got::Data { data }),
+        (0, Got::End),
+        (1, Got::Failed { message }),
+    ];
+    let (result, got) = got_of(&zygote, None).await;
+    assert_eq!(result.outcome, Outcome::Exited(ExitStatus::Code(3)));
+    assert_eq!(got, expected);
+    let limit = Some(Duration::from_millis(50));
+    let (result, got) = got_of(&zygote, limit).await;
+    assert_eq!(result.outcome, Outcome::TimedOut);
+    assert_eq!(got, expected);
+    zygote.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_sandbox_that_dies_while_it_gives_is_told_and_the_program_has_ended_all_the_same() {
+    let zygote = Zygote::load(&config("gives-half")).await.unwrap();
+    let (result, got) = got_of(&zygote, None).await;
+    zygote.shut_down().await;
+    assert_eq!(result.outcome, Outcome::Exited(ExitStatus::Code(3)));
+    let failed = |index| {
+        got.iter()
+            .any(|(of, got)| *of == index && matches!(got, Got::Failed { .. }))
+    };
+    assert!(failed(0) && failed(1), "{got:?}");
 }
 
 #[tokio::test]

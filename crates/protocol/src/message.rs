@@ -44,6 +44,13 @@ pub enum HostMessage {
         /// Linux signal number, 1 to 64.
         signal: u8,
     },
+    /// Send a file or folder. Answered by `Got`, the last of which is `End` or `Failed`; several are
+    /// answered one after the other.
+    Get {
+        /// Where; a relative path starts at `/root`.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
+    },
     /// While a template is built: start the warm interpreter and run this code in it.
     Warm {
         /// Source text; must not be secret, every fork inherits it.
@@ -109,6 +116,52 @@ pub enum Put {
     },
 }
 
+/// A piece of a file or folder that the host has asked for. Paths are relative to that; its own is
+/// empty.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Got {
+    /// A folder; what is in it follows.
+    Folder {
+        /// Where.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
+        /// Permissions.
+        mode: u32,
+    },
+    /// A file; its bytes follow as `Data`.
+    File {
+        /// Where.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
+        /// Permissions.
+        mode: u32,
+        /// How long it was when it was opened.
+        bytes: u64,
+    },
+    /// More bytes of the file before it.
+    Data {
+        /// At most [`crate::STREAM_CHUNK_MAX_BYTES`].
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
+    /// A symbolic link.
+    Link {
+        /// Where.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
+        /// Where it leads to.
+        #[serde(with = "serde_bytes")]
+        target: Vec<u8>,
+    },
+    /// That was all.
+    End,
+    /// It cannot be sent, or not all of it.
+    Failed {
+        /// Why.
+        message: String,
+    },
+}
+
 /// A process to start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
@@ -122,8 +175,20 @@ pub struct Start {
     pub cwd: String,
     /// Whether standard input will come; otherwise it is at its end from the start.
     pub stdin: bool,
-    /// Whether to flush Python's standard output at each line, as on a terminal.
-    pub line_buffered: bool,
+    /// When Python's standard output is passed on.
+    pub buffering: Buffering,
+}
+
+/// When Python's standard output is passed on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Buffering {
+    /// When a buffer is full, as into a pipe.
+    #[default]
+    Full,
+    /// At each line, as on a terminal.
+    Line,
+    /// As it is written, as by `python3 -u`.
+    None,
 }
 
 /// What a process runs.
@@ -219,6 +284,8 @@ pub enum AgentMessage {
         /// How.
         status: ExitStatus,
     },
+    /// A piece of what was asked for.
+    Got(Got),
     /// The warm interpreter has run its warm-up code and waits.
     Warmed,
     /// Warming failed; the template cannot be built.

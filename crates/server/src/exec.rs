@@ -2,6 +2,7 @@
 
 use crate::answer::json;
 use crate::backend::{Backend, Input};
+use crate::files::Files;
 use crate::lines::{Lines, object};
 use crate::stream::{EVENTS_MAX, Form, answer};
 use axum::http::{HeaderMap, Request, header};
@@ -10,7 +11,8 @@ use serde::de::DeserializeOwned;
 use std::sync::{Arc, LazyLock};
 use tokio::sync::mpsc;
 use zygote_api::{
-    COLLECTED_MAX_BYTES, Collected, ExecEvent, ExecInput, ExecResult, Failure, NDJSON, OutputBudget,
+    COLLECTED_MAX_BYTES, Collected, CommandRequest, ExecEvent, ExecInput, ExecRequest, ExecResult,
+    Failure, NDJSON, Octets, OutputBudget,
 };
 
 /// Output that is kept of all runs whose answer is one object.
@@ -40,9 +42,26 @@ pub async fn lab_exec<B: Backend>(
     .await
 }
 
+/// What an answer that is one object needs to know of a request.
+trait Asked {
+    fn gets(&self) -> Vec<Octets>;
+}
+
+impl Asked for ExecRequest {
+    fn gets(&self) -> Vec<Octets> {
+        self.get.clone()
+    }
+}
+
+impl Asked for CommandRequest {
+    fn gets(&self) -> Vec<Octets> {
+        Vec::new()
+    }
+}
+
 async fn answered<T, W, F>(request: Request<axum::body::Body>, work: W) -> Result<Response, Failure>
 where
-    T: DeserializeOwned,
+    T: DeserializeOwned + Asked,
     W: FnOnce(T, Input, mpsc::Sender<ExecEvent>) -> F,
     F: Future<Output = Result<(), Failure>> + Send + 'static,
 {
@@ -51,19 +70,23 @@ where
     let (sender, input) = mpsc::channel(INPUT_MAX);
     let is_lines = value(&head.headers, header::CONTENT_TYPE)
         .is_some_and(|kind| kind.split(';').next().unwrap_or_default().trim() == NDJSON);
-    let (asked, lines) = if is_lines {
+    let (asked, lines): (T, Option<Lines>) = if is_lines {
         let mut lines = Lines::new(body);
         (lines.first().await?, Some(lines))
     } else {
         (object(body).await?, None)
     };
     let (events, happening) = mpsc::channel(EVENTS_MAX);
+    let files = Files::new(match form {
+        Form::Json => asked.gets(),
+        _ => Vec::new(),
+    });
     let running = run(
         work(asked, input, events),
         lines.map(|lines| (lines, sender)),
     );
     if form == Form::Json {
-        return collect(running, happening).await;
+        return collect(running, happening, files).await;
     }
     let work = Box::pin(async move { running.await.map(|()| None) });
     answer(form, work, happening, |error| ExecEvent::Error { error }).await
@@ -106,6 +129,7 @@ async fn pass(mut lines: Lines, sender: mpsc::Sender<Result<ExecInput, Failure>>
 async fn collect(
     running: impl Future<Output = Result<(), Failure>>,
     mut events: mpsc::Receiver<ExecEvent>,
+    mut files: Files,
 ) -> Result<Response, Failure> {
     let collecting = async {
         let mut output = Collected::new(COLLECTED_MAX_BYTES, &BUDGET);
@@ -117,15 +141,17 @@ async fn collect(
                 | ExecEvent::Ready { .. } => {}
                 ExecEvent::Stdout { data } => output.push_stdout(&data.0),
                 ExecEvent::Stderr { data } => output.push_stderr(&data.0),
+                ExecEvent::Get { index, piece } => files.take(index, piece),
                 ExecEvent::Result(result) => end = Ok(*result),
                 ExecEvent::Error { error } => end = Err(error),
             }
         }
-        (end, output)
+        (end, output, files.end())
     };
-    let (ran, (end, output)) = tokio::join!(running, collecting);
+    let (ran, (end, output, files)) = tokio::join!(running, collecting);
     ran?;
-    Ok(json(&with_output(end?, output)))
+    let result = with_output(end?, output);
+    Ok(json(&ExecResult { files, ..result }))
 }
 
 fn with_output(mut result: ExecResult, mut output: Collected) -> ExecResult {

@@ -6,6 +6,7 @@ mod backend;
 mod connection;
 mod document;
 mod exec;
+mod files;
 mod guard;
 mod lines;
 mod local;

@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use zygote_api::{
-    ErrorCode, ExecEvent, ExecInput, ExecRequest, ExecResult, Failure, Octets, PlaceKind,
+    ErrorCode, ExecEvent, ExecInput, ExecRequest, ExecResult, Failure, GetPiece, Octets, PlaceKind,
     PoolStatus, RunsStatus, SignalRequest,
 };
 use zygote_engine::{
-    Engine, EngineError, Event, ExitStatus, ForkError, NoTurn, Note, Order, Outcome, Program, Put,
-    PythonSource, RunRequest, RunResult, STREAM_CHUNK_MAX_BYTES, StartFailure, Stdin, ZygoteError,
+    Buffering, Engine, EngineError, Event, ExitStatus, ForkError, Got, NoTurn, Note, Order,
+    Outcome, Program, Put, PythonSource, RunRequest, RunResult, STREAM_CHUNK_MAX_BYTES,
+    StartFailure, Stdin, ZygoteError,
 };
 
 /// Events, puts and input that wait to be taken.
@@ -244,6 +245,7 @@ fn order(
             "env: names are not empty and have no =, and nothing has a NUL",
         ));
     }
+    let gets = wanted(&request.cwd, request.get);
     let files = request.files.into_iter();
     let files = files.flat_map(|file| whole_file(file.path, file.mode, file.content));
     let feeder = Feeder {
@@ -267,7 +269,12 @@ fn order(
             } else {
                 Stdin::Empty
             },
-            line_buffered: request.line_buffered,
+            buffering: match (request.unbuffered, request.line_buffered) {
+                (true, _) => Buffering::None,
+                (false, true) => Buffering::Line,
+                (false, false) => Buffering::Full,
+            },
+            gets,
             puts: has_files.then_some(taken_puts),
             signals: Some(taken_signals),
             timeout,
@@ -430,7 +437,47 @@ fn told(event: Event) -> ExecEvent {
         Event::Activated { id } => ExecEvent::Ready { id: id.to_string() },
         Event::Stdout(data) => ExecEvent::Stdout { data: data.into() },
         Event::Stderr(data) => ExecEvent::Stderr { data: data.into() },
+        Event::Got { index, got } => ExecEvent::Get {
+            index,
+            piece: piece(got),
+        },
     }
+}
+
+fn piece(got: Got) -> GetPiece {
+    match got {
+        Got::Folder { path, mode } => GetPiece::Folder {
+            path: path.into(),
+            mode,
+        },
+        Got::File { path, mode, bytes } => GetPiece::File {
+            path: path.into(),
+            mode,
+            bytes,
+        },
+        Got::Data { data } => GetPiece::Data { data: data.into() },
+        Got::Link { path, target } => GetPiece::Link {
+            path: path.into(),
+            target: target.into(),
+        },
+        Got::End => GetPiece::End,
+        Got::Failed { message } => GetPiece::Failed {
+            error: Failure::new(ErrorCode::GetFailed, printable(&message)),
+        },
+    }
+}
+
+/// Paths that are wanted, from where the program runs.
+fn wanted(cwd: &str, paths: Vec<Octets>) -> Vec<Vec<u8>> {
+    let within = |path: Octets| match path.0.first() {
+        Some(b'/') => path.0,
+        _ => [cwd.as_bytes(), b"/", &path.0[..]].concat(),
+    };
+    let is_home = cwd.is_empty();
+    let paths = paths.into_iter();
+    paths
+        .map(|path| if is_home { path.0 } else { within(path) })
+        .collect()
 }
 
 /// The exit code that tells a shell how a run ended.

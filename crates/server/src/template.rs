@@ -97,6 +97,7 @@ pub fn template_failure(error: &StoreError) -> Failure {
         StoreError::Description { .. }
         | StoreError::Snapshot { .. }
         | StoreError::Damaged { .. } => ErrorCode::TemplateUnusable,
+        StoreError::Shared { .. } => ErrorCode::Forbidden,
         StoreError::Lock(_) | StoreError::Building => ErrorCode::Conflict,
         StoreError::File { .. } => ErrorCode::Internal,
     };

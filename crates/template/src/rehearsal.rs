@@ -4,7 +4,8 @@
 use crate::guest::{Guest, GuestError};
 use std::time::Duration;
 use zygote_protocol::{
-    AgentMessage, ExitStatus, HostMessage, Identity, ProcessId, Program, PythonSource, Start,
+    AgentMessage, Buffering, ExitStatus, HostMessage, Identity, ProcessId, Program, PythonSource,
+    Start,
 };
 
 /// How long a step may take; emulated hosts are a hundred times slower than real ones, and what
@@ -94,7 +95,7 @@ fn start(program: Program) -> Start {
         env: vec![],
         cwd: String::new(),
         stdin: false,
-        line_buffered: false,
+        buffering: Buffering::Full,
     }
 }
 

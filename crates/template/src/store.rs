@@ -22,6 +22,9 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 use zygote_snapshot::{OpenError, Snapshot, VerifyError};
 
+const PIECES: &str = "pieces";
+const NAMES: &str = "templates";
+const GENERATIONS: &str = "generations";
 const DESCRIPTION_FILE: &str = "template.json";
 const REPLICA_PREFIX: &str = "replica-";
 const BUILDS_LOCK: &str = "builds.lock";
@@ -58,6 +61,14 @@ pub enum StoreError {
         /// The kernel's word.
         #[source]
         source: io::Error,
+    },
+    /// It is in the other store.
+    #[error("the template {name} is in {}, and not yours to remove", state.display())]
+    Shared {
+        /// Which template.
+        name: String,
+        /// Where it is.
+        state: PathBuf,
     },
     /// Something is being built, so what is unused cannot be told.
     #[error("a template is being built, and nothing can be removed meanwhile")]
@@ -119,6 +130,9 @@ impl StoreError {
             Self::File { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("run as the user who owns it, or name another folder: --state-dir DIR".into())
             }
+            Self::Shared { name, .. } => Some(format!(
+                "have its owner remove it: sudo zygote template rm {name}"
+            )),
             Self::Building => Some("wait for its end; see: zygote status".into()),
             Self::File { .. } | Self::Lock(_) | Self::Name { .. } => None,
         }
@@ -179,12 +193,17 @@ pub struct Removal {
 #[derive(Clone, Debug)]
 pub struct Store {
     state: PathBuf,
+    /// Somebody else's, whose templates can be run too.
+    shared: Option<PathBuf>,
 }
+
+/// Where root's templates are, which others may run.
+pub const SYSTEM_STATE_DIR: &str = "/var/lib/zygote";
 
 /// Where everything is kept unless the user says otherwise: root's is the system's.
 pub fn default_state_dir() -> PathBuf {
     if rustix::process::geteuid().is_root() {
-        return PathBuf::from("/var/lib/zygote");
+        return PathBuf::from(SYSTEM_STATE_DIR);
     }
     let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/".into()));
@@ -196,7 +215,30 @@ pub fn default_state_dir() -> PathBuf {
 impl Store {
     /// The store in a state directory; nothing is created until something is built.
     pub fn open(state: PathBuf) -> Self {
-        Self { state }
+        Self {
+            state,
+            shared: None,
+        }
+    }
+
+    /// With another store, whose templates can be run as well; one's own come first.
+    #[must_use]
+    pub fn with_shared(self, shared: Option<PathBuf>) -> Self {
+        let shared = shared.filter(|shared| *shared != self.state);
+        Self { shared, ..self }
+    }
+
+    /// The other store.
+    pub fn shared_dir(&self) -> Option<&Path> {
+        self.shared.as_deref()
+    }
+
+    /// One's own state directory, then the other's.
+    fn homes(&self) -> impl Iterator<Item = &Path> {
+        [Some(&self.state), self.shared.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(PathBuf::as_path)
     }
 
     /// The state directory.
@@ -211,7 +253,13 @@ impl Store {
 
     /// Disk images by digest.
     pub fn pieces(&self) -> PathBuf {
-        self.state.join("pieces")
+        self.state.join(PIECES)
+    }
+
+    /// Disk images of a snapshot's: they lie in its own store.
+    pub fn pieces_of(&self, snapshot: &Path) -> PathBuf {
+        let home = self.homes().find(|home| snapshot.starts_with(home));
+        home.unwrap_or(&self.state).join(PIECES)
     }
 
     /// Where verifications are remembered.
@@ -220,11 +268,11 @@ impl Store {
     }
 
     fn names(&self) -> PathBuf {
-        self.state.join("templates")
+        self.state.join(NAMES)
     }
 
     fn generations(&self) -> PathBuf {
-        self.state.join("generations")
+        self.state.join(GENERATIONS)
     }
 
     /// All templates, by name. Those that are damaged come as errors.
@@ -235,12 +283,13 @@ impl Store {
 
     /// The names of all templates, sorted.
     pub fn known(&self) -> Vec<String> {
-        let entries = fs::read_dir(self.names()).into_iter().flatten().flatten();
-        let mut names: Vec<String> = entries
+        let all = self.homes().flat_map(|home| entries(&home.join(NAMES)));
+        let mut names: Vec<String> = all
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
             .filter(|name| is_name(name))
             .collect();
         names.sort();
+        names.dedup();
         names
     }
 
@@ -331,9 +380,11 @@ impl Store {
     }
 
     fn open_snapshot(&self, name: &str, directory: &Path) -> Result<Snapshot, StoreError> {
-        Snapshot::open(directory, &self.pieces()).map_err(|source| StoreError::Snapshot {
-            name: name.to_owned(),
-            source,
+        Snapshot::open(directory, &self.pieces_of(directory)).map_err(|source| {
+            StoreError::Snapshot {
+                name: name.to_owned(),
+                source,
+            }
         })
     }
 
@@ -343,11 +394,16 @@ impl Store {
     /// See [`StoreError`].
     pub fn remove(&self, name: &str) -> Result<Removal, StoreError> {
         let generation = self.generation(name)?;
+        let link = self.names().join(name);
+        if link.symlink_metadata().is_err() {
+            let state = self.shared.clone().unwrap_or_default();
+            let name = name.to_owned();
+            return Err(StoreError::Shared { name, state });
+        }
         let _lock = self.lock()?;
         let own = disk_bytes(&generation);
         let mut images = HashSet::new();
         collect_pieces(&generation, &mut images);
-        let link = self.names().join(name);
         fs::remove_file(&link).map_err(at("remove", &link))?;
         // While something is built, what is unused cannot be told: the build will sweep.
         if let Some(_alone) = self.try_lock_builds() {
@@ -403,7 +459,10 @@ impl Store {
             let name = build.to_owned();
             return Err(StoreError::Name { name });
         }
-        let generation = self.generations().join(build);
+        let mut places = self.homes().map(|home| home.join(GENERATIONS).join(build));
+        let generation = places
+            .find(|place| place.is_dir())
+            .ok_or_else(|| self.not_found(name.to_owned()))?;
         let is_replica = |entry: &fs::DirEntry| {
             let name = entry.file_name();
             name.to_string_lossy().starts_with(REPLICA_PREFIX)
@@ -425,10 +484,13 @@ impl Store {
         if !is_name(&name) {
             return Err(StoreError::Name { name });
         }
-        match fs::read_link(self.names().join(&name)) {
-            Ok(target) => Ok(self.names().join(target)),
-            Err(_) => Err(self.not_found(name)),
-        }
+        let mut found = self.homes().filter_map(|home| {
+            let names = home.join(NAMES);
+            let target = fs::read_link(names.join(&name)).ok()?;
+            // The link leads from there to the folder beside.
+            Some(home.join(GENERATIONS).join(target.file_name()?))
+        });
+        found.next().ok_or_else(|| self.not_found(name.clone()))
     }
 
     /// Waits until no other build is under way, and keeps others waiting until the result is
@@ -564,7 +626,7 @@ fn collect_pieces(generation: &Path, digests: &mut HashSet<String>) {
 }
 
 /// What lies in a folder; nothing if it is not there.
-pub(crate) fn entries(folder: &Path) -> impl Iterator<Item = fs::DirEntry> {
+pub(crate) fn entries(folder: &Path) -> impl Iterator<Item = fs::DirEntry> + use<> {
     fs::read_dir(folder).into_iter().flatten().flatten()
 }
 
@@ -715,6 +777,27 @@ mod tests {
         .unwrap();
         store.publish(fresh, &template("a", "1")).unwrap();
         assert!(store.pieces().join(&kept).exists() && store.pieces().join(&indexed).exists());
+    }
+
+    #[test]
+    fn templates_of_another_store_can_be_run_and_not_removed_and_ones_own_come_first() {
+        let (_ours, own) = store();
+        let (_theirs, system) = store();
+        publish(&system, "both", "1");
+        publish(&system, "theirs", "2");
+        let own = own.with_shared(Some(system.state_dir().to_owned()));
+        publish(&own, "both", "3");
+        assert_eq!(own.known(), ["both", "theirs"]);
+        assert_eq!(own.inspect("both").unwrap().digest, "3");
+        assert_eq!(own.inspect("theirs").unwrap().digest, "2");
+        assert_eq!(own.current("theirs").unwrap(), "theirs-2");
+        let snapshot = system.generations().join("theirs-2/replica-0");
+        assert_eq!(own.pieces_of(&snapshot), system.pieces());
+        let refused = own.remove("theirs");
+        assert!(matches!(refused, Err(StoreError::Shared { .. })));
+        own.remove("both").unwrap();
+        assert_eq!(own.inspect("both").unwrap().digest, "1");
+        assert!(own.replicas_of("theirs", "theirs-2").is_err());
     }
 
     #[test]

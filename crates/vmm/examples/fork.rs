@@ -197,7 +197,7 @@ fn main() -> Fallible<()> {
             env: vec![],
             cwd: String::new(),
             stdin: false,
-            line_buffered: false,
+            buffering: Buffering::Full,
         }))?;
         guest.machine.start()?;
         loop {

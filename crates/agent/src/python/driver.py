@@ -22,6 +22,7 @@ import atexit
 import builtins
 import ctypes
 import gc
+import io
 import os
 import signal
 import sys

@@ -5,6 +5,8 @@
 _REHEARSALS = 100
 
 _modules = {}
+# Not to be closed with their last reference.
+_kept = []
 _environment = dict(os.environb)
 _directory = os.getcwd()
 
@@ -82,6 +84,21 @@ def _rehearse():
     _rehearse_end()
 
 
+def _unbuffer():
+    """Standard output as python3 -u has it: text goes straight to the descriptor."""
+    old = sys.stdout
+    new = io.TextIOWrapper(
+        old.buffer.raw,
+        encoding=old.encoding,
+        errors=old.errors,
+        newline="\n",
+        write_through=True,
+    )
+    new.mode = "w"
+    sys.stdout = sys.__stdout__ = new
+    _kept.append(old)
+
+
 def _prepare(request, control):
     """Becomes the program up to its code; gives back the code's bytes, its name, its namespace."""
     seed, kind, name, content, cwd, lines, count, *rest = request[1:]
@@ -99,6 +116,8 @@ def _prepare(request, control):
         _reseed(seed)
     if lines == b"1":
         sys.stdout.reconfigure(line_buffering=True)
+    elif lines == b"2":
+        _unbuffer()
     namespace = _modules["main"].__dict__
     if kind == b"file":
         name = os.fsdecode(name)
