@@ -113,8 +113,7 @@ pub enum CensusError {
     Read(#[from] io::Error),
     /// An old agent.
     #[error(
-        "the template's agent does not tell whose its pages are; build it again: zygote template \
-         build NAME --force"
+        "the template's agent does not tell whose its pages are; build the template again, with --force"
     )]
     NoOwners,
 }

@@ -73,7 +73,7 @@ pub fn store(global: &Global) -> anyhow::Result<Store> {
     let state = global.state_dir().map(absolute).transpose()?;
     let mut shared = global.shared_dir().map(absolute).transpose()?;
     let state = match state {
-        Some(state) if is_read_only(&state) && !in_lab() => {
+        Some(state) if is_read_only(&state) => {
             shared = Some(state);
             own
         }

@@ -16,6 +16,7 @@ use std::io::Write;
 use std::time::Duration;
 use zygote_api::{BuildEvent, BuildRequest, Built, Removed};
 use zygote_daemon::{Client, Found, find, template_detail, template_failure};
+use zygote_protocol::PROTOCOL_VERSION;
 use zygote_template::{
     BUILT_IN, BuildOptions, Ingredients, Progress, Recipe, Store, StoreError, format_size, gather,
     is_name, starter, up_to_date,
@@ -73,11 +74,11 @@ fn init(name: &str, as_json: bool) -> anyhow::Result<u8> {
 
 /// Whether a template must be built first; an error if nobody could build it.
 pub fn is_missing(store: &Store, name: &str) -> anyhow::Result<bool> {
+    let is_built_in = BUILT_IN.iter().any(|(known, _)| *known == name);
     match store.inspect(name) {
-        Ok(_) => Ok(false),
-        Err(StoreError::NotFound { .. }) if BUILT_IN.iter().any(|(known, _)| *known == name) => {
-            Ok(true)
-        }
+        // After an upgrade; others are refused, with the command that builds them again.
+        Ok(template) => Ok(is_built_in && template.protocol_version != PROTOCOL_VERSION),
+        Err(StoreError::NotFound { .. }) if is_built_in => Ok(true),
         Err(error) => Err(error.into()),
     }
 }
@@ -112,7 +113,7 @@ fn gather_ingredients(
 
 /// Says that a template must be built first.
 pub fn say_missing(name: &str) {
-    complain!("zygote: there is no template {name} yet; building it first");
+    complain!("zygote: there is no template {name} of this version yet; building it first");
 }
 
 /// Has an engine build a template that a run needs, and says so.

@@ -328,7 +328,6 @@ fn a_snapshot_that_this_host_refuses_is_refused_at_its_loading() {
     let refused = runtime().block_on(Zygote::load(&config)).err().unwrap();
     let sentence = refused.to_string();
     assert!(sentence.contains("0xc0000080"), "{sentence}");
-    assert!(sentence.contains("--force"), "{sentence}");
 }
 
 fn a_snapshot_of_another_version_is_refused() {
@@ -337,5 +336,4 @@ fn a_snapshot_of_another_version_is_refused() {
     let refused = runtime().block_on(Zygote::load(&config)).err().unwrap();
     let sentence = refused.to_string();
     assert!(sentence.contains("another version"), "{sentence}");
-    assert!(sentence.contains("--force"), "{sentence}");
 }

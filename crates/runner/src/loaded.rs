@@ -15,8 +15,6 @@ use zygote_snapshot::state::MachineState;
 use zygote_snapshot::{Ahead, Manifest, RunKind, Snapshot, cpu};
 use zygote_vmm::{Disk, GuestMemory, Host, Machine, Prepare};
 
-const REBUILD: &str = "Build it again: zygote template build NAME --force";
-
 /// Everything that a runner is made of.
 pub struct Loaded {
     /// The way to KVM.
@@ -83,7 +81,7 @@ pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
     if spoken != PROTOCOL_VERSION {
         return Err(format!(
             "the snapshot is of another version of Zygote: its agent speaks version {spoken} of the \
-             protocol, and this program version {PROTOCOL_VERSION}. {REBUILD}"
+             protocol, and this program version {PROTOCOL_VERSION}"
         ));
     }
     snapshot
@@ -94,9 +92,7 @@ pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
     let supported = host.supported_cpuid().map_err(|e| chain(&e))?;
     let guest = state.vcpus.first().map(|vcpu| &vcpu.cpuid[..]);
     if let Some(why) = cpu::refusal(guest.unwrap_or_default(), &supported) {
-        return Err(format!(
-            "the snapshot cannot run on this host: {why}. {REBUILD}"
-        ));
+        return Err(format!("the snapshot cannot run on this host: {why}"));
     }
     let bytes = snapshot.manifest().memory.bytes;
     let memory = GuestMemory::private(snapshot.memory_file(), bytes).map_err(|e| chain(&e))?;
@@ -117,7 +113,7 @@ pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
     };
     try_once(&loaded).map_err(|e| {
         format!(
-            "the snapshot cannot run on this host: {}. {REBUILD}",
+            "the snapshot cannot run on this host: {}",
             chain(e.as_ref())
         )
     })?;
@@ -155,5 +151,5 @@ fn is_open(socket: &OwnedFd) -> bool {
 }
 
 fn refuse(error: &dyn Error) -> String {
-    format!("the snapshot is not usable: {}. {REBUILD}", chain(error))
+    format!("the snapshot is not usable: {}", chain(error))
 }

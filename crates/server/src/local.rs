@@ -556,8 +556,10 @@ fn failure(error: &EngineError) -> Failure {
         } => with(ErrorCode::NoRoom).retry_after(RETRY_AFTER_S),
         EngineError::Fork {
             source: ForkError::Zygote(ZygoteError::Refused(_)),
-            ..
-        } => with(ErrorCode::TemplateUnusable),
+            template,
+        } => with(ErrorCode::TemplateUnusable).remedy(format!(
+            "build it again: zygote template build {template} --force"
+        )),
         EngineError::Fork { .. } => with(ErrorCode::Internal),
     }
 }

@@ -118,6 +118,7 @@ pub fn build(
         base: recipe.base.clone(),
         packages: recipe.packages.clone(),
         digest,
+        protocol_version: PROTOCOL_VERSION,
         recipe: Some(recipe.origin.clone()),
         contents: ingredients.root.contents.clone(),
         disk_bytes: disk_bytes(&fresh.path) + ingredients.root.piece.bytes,

@@ -26,13 +26,6 @@ pub struct Pruned {
     pub bytes: u64,
 }
 
-impl Pruned {
-    fn add(&mut self, path: PathBuf) {
-        self.bytes += taken(&path);
-        self.paths.push(path);
-    }
-}
-
 /// What to remove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prune {
@@ -46,38 +39,31 @@ impl Store {
     /// What it takes, part by part.
     pub fn usage(&self) -> Vec<DiskPart> {
         let cache = self.cache();
-        let part = |what: &str, bytes, reclaimable_bytes| DiskPart {
-            what: what.to_owned(),
-            bytes,
-            reclaimable_bytes,
-        };
-        let mut parts = Vec::new();
-        for name in self.known() {
-            let own = self.generation_bytes(&name);
-            parts.push(part(&format!("template {name}"), own, 0));
-        }
-        let used = self.used_pieces();
-        let free = |path: &PathBuf| !used.contains(&name_of(path));
-        let pieces: Vec<PathBuf> = paths(&self.pieces());
-        let unused: u64 = pieces
-            .iter()
-            .filter(|path| free(path))
-            .map(|path| taken(path))
-            .sum();
-        parts.push(part("root images", disk_bytes(&self.pieces()), unused));
-        let old = |paths: Vec<PathBuf>| paths.iter().map(|path| taken(path)).sum();
-        let kernels = cache.join("kernels");
-        parts.push(part(
-            "kernels",
-            disk_bytes(&kernels),
-            old(old_kernels(&kernels)),
-        ));
-        let lab = cache.join("lab");
-        parts.push(part("lab", disk_bytes(&lab), old(old_lab_files(&lab))));
-        let logs = self.logs();
-        parts.push(part("logs", disk_bytes(&logs), old(old_logs(&logs))));
-        let other = ["rootfs", "verified"].map(|name| disk_bytes(&cache.join(name)));
-        parts.push(part("other", other.iter().sum(), 0));
+        let templates = self.own_names().into_iter();
+        let mut parts: Vec<DiskPart> = templates
+            .map(|name| DiskPart {
+                bytes: self.generation_bytes(&name),
+                reclaimable_bytes: 0,
+                what: format!("template {name}"),
+            })
+            .collect();
+        let unneeded = self.unneeded(false);
+        let folders = [
+            ("root images", self.pieces()),
+            ("kernels", cache.join("kernels")),
+            ("lab", cache.join("lab")),
+            ("logs", self.logs()),
+            ("builds", cache.join("rootfs")),
+            ("verifications", self.stamps()),
+        ];
+        parts.extend(folders.map(|(what, folder)| {
+            let within = unneeded.iter().filter(|path| path.starts_with(&folder));
+            DiskPart {
+                what: what.to_owned(),
+                bytes: disk_bytes(&folder),
+                reclaimable_bytes: within.map(|path| taken(path)).sum(),
+            }
+        }));
         parts
     }
 
@@ -86,51 +72,41 @@ impl Store {
     /// # Errors
     /// If something is being built.
     pub fn prune(&self, how: Prune) -> Result<Pruned, StoreError> {
-        let mut pruned = Pruned::default();
         if !self.state_dir().is_dir() {
-            return Ok(pruned);
+            return Ok(Pruned::default());
         }
         let Some(_alone) = self.try_lock_builds() else {
             return Err(StoreError::Building);
         };
         let _lock = self.lock()?;
-        let used = self.used_pieces();
-        let cache = self.cache();
-        for piece in paths(&self.pieces()) {
-            if !used.contains(&name_of(&piece)) {
-                pruned.add(piece);
-            }
-        }
-        for index in paths(&cache.join("rootfs")) {
-            let is_needed = is_index_of(&index, &used) || is_lock(&index);
-            if how.all || !is_needed {
-                pruned.add(index);
-            }
-        }
-        let (kernels, lab) = (cache.join("kernels"), cache.join("lab"));
-        if how.all {
-            pruned.add(kernels);
-            pruned.add(lab);
-            pruned.add(self.stamps());
-            pruned.add(cache.join("kvm.json"));
-        } else {
-            old_kernels(&kernels)
-                .into_iter()
-                .for_each(|path| pruned.add(path));
-            old_lab_files(&lab)
-                .into_iter()
-                .for_each(|path| pruned.add(path));
-        }
-        old_logs(&self.logs())
-            .into_iter()
-            .for_each(|path| pruned.add(path));
-        pruned.paths.retain(|path| path.symlink_metadata().is_ok());
+        let paths = self.unneeded(how.all);
+        let bytes = paths.iter().map(|path| taken(path)).sum();
         if !how.dry_run {
-            for path in &pruned.paths {
+            for path in &paths {
                 remove(path)?;
             }
         }
-        Ok(pruned)
+        Ok(Pruned { paths, bytes })
+    }
+
+    /// What nothing needs; with `all`, also what is made again by itself.
+    fn unneeded(&self, all: bool) -> Vec<PathBuf> {
+        let (cache, used) = (self.cache(), self.used_pieces());
+        let mut found = paths(&self.pieces());
+        found.retain(|piece| !used.contains(&name_of(piece)));
+        let indexes = paths(&cache.join("rootfs")).into_iter();
+        found
+            .extend(indexes.filter(|index| !is_lock(index) && (all || !is_index_of(index, &used))));
+        let (kernels, lab) = (cache.join("kernels"), cache.join("lab"));
+        if all {
+            found.extend([kernels, lab, self.stamps(), cache.join("kvm.json")]);
+        } else {
+            found.extend(old_kernels(&kernels));
+            found.extend(old_lab_files(&lab));
+        }
+        found.extend(old_logs(&self.logs()));
+        found.retain(|path| path.symlink_metadata().is_ok());
+        found
     }
 
     fn logs(&self) -> PathBuf {
@@ -264,6 +240,11 @@ mod tests {
         store.prune(how(true, false)).unwrap();
         let left: Vec<_> = paths(&store.cache());
         assert!(left.iter().all(|path| path.ends_with("rootfs")), "{left:?}");
+        let usage = store.usage();
+        assert!(
+            usage.iter().all(|part| part.reclaimable_bytes == 0),
+            "{usage:?}"
+        );
     }
 
     #[test]

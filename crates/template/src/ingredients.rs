@@ -64,15 +64,15 @@ pub fn gather(
 ) -> Result<Ingredients, GatherError> {
     let (_, agent) = agent::find()?;
     let cache = store.cache();
-    let kernel = kernel::fetch(&cache.join("kernels"), Flavour::Cloud, &mut |message| {
-        progress(Progress::new(message));
-    })?;
     let places = Places {
         state: store.state_dir(),
         cache: &cache.join("rootfs"),
         pieces: &store.pieces(),
     };
     let root = rootfs::image(recipe, &places, check, progress)?;
+    let kernel = kernel::fetch(&cache.join("kernels"), Flavour::Cloud, &mut |message| {
+        progress(Progress::new(message));
+    })?;
     let modules = kernel.modules(&MODULES)?;
     let initramfs = initramfs(&agent, &modules).map_err(GatherError::Initramfs)?;
     let mut hasher = blake3::Hasher::new();

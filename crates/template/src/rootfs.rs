@@ -104,7 +104,12 @@ pub fn image(
     // Nobody else gets at set-uid files in it.
     let private = fs::DirBuilder::new().mode(0o700).create(&work);
     private.map_err(at("make the folder", &work))?;
-    let made = make(recipe, &work, places.pieces, progress)?;
+    let made = make(recipe, &work, places.pieces, progress);
+    if made.is_err() {
+        // What the tools have said is beside it.
+        let _ = remove(&work);
+    }
+    let made = made?;
     let fresh = work.join("index");
     let contents = serde_json::to_string(&made.contents).unwrap_or_default();
     let text = format!("{} {}\n{contents}\n", made.piece.digest, made.piece.bytes);

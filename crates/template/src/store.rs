@@ -172,6 +172,9 @@ pub struct Template {
     pub digest: String,
     /// What it takes on disk, holes not counted, in bytes.
     pub disk_bytes: u64,
+    /// Version of the messages that its agent speaks; 0 in those of earlier versions.
+    #[serde(default)]
+    pub protocol_version: u32,
     /// The recipe that it was built from; none in those of earlier versions.
     #[serde(default)]
     pub recipe: Option<RecipeOrigin>,
@@ -283,13 +286,16 @@ impl Store {
 
     /// The names of all templates, sorted.
     pub fn known(&self) -> Vec<String> {
-        let all = self.homes().flat_map(|home| entries(&home.join(NAMES)));
-        let mut names: Vec<String> = all
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .filter(|name| is_name(name))
-            .collect();
+        let mut names: Vec<String> = self.homes().flat_map(names_in).collect();
         names.sort();
         names.dedup();
+        names
+    }
+
+    /// The names of those that are not somebody else's.
+    pub(crate) fn own_names(&self) -> Vec<String> {
+        let mut names = names_in(&self.state);
+        names.sort();
         names
     }
 
@@ -625,6 +631,14 @@ fn collect_pieces(generation: &Path, digests: &mut HashSet<String>) {
     }
 }
 
+/// The names of the templates in a state directory.
+fn names_in(home: &Path) -> Vec<String> {
+    entries(&home.join(NAMES))
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| is_name(name))
+        .collect()
+}
+
 /// What lies in a folder; nothing if it is not there.
 pub(crate) fn entries(folder: &Path) -> impl Iterator<Item = fs::DirEntry> + use<> {
     fs::read_dir(folder).into_iter().flatten().flatten()
@@ -673,6 +687,7 @@ mod tests {
             packages: vec![],
             digest: digest.into(),
             disk_bytes: 0,
+            protocol_version: 0,
             recipe: None,
             contents: Contents::default(),
         }

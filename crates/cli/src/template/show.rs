@@ -97,13 +97,13 @@ fn detailed(detail: &TemplateDetail) {
         .snapshots
         .iter()
         .for_each(|folder| say!("  snapshot    {folder}"));
-    let debian = detail.debian_packages.iter();
-    let debian = debian.map(|(name, version)| format!("{name} {version}"));
-    names("Debian packages", debian.collect());
     let pip = detail.pip_packages.iter();
     let pip = pip.map(|package| format!("{} {}", package.name, package.version));
     names("Python packages", pip.collect());
     names("files", detail.files.clone());
+    let debian = detail.debian_packages.iter();
+    let debian = debian.map(|(name, version)| format!("{name} {version}"));
+    names("Debian packages", debian.collect());
     if !detail.warm.trim().is_empty() {
         say!("  run before the snapshot:");
         for line in detail.warm.trim().lines() {
