@@ -83,8 +83,12 @@ fn output_input_and_files_come_through_byte_for_byte() {
         .collect();
     std::fs::write(&file, &bytes).unwrap();
     let code = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read() + open('data.bin', 'rb').read())";
-    let copy = file.to_str().unwrap();
-    let ran = zygote_with_input(&["run", "--copy", copy, "-c", code], &bytes).good();
+    let code = format!("{code}; import shutil; shutil.copy('data.bin', '/srv/out')");
+    let (copy, back) = (file.to_str().unwrap(), folder.path().join("back"));
+    let get = format!("/srv/out:{}", back.display());
+    let arguments = ["run", "--copy", copy, "--get", &get, "-c", &code];
+    let ran = zygote_with_input(&arguments, &bytes).good();
+    assert!(std::fs::read(&back).unwrap() == bytes);
     assert!(
         ran.stdout == [&bytes[..], &bytes].concat(),
         "{} bytes",

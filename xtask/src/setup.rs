@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// `(a file that the package brings, the package)`.
-const NEEDED: [(&str, &str); 11] = [
+const NEEDED: [(&str, &str); 12] = [
     ("/usr/bin/qemu-system-x86_64", "qemu-system-x86"),
     ("/bin/busybox", "busybox-static"),
     ("/sbin/depmod", "kmod"),
@@ -15,6 +15,7 @@ const NEEDED: [(&str, &str); 11] = [
     ("/usr/bin/mkfs.erofs", "erofs-utils"),
     ("/usr/bin/xz", "xz-utils"),
     ("/usr/bin/zstd", "zstd"),
+    ("/usr/bin/pip3", "python3-pip"),
     ("/usr/bin/cc", "gcc"),
     ("/usr/lib/x86_64-linux-gnu/libc.a", "libc6-dev"),
     ("/usr/share/seabios/bios-256k.bin", "seabios"),

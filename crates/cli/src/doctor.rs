@@ -58,6 +58,7 @@ pub fn run(global: &Global, json: bool) -> anyhow::Result<u8> {
     checks.push(file("lab: busybox", "/bin/busybox", "busybox-static"));
     checks.push(tool("build: mmdebstrap", "mmdebstrap", "mmdebstrap"));
     checks.push(tool("build: EROFS", "mkfs.erofs", "erofs-utils"));
+    checks.push(tool("build: pip", "pip3", "python3-pip"));
     let builds = user_ids();
     let can_build = builds.grade == Grade::Good;
     checks.push(builds);

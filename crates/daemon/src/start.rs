@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
-use zygote_api::{Failure, Health, PlaceKind, StopRequest};
+use zygote_api::{ErrorCode, Failure, Health, PlaceKind, StopRequest};
 use zygote_client::{Client, ClientError};
 
 /// How long a new engine may take until it listens: it only checks its settings.
@@ -210,12 +210,14 @@ impl Starter {
     /// Starts one in the background: no terminal, no folder of ours, nothing of our environment that
     /// it does not need.
     async fn start(&self) -> anyhow::Result<()> {
-        let log = log::open(&self.log).with_context(|| {
-            format!(
-                "cannot write the engine's log {}; free some space or name another state directory \
-                 with --state-dir, or go without an engine that stays: --no-daemon",
-                self.log.display()
-            )
+        let log = log::open(&self.log).map_err(|error| {
+            let message = format!("cannot write the engine's log {}", self.log.display());
+            Failure::new(ErrorCode::File, message)
+                .cause(error.to_string())
+                .remedy(
+                    "free some space or name another state directory with --state-dir, or go \
+                     without an engine that stays: --no-daemon",
+                )
         })?;
         let [program, arguments @ ..] = &self.command[..] else {
             bail!("no program to start an engine with");

@@ -145,8 +145,13 @@ pub enum RecipeError {
 impl RecipeError {
     /// What to do about it.
     pub fn remedy(&self) -> Option<String> {
-        let Self::Unknown { name, .. } = self else {
-            return None;
+        let name = match self {
+            Self::Unknown { name, .. } => name,
+            Self::Read { path, source } if source.kind() == io::ErrorKind::NotFound => {
+                let name = path.file_stem()?.to_str().filter(|name| is_name(name))?;
+                return Some(format!("write one: zygote template init {name}"));
+            }
+            _ => return None,
         };
         let file = format!("{name}.toml");
         if Path::new(&file).is_file() {

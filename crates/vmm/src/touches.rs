@@ -62,36 +62,13 @@ impl Touches {
     /// # Errors
     /// See [`TouchError`].
     pub fn watch(file: &File, bytes: u64) -> Result<(GuestMemory, Self), TouchError> {
-        let failed = |what| move |error: io::Error| TouchError::Userfaultfd(what, error);
         let memory = GuestMemory::anonymous(bytes)?;
-        let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
-        // SAFETY: it watches memory of ours, and nothing else.
-        let faults = unsafe { userfaultfd(flags) };
-        let faults = faults.map_err(|error| failed("watch page faults")(error.into()))?;
-        let mut api = [UFFD_API, 0, 0];
-        ask(&faults, UFFDIO_API, &mut api).map_err(failed("watch page faults"))?;
-        for (_, host, length) in memory.host_ranges() {
-            let mut range = [host as u64, length as u64, REGISTER_MISSING, 0];
-            ask(&faults, UFFDIO_REGISTER, &mut range).map_err(failed("watch guest memory"))?;
-        }
-        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let stop = Arc::new(stop.map_err(|error| failed("make an eventfd")(error.into()))?);
-        let seen = Arc::new(Mutex::new(Seen::default()));
-        let watcher = Watcher {
-            faults,
-            file: file.try_clone().map_err(failed("open the memory twice"))?,
-            ranges: memory
-                .host_ranges()
-                .into_iter()
-                .map(|(offset, host, length)| (offset, host as usize, length))
-                .collect(),
-            seen: Arc::clone(&seen),
-            stop: Arc::clone(&stop),
-        };
+        let watcher = Watcher::over(&memory, file)?;
+        let (seen, stop) = (Arc::clone(&watcher.seen), Arc::clone(&watcher.stop));
         let thread = std::thread::Builder::new().name("touches".to_owned());
         let thread = thread
             .spawn(move || watcher.run())
-            .map_err(failed("start a thread"))?;
+            .map_err(|error| TouchError::Userfaultfd("start a thread", error))?;
         let touches = Self {
             seen,
             stop,
@@ -142,6 +119,34 @@ struct Watcher {
 }
 
 impl Watcher {
+    /// Of memory whose content is in a file.
+    fn over(memory: &GuestMemory, file: &File) -> Result<Self, TouchError> {
+        let failed = |what| move |error: io::Error| TouchError::Userfaultfd(what, error);
+        let flags = UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK;
+        // SAFETY: it watches memory of ours, and nothing else.
+        let faults = unsafe { userfaultfd(flags) };
+        let faults = faults.map_err(|error| failed("watch page faults")(error.into()))?;
+        let mut api = [UFFD_API, 0, 0];
+        ask(&faults, UFFDIO_API, &mut api).map_err(failed("watch page faults"))?;
+        for (_, host, length) in memory.host_ranges() {
+            let mut range = [host as u64, length as u64, REGISTER_MISSING, 0];
+            ask(&faults, UFFDIO_REGISTER, &mut range).map_err(failed("watch guest memory"))?;
+        }
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let stop = Arc::new(stop.map_err(|error| failed("make an eventfd")(error.into()))?);
+        Ok(Self {
+            faults,
+            file: file.try_clone().map_err(failed("open the memory twice"))?,
+            ranges: memory
+                .host_ranges()
+                .into_iter()
+                .map(|(offset, host, length)| (offset, host as usize, length))
+                .collect(),
+            seen: Arc::default(),
+            stop,
+        })
+    }
+
     fn run(self) {
         if let Err(error) = self.serve() {
             lock(&self.seen).failure = Some(error);
@@ -197,6 +202,10 @@ impl Watcher {
                 let mut range = [address, PAGE as u64];
                 ask(&self.faults, UFFDIO_WAKE, &mut range)?;
             }
+            // The memory has gone meanwhile, and with it whoever has touched it.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                lock(&self.seen).touches.pop();
+            }
             Err(error) => return Err(error),
         }
         Ok(())
@@ -231,6 +240,24 @@ mod tests {
     use super::*;
     use std::io::Write;
     use vm_memory::{Bytes, GuestAddress};
+
+    #[test]
+    fn a_touch_of_memory_that_has_gone_meanwhile_is_no_failure() {
+        let file = tempfile::tempfile().unwrap();
+        let bytes = crate::memory::MEMORY_MIN_BYTES;
+        file.set_len(bytes).unwrap();
+        let memory = GuestMemory::anonymous(bytes).unwrap();
+        let watcher = Watcher::over(&memory, &file).unwrap();
+        let mut message = [0; MESSAGE_BYTES];
+        message[0] = EVENT_PAGEFAULT;
+        message[16..24].copy_from_slice(&(watcher.ranges[0].1 as u64).to_ne_bytes());
+        watcher.resolve(&message).unwrap();
+        assert_eq!(lock(&watcher.seen).touches, [0]);
+        // A machine is dropped while one of its threads waits for a page.
+        drop(memory);
+        watcher.resolve(&message).unwrap();
+        assert_eq!(lock(&watcher.seen).touches, [0]);
+    }
 
     #[test]
     fn first_touches_are_told_in_order() {

@@ -291,6 +291,65 @@ mod tests {
         assert!(!target.exists());
     }
 
+    /// Makes a wheel (binary distribution format, version 1.0) with the tools of this host.
+    const MAKE_WHEEL: &str = r#"
+import sys, zipfile
+info = "zygote_test-1.0.dist-info/"
+with zipfile.ZipFile(sys.argv[1] + "/zygote_test-1.0-py3-none-any.whl", "w") as wheel:
+    wheel.writestr("zygote_test.py", "def main(): print('here')")
+    wheel.writestr(info + "METADATA", "Metadata-Version: 2.1\nName: zygote-test\nVersion: 1.0\n")
+    wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    wheel.writestr(info + "entry_points.txt", "[console_scripts]\nzt = zygote_test:main\n")
+    wheel.writestr(info + "RECORD", "")
+"#;
+
+    #[test]
+    fn what_is_wanted_is_taken_as_wheels_recorded_and_installed_from_those_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let (work, tree) = (folder.path().join("work"), folder.path().join("tree"));
+        let log = folder.path().join("log");
+        fs::create_dir(&work).unwrap();
+        let made = Command::new("/usr/bin/python3")
+            .args(["-c", MAKE_WHEEL])
+            .arg(folder.path())
+            .status();
+        assert!(made.unwrap().success());
+        let links = format!("--no-index\n--find-links {}\n", folder.path().display());
+        let wanted = |name: &str| format!("{links}{name}\n");
+        let python = python().unwrap();
+        let fetch = |text: &str, wheels: &Path| {
+            let wanted = Wanted {
+                requirements: &[],
+                file: Some(text),
+            };
+            download(&python, &wanted, &work, wheels, &log)
+        };
+        let wheels = work.join("wheels");
+        fetch(&wanted("zygote-test>=1"), &wheels).unwrap();
+        let found = describe(&wheels).unwrap();
+        assert_eq!(
+            (found[0].name.as_str(), found[0].version.as_str()),
+            ("zygote_test", "1.0")
+        );
+        assert_eq!(found[0].sha256.len(), 64);
+        let target = work.join("target");
+        unpack(&python, &found, &wheels, &target, &log).unwrap();
+        place(&target, &tree).unwrap();
+        assert!(tree.join(PACKAGES).join("zygote_test.py").exists());
+        let script = fs::read_to_string(tree.join("usr/local/bin/zt")).unwrap();
+        assert!(script.starts_with(INTERPRETER), "{script}");
+        // A file that is not what was recorded is not installed.
+        let mut changed = found.clone();
+        changed[0].sha256 = "0".repeat(64);
+        assert!(unpack(&python, &changed, &wheels, &target, &log).is_err());
+        let missing = fetch(&wanted("no-such-package"), &work.join("others"));
+        let sentence = missing.unwrap_err().to_string();
+        assert!(
+            sentence.contains("no wheel of no-such-package"),
+            "{sentence}"
+        );
+    }
+
     #[test]
     fn what_does_not_exist_is_the_first_word_of_the_error() {
         let folder = tempfile::tempdir().unwrap();
