@@ -31,7 +31,10 @@ type Counts = BTreeMap<String, u64>;
 /// Counts, and compares with what has been accepted; or accepts what is counted.
 pub fn run(accept: bool) -> anyhow::Result<()> {
     fs::create_dir_all(STATE).context("cannot make the state directory of the tests")?;
-    let counted = count()?;
+    let mut counted = count()?;
+    if accept {
+        counted.retain(|name, _| is_judged(name));
+    }
     let text = serde_json::to_string_pretty(&counted)? + "\n";
     fs::write(COUNTED, &text).with_context(|| format!("cannot write {COUNTED}"))?;
     if accept {
@@ -42,9 +45,14 @@ pub fn run(accept: bool) -> anyhow::Result<()> {
     let accepted = fs::read(ACCEPTED).with_context(|| format!("cannot read {ACCEPTED}"))?;
     let accepted: Counts =
         serde_json::from_slice(&accepted).with_context(|| format!("{ACCEPTED} makes no sense"))?;
-    let worse = judge(&accepted, &counted);
+    let mut worse = judge(&accepted, &counted);
+    if !worse.is_empty() {
+        eprintln!("xtask: {}; counting once more", worse.join("; "));
+        merge(&mut counted, count()?);
+        worse = judge(&accepted, &counted);
+    }
     for (name, count) in &counted {
-        let was = accepted.get(name).copied().unwrap_or_default();
+        let was = accepted.get(name).map_or("-".to_owned(), u64::to_string);
         eprintln!("xtask: {name:<44}{count:>14}  accepted {was:>14}");
     }
     if !worse.is_empty() {
@@ -56,6 +64,20 @@ pub fn run(accept: bool) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Whether more of it fails. Not what a pooled run takes in instructions: a million, a tenth of which
+/// depends on whom the scheduler lets go first.
+fn is_judged(name: &str) -> bool {
+    !name.starts_with("instructions, pooled")
+}
+
+/// The least of each.
+fn merge(counts: &mut Counts, others: impl IntoIterator<Item = (String, u64)>) {
+    for (name, count) in others {
+        let slot = counts.entry(name).or_insert(count);
+        *slot = count.min(*slot);
+    }
 }
 
 /// What is over the bound, or was not counted.
@@ -79,12 +101,10 @@ fn count() -> anyhow::Result<Counts> {
     let program = Path::new("target/release/zygote").canonicalize();
     let program = program.context("build first: cargo xtask build")?;
     let program = program.display();
-    // Whom the scheduler lets go first, when one process wakes another, would be chance: batch
-    // processes do not preempt each other (sched(7)).
-    let bench = format!("chrt --batch 0 {program} bench");
     let once = format!(
         "{program} template build python --force --no-daemon >&2 && \
-         {bench} --runs 7 --held 0 --json && {bench} pages --json && {bench} pages --json -- true"
+         {program} bench --runs 7 --held 0 --json && {program} bench pages --json && \
+         {program} bench pages --json -- true"
     );
     let all = vec![once; BUILDS].join(" && ");
     let log = Path::new("target/system/gate.log");
@@ -115,10 +135,7 @@ fn count() -> anyhow::Result<Counts> {
     let values = values.context("the benches printed no JSON")?;
     let mut least = Counts::default();
     for three in values.chunks_exact(3) {
-        for (name, count) in counts(&three[0], &three[1], &three[2]) {
-            let slot = least.entry(name).or_insert(count);
-            *slot = count.min(*slot);
-        }
+        merge(&mut least, counts(&three[0], &three[1], &three[2]));
     }
     Ok(least)
 }
@@ -186,6 +203,15 @@ mod tests {
         ];
         assert_eq!(worse, expected);
         assert!(judge(&of(&[("pages", 100)]), &of(&[("pages", 103)])).is_empty());
+    }
+
+    #[test]
+    fn the_least_of_each_counts_and_chance_is_not_judged() {
+        let mut counts = of(&[("a", 3), ("b", 1)]);
+        merge(&mut counts, of(&[("a", 2), ("b", 5), ("c", 4)]));
+        assert_eq!(counts, of(&[("a", 2), ("b", 1), ("c", 4)]));
+        assert!(is_judged("instructions, unpooled: run") && is_judged("private pages, true"));
+        assert!(!is_judged("instructions, pooled: run"));
     }
 
     #[test]

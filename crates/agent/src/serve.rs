@@ -514,6 +514,8 @@ fn start_failure(start: &Start, error: &io::Error) -> (StartFailure, String) {
             StartFailure::NotExecutable,
             format!("{name}: not executable"),
         ),
+        // A sentence of ours says all; the kernel's word needs a name.
+        _ if error.get_ref().is_some() => (StartFailure::Other, error.to_string()),
         _ => (StartFailure::Other, format!("{name}: {error}")),
     }
 }

@@ -173,7 +173,8 @@ impl Received {
             let others = failures.map(|failure| failure.message).collect::<Vec<_>>();
             let cause = first.cause.clone().into_iter().chain(others);
             let cause = cause.collect::<Vec<_>>().join("; ");
-            result.error = Some(first.cause(cause));
+            let cause = (!cause.is_empty()).then_some(cause);
+            result.error = Some(Failure { cause, ..first });
             if result.exit_code == 0 {
                 result.exit_code = crate::report::FAILED;
             }

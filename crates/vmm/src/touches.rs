@@ -196,15 +196,12 @@ impl Watcher {
         lock(&self.seen).touches.push(page);
         match self.bring(address, offset) {
             Ok(()) => {}
-            // Two threads have met at the page: it is there, and this one has only to look again.
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
+            // Two threads have met at the page: it is there, and this one has only to look again. Or the
+            // memory has gone meanwhile, and whoever waits must learn that: a machine that ends waits for it.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EEXIST | libc::ENOENT)) => {
                 lock(&self.seen).touches.pop();
                 let mut range = [address, PAGE as u64];
                 ask(&self.faults, UFFDIO_WAKE, &mut range)?;
-            }
-            // The memory has gone meanwhile, and with it whoever has touched it.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                lock(&self.seen).touches.pop();
             }
             Err(error) => return Err(error),
         }
@@ -257,6 +254,29 @@ mod tests {
         drop(memory);
         watcher.resolve(&message).unwrap();
         assert_eq!(lock(&watcher.seen).touches, [0]);
+    }
+
+    #[test]
+    fn who_waits_for_memory_that_has_gone_meanwhile_is_woken() {
+        let file = tempfile::tempfile().unwrap();
+        let bytes = crate::memory::MEMORY_MIN_BYTES;
+        file.set_len(bytes).unwrap();
+        let memory = GuestMemory::anonymous(bytes).unwrap();
+        let watcher = Watcher::over(&memory, &file).unwrap();
+        let address = watcher.ranges[0].1;
+        let zeros = File::open("/dev/zero").unwrap();
+        let reading = std::thread::spawn(move || {
+            // SAFETY: the kernel alone writes there, to nobody's references, and checks the address.
+            unsafe { libc::read(zeros.as_raw_fd(), address as *mut libc::c_void, 1) }
+        });
+        let mut fds = [PollFd::new(&watcher.faults, PollFlags::IN)];
+        poll(&mut fds, None).unwrap();
+        let mut message = [0; MESSAGE_BYTES];
+        rustix::io::read(&watcher.faults, &mut message[..]).unwrap();
+        drop(memory);
+        watcher.resolve(&message).unwrap();
+        assert_eq!(reading.join().unwrap(), -1);
+        assert!(lock(&watcher.seen).touches.is_empty());
     }
 
     #[test]
