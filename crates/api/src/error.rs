@@ -93,39 +93,6 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
-    /// All of them.
-    pub const ALL: [Self; 27] = [
-        Self::BadRequest,
-        Self::Forbidden,
-        Self::NotFound,
-        Self::MethodNotAllowed,
-        Self::SandboxNotFound,
-        Self::TemplateNotFound,
-        Self::TemplateUnusable,
-        Self::BuildFailed,
-        Self::MissingWalls,
-        Self::TooLarge,
-        Self::Busy,
-        Self::Stopping,
-        Self::NoRoom,
-        Self::LabDied,
-        Self::NoMachines,
-        Self::Conflict,
-        Self::Internal,
-        Self::TimedOut,
-        Self::OutOfMemory,
-        Self::ProgramNotFound,
-        Self::ProgramNotExecutable,
-        Self::ProgramNotStarted,
-        Self::SandboxDied,
-        Self::GetFailed,
-        Self::Usage,
-        Self::File,
-        Self::EngineUnreachable,
-    ];
-}
-
-impl ErrorCode {
     /// The HTTP status; 200 for what comes within a result.
     #[must_use]
     pub fn status(self) -> u16 {

@@ -1,15 +1,17 @@
 //! Files that come out of a sandbox once its program has ended: `--get`. The guest is not trusted:
 //! nothing that it sends leads out of the folder that was named.
 
+mod landing;
+
 use crate::copy::Pair;
 use crate::failure;
 use anyhow::{Context, bail};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use landing::Landing;
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -37,8 +39,7 @@ struct Place {
 }
 
 struct Open {
-    path: PathBuf,
-    file: File,
+    file: Landing,
     bytes: u64,
     hasher: Sha256,
 }
@@ -71,10 +72,7 @@ impl Received {
     }
 
     fn fail(&mut self, failure: Failure) {
-        if let Some(open) = self.open.take() {
-            // Half of a file is worse than none.
-            let _ = fs::remove_file(open.path);
-        }
+        self.open = None;
         if let Some(place) = &mut self.place {
             place.failed = true;
         }
@@ -109,7 +107,7 @@ impl Received {
             return self.data(&data.0);
         }
         if !matches!(piece, GetPiece::Failed { .. }) {
-            self.close();
+            self.close()?;
         }
         let Some(place) = &mut self.place else {
             bail!("a file came that was not asked for");
@@ -128,10 +126,8 @@ impl Received {
             GetPiece::Folder { path, mode } => place.make_folder(&path, mode)?,
             GetPiece::Link { path, target } => place.make_link(&path, &target)?,
             GetPiece::File { path, mode, .. } => {
-                let (path, file) = place.create(&path, mode)?;
                 self.open = Some(Open {
-                    path,
-                    file,
+                    file: place.create(&path, mode)?,
                     bytes: 0,
                     hasher: Sha256::new(),
                 });
@@ -146,25 +142,31 @@ impl Received {
         };
         open.hasher.update(data);
         open.bytes += data.len() as u64;
-        let written = open.file.write_all(data);
-        written.with_context(|| format!("cannot write {}", open.path.display()))
+        let written = open.file.write(data);
+        written.with_context(|| format!("cannot write {}", open.file.path().display()))
     }
 
-    fn close(&mut self) {
-        let Some(open) = self.open.take() else { return };
+    fn close(&mut self) -> anyhow::Result<()> {
+        let Some(mut open) = self.open.take() else {
+            return Ok(());
+        };
+        let landed = open.file.land();
+        landed.with_context(|| format!("cannot write {}", open.file.path().display()))?;
         let digest = open.hasher.finalize();
         self.files.push(GotFile {
-            path: Octets(open.path.as_os_str().as_bytes().to_vec()),
+            path: Octets(open.file.path().as_os_str().as_bytes().to_vec()),
             bytes: open.bytes,
             sha256: Some(digest.iter().map(|byte| format!("{byte:02x}")).collect()),
             content: None,
             error: None,
         });
+        Ok(())
     }
 
     /// Puts what has come into a result, and what has not: that is an error if there is no other.
     pub fn into_result(mut self, result: &mut ExecResult) {
-        self.close();
+        // What has come whole has been closed; the rest is dropped.
+        self.open = None;
         result.files = self.files;
         let mut failures = self.failures.into_iter();
         if let Some(first) = failures.next()
@@ -247,28 +249,28 @@ impl Place {
             .with_context(|| self.cannot("make the link", path))
     }
 
-    /// Creates a file, in place of what is there.
-    fn create(&self, path: &Octets, mode: u32) -> anyhow::Result<(PathBuf, File)> {
-        let mode = Mode::from_raw_mode(mode & 0o777);
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
-        if path.0.is_empty() {
-            let full = self.path.clone();
-            if let Some(parent) = full.parent() {
-                let made = fs::create_dir_all(parent);
-                made.with_context(|| format!("cannot make the folder {}", parent.display()))?;
-            }
-            let file = rustix::fs::openat(CWD, &full, flags, mode)
-                .with_context(|| format!("cannot write {}", full.display()))?;
-            return Ok((full, file.into()));
-        }
-        let path = within(path)?;
-        let parent = self.parent(path)?;
-        let name = path.file_name().unwrap_or_default();
-        // What is there may be a link: it is replaced, not followed.
-        let _ = rustix::fs::unlinkat(&parent, name, AtFlags::empty());
-        let file = rustix::fs::openat(&parent, name, flags | OFlags::NOFOLLOW, mode)
-            .with_context(|| self.cannot("write", path))?;
-        Ok((self.path.join(path), file.into()))
+    /// Begins a file.
+    fn create(&self, path: &Octets, mode: u32) -> anyhow::Result<Landing> {
+        let is_named = path.0.is_empty();
+        let (folder, full) = if is_named {
+            let parent = self
+                .path
+                .parent()
+                .filter(|path| !path.as_os_str().is_empty());
+            let parent = parent.unwrap_or(Path::new("."));
+            let made = fs::create_dir_all(parent);
+            made.with_context(|| format!("cannot make the folder {}", parent.display()))?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let folder = rustix::fs::open(parent, flags, Mode::empty())
+                .with_context(|| format!("cannot open the folder {}", parent.display()))?;
+            (folder, self.path.clone())
+        } else {
+            let path = within(path)?;
+            (self.parent(path)?, self.path.join(path))
+        };
+        let name = full.file_name().context("name a DST for it")?.to_owned();
+        let cannot = format!("cannot write {}", full.display());
+        Landing::begin(folder, &name, full, mode, is_named).context(cannot)
     }
 
     fn cannot(&self, what: &str, path: &Path) -> String {
@@ -338,6 +340,7 @@ mod tests {
             let mut received = Received::new(&wanted, Some(run));
             received.take(0, file("", 1));
             received.take(0, data(&run.to_string()));
+            received.take(0, GetPiece::End);
             received.into_result(&mut ExecResult::default());
         }
         assert_eq!(fs::read(home.path().join("0/a.txt")).unwrap(), b"0");
@@ -365,7 +368,7 @@ mod tests {
         for attack in attacks {
             let mut received = Received::new(&wanted, None);
             received.take(0, folder(""));
-            for piece in attack {
+            for piece in attack.into_iter().chain([GetPiece::End]) {
                 received.take(0, piece);
             }
             received.into_result(&mut ExecResult::default());
@@ -397,6 +400,43 @@ mod tests {
         let error = result.error.unwrap();
         assert_eq!(error.code, ErrorCode::GetFailed);
         assert!(error.to_string().contains("cannot get nope"), "{error}");
-        assert!(!home.path().join("a").exists());
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_was_there_stays_until_all_of_the_new_one_has_come_and_devices_stay_devices() {
+        let home = tempfile::tempdir().unwrap();
+        let old = home.path().join("a");
+        fs::write(&old, "old").unwrap();
+        let get = |target: &Path, last: Option<GetPiece>| {
+            let wanted = [pair(&format!("a:{}", target.display()))];
+            let mut received = Received::new(&wanted, None);
+            for piece in [file("", 3), data("new")].into_iter().chain(last) {
+                received.take(0, piece);
+            }
+            let mut result = ExecResult::default();
+            received.into_result(&mut result);
+            result.error
+        };
+        let error = || {
+            let error = Failure::new(ErrorCode::GetFailed, "it has died");
+            Some(GetPiece::Failed { error })
+        };
+        for broken in [None, error()] {
+            get(&old, broken);
+            assert_eq!(fs::read(&old).unwrap(), b"old");
+        }
+        assert_eq!(get(&old, Some(GetPiece::End)), None);
+        assert_eq!(fs::read(&old).unwrap(), b"new");
+        // What an earlier guest may have left there.
+        let planted = home.path().join("planted");
+        std::os::unix::fs::symlink(&old, &planted).unwrap();
+        let refused = get(&planted, Some(GetPiece::End)).unwrap().to_string();
+        assert!(refused.contains("it is a link"), "{refused}");
+        let null = Path::new("/dev/null");
+        assert_eq!(get(null, Some(GetPiece::End)), None);
+        get(null, error());
+        assert!(!fs::metadata(null).unwrap().is_file());
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 2);
     }
 }

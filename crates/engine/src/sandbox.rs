@@ -27,6 +27,8 @@ const PUT_MAX: Duration = Duration::from_secs(1200);
 const GET_MAX: Duration = Duration::from_secs(1200);
 /// Most of one.
 const GET_MAX_BYTES: u64 = 1 << 30;
+/// Most files and folders in one.
+const GET_MAX_ENTRIES: usize = 100_000;
 /// How long a killed program's end is waited for before its files are taken.
 const KILLED_MAX: Duration = Duration::from_secs(10);
 /// How long measuring may take: the kernel walks the page tables.
@@ -399,14 +401,19 @@ impl Wanted {
         let path = path.to_vec();
         let said = self.say.send(HostMessage::Get { path }).await;
         said.map_err(|_| Broken::Ended)?;
-        let mut bytes = 0;
+        let (mut bytes, mut entries) = (0, 0);
         loop {
             let AgentMessage::Got(got) = listener.next().await? else {
                 continue;
             };
             let is_last = matches!(got, Got::End | Got::Failed { .. });
-            if let Got::Data { data } = &got {
-                bytes += data.len() as u64;
+            match &got {
+                Got::Data { data } => bytes += data.len() as u64,
+                _ => entries += 1,
+            }
+            if entries > GET_MAX_ENTRIES {
+                let words = format!("over {GET_MAX_ENTRIES} files and folders");
+                return Err(Broken::Nonsense(words));
             }
             if bytes > GET_MAX_BYTES {
                 let most = GET_MAX_BYTES >> 20;
