@@ -8,6 +8,8 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use wait_timeout::ChildExt;
 use zygote_tests::*;
 
 fn run_in(folder: &Path, arguments: &[&OsStr], input: &[u8]) -> Ran {
@@ -291,6 +293,34 @@ fn the_second_interrupt_kills() {
     assert_eq!(line, "no\n");
     running.signal(Signal::INT);
     assert_eq!(running.end().0.code, 130);
+}
+
+#[test]
+fn a_killed_run_has_its_record_all_the_same() {
+    use rustix::process::Signal;
+    let deaf = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('up')\n\
+        while True: time.sleep(1)";
+    let child = Command::new(program())
+        .args(["run", "--json", "-c", deaf])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    let mut child = child.unwrap();
+    let runs = || zygote(&["status", "--json"]).json()[0]["runs"]["running"].as_u64();
+    while runs().unwrap_or_default() == 0 {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    // The first is the program's, who ignores it; whether it does already cannot be seen from here. Two
+    // that come at once would be one.
+    while child.try_wait().unwrap().is_none() {
+        rustix::process::kill_process(pid, Signal::INT).unwrap();
+        child.wait_timeout(Duration::from_secs(2)).unwrap();
+    }
+    let ran: Ran = child.wait_with_output().unwrap().into();
+    assert_eq!((ran.code, ran.json().len()), (130, 1), "{ran:?}");
+    assert_eq!(ran.json()[0]["signal"], 2, "{ran:?}");
 }
 
 #[test]

@@ -84,6 +84,8 @@ pub enum ErrorCode {
     SandboxDied,
     /// In a result: a file that was asked for cannot be had.
     GetFailed,
+    /// Of the command line: a signal to it ended the run.
+    Interrupted,
     /// Of the command line: its words are not what they should be.
     Usage,
     /// Of the command line: a file of this machine cannot be read or written.
@@ -116,7 +118,8 @@ impl ErrorCode {
             | Self::ProgramNotExecutable
             | Self::ProgramNotStarted
             | Self::SandboxDied
-            | Self::GetFailed => 200,
+            | Self::GetFailed
+            | Self::Interrupted => 200,
         }
     }
 }

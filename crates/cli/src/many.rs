@@ -16,7 +16,7 @@ use futures_util::stream;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use zygote_api::{COLLECTED_MAX_BYTES, Collected, ExecResult, OutputBudget};
+use zygote_api::{COLLECTED_MAX_BYTES, Collected, ErrorCode, ExecResult, Failure, OutputBudget};
 use zygote_daemon::{Client, ClientError};
 
 /// Runs at once; others wait for one to end.
@@ -24,6 +24,8 @@ pub const AT_ONCE_MAX: usize = 64;
 /// Output that is kept of all that run, together.
 const KEPT_MAX_BYTES: usize = 1 << 30;
 const OUTPUT_MAX: usize = 16;
+/// The signal that kills runs: the one before is the programs'.
+const KILLING: u32 = 2;
 /// Runs that wait to be printed.
 const RECORDS_MAX: usize = 64;
 
@@ -44,7 +46,7 @@ pub async fn run(
             bytes = read => Stdin::Copy(Arc::<[u8]>::from(
                 bytes.context("reading panicked")?.context("cannot read standard input")?,
             )),
-            signal = interrupts.after(1) => return Ok(End::Signal(signal)),
+            signal = interrupts.after(1) => return Ok(interrupted(args, signal)),
         }
     } else {
         Stdin::Empty
@@ -60,6 +62,13 @@ pub async fn run(
             let running = async {
                 let events = client.exec(request, job.input(stdin.clone())).await?;
                 follow(client, events, interrupts.for_program(), sender).await
+            };
+            // Dropped, the run is killed; what it has said until then is told all the same.
+            let running = async {
+                tokio::select! {
+                    result = running => result,
+                    signal = interrupts.after(KILLING) => Ok(killed(args, signal)),
+                }
             };
             let received = Received::new(&args.get, (args.count > 1).then_some(index));
             let collecting = collect(output, budget, received);
@@ -128,6 +137,28 @@ fn failed_is_a_result(args: &RunArgs, ran: Result<ExecResult, ClientError>) -> E
         error: Some(error.to_failure()),
         ..ExecResult::default()
     })
+}
+
+/// A signal came before there was anything to run.
+pub fn interrupted(args: &RunArgs, signal: i32) -> End {
+    if args.json {
+        let failure = Failure::new(ErrorCode::Interrupted, "a signal came before anything ran");
+        out::say!("{}", serde_json::json!({ "error": failure }));
+    }
+    End::Signal(signal)
+}
+
+/// A run that a signal to this program has ended.
+fn killed(args: &RunArgs, signal: i32) -> ExecResult {
+    let message = "a second signal ended the sandbox";
+    let signal = u8::try_from(signal).unwrap_or_default();
+    ExecResult {
+        template: args.template.clone(),
+        exit_code: 128_u8.saturating_add(signal),
+        signal: Some(signal),
+        error: Some(Failure::new(ErrorCode::Interrupted, message)),
+        ..ExecResult::default()
+    }
 }
 
 /// Output of one of several, each line with its number before it.

@@ -103,10 +103,13 @@ async fn conduct(
     // Before there is a program, a signal is ours.
     let engine = tokio::select! {
         engine = prepared => engine?,
-        signal = interrupts.after(1) => return Ok(End::Signal(signal)),
+        signal = interrupts.after(1) => return Ok(many::interrupted(args, signal)),
     };
+    let is_one = args.count == 1 && !args.json;
+    // Several tell their ends, which a second signal brings about.
+    let last = if is_one { 2 } else { 3 };
     let work = async {
-        if args.count == 1 && !args.json {
+        if is_one {
             one::run(engine.client(), args, job, &interrupts).await
         } else {
             many::run(engine.client(), args, job, &interrupts).await
@@ -115,7 +118,7 @@ async fn conduct(
     // Leaving the block drops whatever runs, and with it the forks.
     let end = tokio::select! {
         end = work => end,
-        signal = interrupts.after(2) => Ok(End::Signal(signal)),
+        signal = interrupts.after(last) => Ok(End::Signal(signal)),
     };
     engine.leave().await;
     end
