@@ -2,7 +2,7 @@
 //! Python program of a fork, which it becomes.
 
 use crate::cgroup;
-use crate::process::{HOME, Spawned, spawn};
+use crate::process::{HOME, Plan, Spawned, spawn};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
@@ -46,14 +46,17 @@ impl Interpreter {
         let (mut control, theirs) = UnixStream::pair()?;
         let number = theirs.as_raw_fd().to_string();
         let arguments = ["python3", DRIVER, &number].map(|word| word.as_bytes().to_vec());
-        let process = spawn(
-            &arguments,
-            &[],
-            HOME,
-            true,
-            &cgroup::interpreters_entrance()?,
-            Some(theirs),
-        )?;
+        let plan = Plan {
+            arguments: &arguments,
+            env: &[],
+            cwd: HOME,
+            stdin: true,
+            user: None,
+            terminal: None,
+            inherited: Some(theirs.into()),
+        };
+        let process = spawn(&plan, &cgroup::interpreters_entrance()?)?;
+        drop(plan);
         send(&mut control, &[b"warm", code.as_bytes()])?;
         let mut length = [0; 4];
         if control.read_exact(&mut length).is_err() {

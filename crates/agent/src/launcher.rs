@@ -161,7 +161,7 @@ impl Launcher {
                     pid: self.pid(),
                     stdin: stdin.then_some(self.stdin),
                     stdout: self.stdout,
-                    stderr: self.stderr,
+                    stderr: Some(self.stderr),
                 })
             }
             heard => Err(self.why_not(heard)),

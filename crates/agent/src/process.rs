@@ -2,6 +2,9 @@
 
 #![expect(unsafe_code, reason = "what a child does between fork and exec")]
 
+use crate::ring::Ring;
+use crate::terminal::{self, END_OF_INPUT};
+use crate::users::User;
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -9,10 +12,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use zygote_protocol::ProcessId;
+use zygote_protocol::{ExitStatus, Keep, ProcessId, Start, Stream, TerminalSize};
 
 /// Linux's last signal.
 const SIGNAL_MAX: libc::c_int = 64;
@@ -34,7 +36,8 @@ pub struct Spawned {
     pub pid: u32,
     pub stdin: Option<OwnedFd>,
     pub stdout: OwnedFd,
-    pub stderr: OwnedFd,
+    /// A program on a terminal has none.
+    pub stderr: Option<OwnedFd>,
 }
 
 /// A process that the host asked for.
@@ -46,12 +49,48 @@ pub struct Process {
     pub input: VecDeque<u8>,
     /// Whether the input ends after `input`.
     pub input_ends: bool,
+    /// Input that it has taken.
+    pub input_taken: u64,
     pub stdout: Option<OwnedFd>,
     pub stderr: Option<OwnedFd>,
     /// Wait status, once it has ended.
     pub ended: Option<i32>,
     /// Whether it tells its end itself.
     pub tells: bool,
+    /// Whether its streams are a terminal.
+    pub has_terminal: bool,
+    /// What is kept of it for its readers.
+    pub kept: Option<Kept>,
+}
+
+/// What there is of a process beside its streams, when its output is kept.
+pub struct Kept {
+    pub ring: Ring,
+    /// How it ended, once the host has been told.
+    pub status: Option<ExitStatus>,
+    /// Whether it has ended and all of its own output is in the ring.
+    pub is_drained: bool,
+    /// Input that the host has been told of as taken.
+    pub input_told: u64,
+    /// Whether nobody will ask for it any more.
+    pub is_forgotten: bool,
+}
+
+impl Kept {
+    /// With reader 0, if it may have something.
+    pub fn new(keep: Keep) -> Self {
+        let mut ring = Ring::new(keep.bytes as usize);
+        if keep.limit > 0 {
+            ring.follow(0, 0, keep.limit, true);
+        }
+        Self {
+            ring,
+            status: None,
+            is_drained: false,
+            input_told: 0,
+            is_forgotten: false,
+        }
+    }
 }
 
 /// The default environment with the host's additions.
@@ -65,71 +104,127 @@ pub fn environment(additions: &[(String, String)]) -> Vec<(String, String)> {
     all
 }
 
-/// A program with its environment and directory.
-fn command(
-    arguments: &[Vec<u8>],
-    additions: &[(String, String)],
-    cwd: &str,
-) -> io::Result<Command> {
-    let [program, rest @ ..] = arguments else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "no program named",
-        ));
-    };
-    let mut command = Command::new(OsStr::from_bytes(program));
-    command
-        .args(rest.iter().map(|word| OsStr::from_bytes(word)))
-        .env_clear()
-        .envs(environment(additions))
-        .current_dir(cwd);
-    Ok(command)
+/// What to start, and how.
+pub struct Plan<'a> {
+    /// The program and its arguments.
+    pub arguments: &'a [Vec<u8>],
+    /// Comes to the environment that every program has.
+    pub env: &'a [(String, String)],
+    pub cwd: &'a str,
+    /// Whether there will be input.
+    pub stdin: bool,
+    /// `None`: root.
+    pub user: Option<&'a User>,
+    /// Of a terminal in place of pipes.
+    pub terminal: Option<TerminalSize>,
+    /// Stays open in it under the same number.
+    pub inherited: Option<OwnedFd>,
 }
 
-/// Starts a program in the cgroup behind `entrance`, in a session of its own, with pipes for its streams and
-/// with signals as after a login: none blocked, none ignored.
-/// `inherited` stays open in it under the same number. An error tells why the program does not run
-/// (not found, not executable, no such directory).
-pub fn spawn(
-    arguments: &[Vec<u8>],
-    additions: &[(String, String)],
-    cwd: &str,
-    stdin: bool,
-    entrance: &File,
-    inherited: Option<UnixStream>,
-) -> io::Result<Spawned> {
+impl Plan<'_> {
+    fn command(&self) -> io::Result<Command> {
+        let [program, rest @ ..] = self.arguments else {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "no program named",
+            ));
+        };
+        let mut command = Command::new(OsStr::from_bytes(program));
+        command
+            .args(rest.iter().map(|word| OsStr::from_bytes(word)))
+            .env_clear()
+            .envs(environment(&[]))
+            .current_dir(self.cwd);
+        if let Some(user) = self.user {
+            command.env("HOME", &user.home).env("USER", &user.name);
+        }
+        command.envs(self.env.iter().map(|(key, value)| (key, value)));
+        Ok(command)
+    }
+}
+
+/// Starts a program in the cgroup behind `entrance`, in a session of its own, and with signals as after
+/// a login: none blocked, none ignored. An error tells why the program does not run (not found, not
+/// executable, no such directory).
+pub fn spawn(plan: &Plan<'_>, entrance: &File) -> io::Result<Spawned> {
+    let mut command = plan.command()?;
+    let terminal = plan.terminal.map(terminal::open).transpose()?;
+    match &terminal {
+        Some((_, theirs)) => {
+            let theirs = || io::Result::Ok(Stdio::from(theirs.try_clone()?));
+            command.stdin(theirs()?).stdout(theirs()?).stderr(theirs()?);
+        }
+        None => {
+            let input = if plan.stdin {
+                Stdio::piped()
+            } else {
+                Stdio::null()
+            };
+            command
+                .stdin(input)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+        }
+    }
     let entrance_fd = entrance.as_raw_fd();
-    let inherited_fd = inherited.as_ref().map(AsRawFd::as_raw_fd);
-    let mut command = command(arguments, additions, cwd)?;
-    command
-        .stdin(if stdin { Stdio::piped() } else { Stdio::null() })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    let inherited_fd = plan.inherited.as_ref().map(AsRawFd::as_raw_fd);
+    let has_terminal = terminal.is_some();
+    let user = plan.user.cloned();
     // SAFETY: only system calls that are safe between fork and exec, on descriptors that stay open
     // until `spawn` returns.
     unsafe {
         command.pre_exec(move || {
-            if libc::write(entrance_fd, c"0".as_ptr().cast(), 1) < 0 || libc::setsid() < 0 {
-                return Err(io::Error::last_os_error());
+            checked(libc::write(entrance_fd, c"0".as_ptr().cast(), 1))?;
+            checked(libc::setsid())?;
+            if has_terminal {
+                checked(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
             }
             default_signals();
-            if let Some(fd) = inherited_fd
-                && libc::fcntl(fd, libc::F_SETFD, 0) < 0
-            {
-                return Err(io::Error::last_os_error());
+            if let Some(fd) = inherited_fd {
+                checked(libc::fcntl(fd, libc::F_SETFD, 0))?;
             }
-            Ok(())
+            user.as_ref().map_or(Ok(()), |user| become_user(user, has_terminal))
         });
     }
     let mut child = command.spawn()?;
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let pid = child.id();
+    if let Some((ours, _)) = terminal {
+        return Ok(Spawned {
+            pid,
+            stdin: Some(ours.try_clone()?),
+            stdout: ours,
+            stderr: None,
+        });
+    }
     let missing = || io::Error::other("a stream is missing");
+    let stdout = child.stdout.take().ok_or_else(missing)?;
     Ok(Spawned {
-        pid: child.id(),
+        pid,
         stdin: child.stdin.take().map(OwnedFd::from),
-        stdout: OwnedFd::from(stdout.ok_or_else(missing)?),
-        stderr: OwnedFd::from(stderr.ok_or_else(missing)?),
+        stdout: OwnedFd::from(stdout),
+        stderr: child.stderr.take().map(OwnedFd::from),
     })
+}
+
+fn checked<T: Default + PartialOrd>(result: T) -> io::Result<()> {
+    if result < T::default() {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Gives up root for a user. Safe between fork and exec.
+fn become_user(user: &User, has_terminal: bool) -> io::Result<()> {
+    // SAFETY: plain system calls; the list is read.
+    unsafe {
+        if has_terminal {
+            // As login(1) leaves it: the terminal is its user's.
+            checked(libc::fchown(0, user.uid, libc::gid_t::MAX))?;
+        }
+        checked(libc::setgroups(user.groups.len(), user.groups.as_ptr()))?;
+        checked(libc::setresgid(user.gid, user.gid, user.gid))?;
+        checked(libc::setresuid(user.uid, user.uid, user.uid))
+    }
 }
 
 /// Undoes what the agent has done to signals for itself. Safe between fork and exec.
@@ -147,47 +242,84 @@ pub fn default_signals() {
 
 /// What a read of an output stream gave.
 pub enum Output {
-    /// Bytes.
-    Data(Vec<u8>),
+    /// So many bytes.
+    Data(usize),
     /// Nothing now.
     Later,
     /// The stream has ended.
     End,
 }
 
-/// Reads one piece of an output stream without waiting, by way of `scratch`.
-pub fn read_output(stream: &OwnedFd, scratch: &mut [u8]) -> Output {
-    match rustix::io::read(stream, &mut *scratch) {
+/// Reads one piece of an output stream without waiting.
+pub fn read_output(stream: &OwnedFd, buffer: &mut [u8]) -> Output {
+    match rustix::io::read(stream, buffer) {
         Ok(0) => Output::End,
-        Ok(count) => Output::Data(scratch[..count].to_vec()),
+        Ok(count) => Output::Data(count),
         Err(Errno::AGAIN | Errno::INTR) => Output::Later,
+        // A terminal that no program has open any more says EIO.
         Err(_) => Output::End,
     }
 }
 
 impl Process {
     /// Takes over a process that has just been started (or become a program).
-    pub fn new(id: ProcessId, spawned: Spawned, stdin: bool, tells: bool) -> io::Result<Self> {
+    pub fn new(start: &Start, spawned: Spawned, tells: bool) -> io::Result<Self> {
         let Spawned {
             pid,
             stdin: input,
             stdout,
             stderr,
         } = spawned;
-        for stream in input.iter().chain([&stdout, &stderr]) {
+        for stream in input.iter().chain([&stdout]).chain(&stderr) {
             rustix::io::ioctl_fionbio(stream, true)?;
         }
         Ok(Self {
-            id,
+            id: start.process,
             pid,
-            stdin: input.filter(|_| stdin),
+            stdin: input.filter(|_| start.stdin || start.terminal.is_some()),
             input: VecDeque::new(),
             input_ends: false,
+            input_taken: 0,
             stdout: Some(stdout),
-            stderr: Some(stderr),
+            stderr,
             ended: None,
             tells,
+            has_terminal: start.terminal.is_some(),
+            kept: start.keep.map(Kept::new),
         })
+    }
+
+    /// One of its output streams.
+    pub fn slot(&mut self, stream: Stream) -> &mut Option<OwnedFd> {
+        match stream {
+            Stream::Stdout => &mut self.stdout,
+            Stream::Stderr => &mut self.stderr,
+        }
+    }
+
+    /// Whether the host has been told that it has ended, or need not be.
+    pub fn is_over(&self) -> bool {
+        let is_closed = self.stdout.is_none() && self.stderr.is_none();
+        match &self.kept {
+            None => self.ended.is_some() && is_closed,
+            Some(kept) => kept.is_forgotten && self.ended.is_some() && is_closed,
+        }
+    }
+
+    /// More input; a terminal has no end but the character for it.
+    pub fn take_input(&mut self, data: Vec<u8>) {
+        if !self.input_ends {
+            self.input.extend(data);
+        }
+    }
+
+    /// No more input.
+    pub fn end_input(&mut self) {
+        if self.has_terminal {
+            self.input.push_back(END_OF_INPUT);
+        } else {
+            self.input_ends = true;
+        }
     }
 
     /// Writes input as far as the process takes it; closes its stdin at the end of it.
@@ -201,27 +333,29 @@ impl Process {
             }
             let (front, _) = self.input.as_slices();
             match rustix::io::write(stdin, front) {
-                Ok(count) => drop(self.input.drain(..count)),
+                Ok(count) => {
+                    self.input.drain(..count);
+                    self.input_taken += count as u64;
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return,
                 // Nobody reads it any more (EPIPE): what is left is for nobody.
-                Err(_) => {
-                    self.stdin = None;
-                    self.input.clear();
-                }
+                Err(_) => self.stdin = None,
             }
         }
+        self.input_taken += self.input.len() as u64;
         self.input.clear();
     }
 
-    /// Sends a signal to the process and all of its group.
-    pub fn signal(&self, signal: u8) {
+    /// Sends a signal to the process, or to all of its group.
+    pub fn signal(&self, signal: u8, group: bool) {
         let Ok(pid) = libc::pid_t::try_from(self.pid) else {
             return;
         };
         if self.ended.is_none() {
+            let target = if group { -pid } else { pid };
             // SAFETY: a plain system call; the process has not been reaped, so the id is its own.
-            unsafe { libc::kill(-pid, signal.into()) };
+            unsafe { libc::kill(target, signal.into()) };
         }
     }
 }

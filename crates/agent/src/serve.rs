@@ -3,7 +3,7 @@
 //! The states of a guest: being built (anything goes), frozen (silent until `Activate`), active.
 //! A failed activation leaves it frozen for ever: no program runs without an identity.
 
-#![expect(unsafe_code, reason = "waitpid, kill")]
+#![expect(unsafe_code, reason = "waitpid")]
 
 use crate::cgroup::{self, Thaw};
 use crate::channel::Channel;
@@ -12,20 +12,21 @@ use crate::gets::Gets;
 use crate::identity::{HostClock, Papers};
 use crate::interpreter::Interpreter;
 use crate::launcher::Launcher;
-use crate::process::{HOME, Output, Process, Spawned, read_output, spawn};
-use crate::signals::{Signal, Signals};
+use crate::process::{HOME, Plan, Process, Spawned, spawn};
+use crate::processes::Processes;
+use crate::signals::Signals;
+use crate::terminal;
+use crate::users::{self, User};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 use zygote_protocol::{
-    AgentMessage, ExitStatus, HostMessage, Identity, PROTOCOL_VERSION, ProcessId, Program,
-    PythonSource, STREAM_CHUNK_MAX_BYTES, Start, StartFailure,
+    AgentMessage, HostMessage, Identity, PROTOCOL_VERSION, Program, PythonSource, Start,
+    StartFailure,
 };
 
-/// Above this, the host is not listened to until programs have taken their input.
-const INPUT_HIGH_BYTES: usize = 1024 * 1024;
 /// How long what remains of a process is left alone: a machine that has nothing else to do is gone by
 /// then.
 const REMAINS_MAX: Timespec = Timespec {
@@ -46,20 +47,15 @@ enum State {
 struct Server {
     channel: Channel,
     signals: Signals,
-    processes: Vec<Process>,
-    /// Processes that have told their end, and only keep memory.
-    remains: Vec<u32>,
+    processes: Processes,
     /// Becomes the first command.
     launcher: Option<Launcher>,
     /// To where programs run.
     entrance: File,
-    /// Out-of-memory kills that are known.
-    kills: u64,
-    /// What programs write passes through here.
-    scratch: Vec<u8>,
     interpreter: Option<Interpreter>,
     state: State,
-    clock: HostClock,
+    /// `None` where it is no guest.
+    clock: Option<HostClock>,
     /// What the next fork needs to become somebody.
     frozen: Option<(Papers, Option<Thaw>)>,
     files: Files,
@@ -68,22 +64,8 @@ struct Server {
 
 /// Serves until the connection breaks.
 pub fn serve(channel: Channel) -> io::Result<()> {
-    let mut server = Server {
-        channel,
-        signals: Signals::new()?,
-        processes: Vec::new(),
-        remains: Vec::new(),
-        launcher: None,
-        entrance: cgroup::entrance()?,
-        kills: 0,
-        scratch: vec![0; STREAM_CHUNK_MAX_BYTES],
-        interpreter: None,
-        state: State::Building,
-        clock: HostClock::map()?,
-        frozen: None,
-        files: Files::default(),
-        gets: Gets::default(),
-    };
+    let entrance = cgroup::entrance()?;
+    let mut server = Server::new(channel, entrance, Some(HostClock::map()?), State::Building)?;
     let release = rustix::system::uname()
         .release()
         .to_string_lossy()
@@ -93,44 +75,65 @@ pub fn serve(channel: Channel) -> io::Result<()> {
         kernel_release: release,
     })?;
     server.channel.flush()?;
-    loop {
-        server.turn()?;
-    }
+    server.run()
+}
+
+/// Serves as the agent of a fork does, but on the machine where it is, for tests of who talks to it.
+pub fn serve_here(channel: Channel) -> io::Result<()> {
+    let nowhere = File::options().write(true).open("/dev/null")?;
+    Server::new(channel, nowhere, None, State::Frozen)?.run()
 }
 
 impl Server {
+    fn new(
+        channel: Channel,
+        entrance: File,
+        clock: Option<HostClock>,
+        state: State,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            channel,
+            signals: Signals::new()?,
+            processes: Processes::new(),
+            launcher: None,
+            entrance,
+            interpreter: None,
+            state,
+            clock,
+            frozen: None,
+            files: Files::default(),
+            gets: Gets::default(),
+        })
+    }
+
+    fn run(&mut self) -> io::Result<()> {
+        loop {
+            self.turn()?;
+        }
+    }
+
     /// Waits for something to do, and does all of it.
     fn turn(&mut self) -> io::Result<()> {
         self.wait()?;
         self.channel.flush()?;
         self.take_signals();
-        if !self.input_is_full() {
+        if !self.processes.input_is_full() {
             self.channel.receive()?;
             while let Some(message) = self.channel.next_message()? {
                 self.handle(message)?;
             }
         }
-        for index in 0..self.processes.len() {
-            self.processes[index].feed();
-            self.pump(index)?;
-        }
-        self.finish()?;
+        self.processes.turn(&mut self.channel)?;
         while !self.channel.is_full()
-            && let Some(got) = self.gets.next(&mut self.scratch)
+            && let Some(got) = self.gets.next(&mut self.processes.scratch)
         {
             self.channel.send(&AgentMessage::Got(got))?;
         }
         self.channel.flush()
     }
 
-    fn input_is_full(&self) -> bool {
-        self.processes
-            .iter()
-            .any(|process| process.input.len() > INPUT_HIGH_BYTES)
-    }
-
     fn wait(&mut self) -> io::Result<()> {
-        let mut interest = if self.input_is_full() {
+        let mut interest = if self.processes.input_is_full() {
             PollFlags::empty()
         } else {
             PollFlags::IN
@@ -144,131 +147,24 @@ impl Server {
             PollFd::new(&channel, interest),
             PollFd::new(&self.signals, PollFlags::IN),
         ];
-        for process in &self.processes {
-            if !self.channel.is_full() {
-                let outputs = process.stdout.iter().chain(&process.stderr);
-                fds.extend(outputs.map(|stream| PollFd::new(stream, PollFlags::IN)));
-            }
-            if let Some(stdin) = process.stdin.as_ref().filter(|_| !process.input.is_empty()) {
-                fds.push(PollFd::new(stdin, PollFlags::OUT));
-            }
-        }
+        self.processes.watch(&mut fds, self.channel.is_full());
         // For as long as the machine lives; its host has the deadlines.
-        let limit = (!self.remains.is_empty()).then_some(&REMAINS_MAX);
+        let limit = self.processes.has_remains().then_some(&REMAINS_MAX);
         match poll(&mut fds, limit) {
-            Ok(0) => self.clear_remains(),
+            Ok(0) => self.processes.clear_remains(),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         Ok(())
     }
 
-    /// Notes which processes have ended: those that say so, children that have, and the orphans that
-    /// PID 1 inherits.
     fn take_signals(&mut self) {
-        let mut has_children = false;
-        while let Some(signal) = self.signals.next() {
-            match signal {
-                Signal::Child => has_children = true,
-                Signal::Told { pid, status } => {
-                    let told = |p: &&mut Process| p.pid == pid && p.tells && p.ended.is_none();
-                    if let Some(process) = self.processes.iter_mut().find(told) {
-                        process.ended = Some((i32::from(status)) << 8);
-                        self.remains.push(pid);
-                    }
-                }
-            }
+        let launcher = self.launcher.as_ref().map(Launcher::pid);
+        if self.processes.take_signals(&self.signals, launcher)
+            && let Some(killed) = self.launcher.take()
+        {
+            killed.has_ended();
         }
-        if has_children {
-            self.reap();
-        }
-    }
-
-    fn reap(&mut self) {
-        loop {
-            let mut status = 0;
-            // SAFETY: writes one integer.
-            let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
-            if pid <= 0 {
-                return;
-            }
-            self.remains.retain(|remains| *remains != pid as u32);
-            if let Some(killed) = self
-                .launcher
-                .take_if(|launcher| launcher.pid() == pid as u32)
-            {
-                killed.has_ended();
-            }
-            let ended = |p: &&mut Process| p.pid == pid as u32 && p.ended.is_none();
-            if let Some(process) = self.processes.iter_mut().find(ended) {
-                process.ended = Some(status);
-            }
-        }
-    }
-
-    /// Ends those that have told their end. Nobody has waited for their memory to be given back.
-    fn clear_remains(&mut self) {
-        for pid in self.remains.drain(..) {
-            // SAFETY: a plain system call; the process has not been reaped, so the id is its own.
-            unsafe { libc::kill(pid as libc::pid_t, libc::SIGKILL) };
-        }
-    }
-
-    /// Sends what a process has written, while the host keeps up.
-    fn pump(&mut self, index: usize) -> io::Result<()> {
-        for is_stdout in [true, false] {
-            while !self.channel.is_full() {
-                let process = &mut self.processes[index];
-                let id = process.id;
-                let slot = if is_stdout {
-                    &mut process.stdout
-                } else {
-                    &mut process.stderr
-                };
-                let Some(stream) = slot else { break };
-                match read_output(stream, &mut self.scratch) {
-                    Output::Data(data) if is_stdout => {
-                        self.channel
-                            .send(&AgentMessage::Stdout { process: id, data })?;
-                    }
-                    Output::Data(data) => {
-                        self.channel
-                            .send(&AgentMessage::Stderr { process: id, data })?;
-                    }
-                    Output::Later => {
-                        // The program has ended: what is in the pipe now was all of its own; what
-                        // its children may still write is not waited for.
-                        if process.ended.is_some() {
-                            *slot = None;
-                        }
-                        break;
-                    }
-                    Output::End => *slot = None,
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Reports processes that have ended and whose output has been sent.
-    fn finish(&mut self) -> io::Result<()> {
-        let is_done = |p: &Process| p.ended.is_some() && p.stdout.is_none() && p.stderr.is_none();
-        while let Some(index) = self.processes.iter().position(is_done) {
-            let process = self.processes.swap_remove(index);
-            let status = self.exit_status(process.ended.unwrap_or_default());
-            self.channel.send(&AgentMessage::Exited {
-                process: process.id,
-                status,
-            })?;
-        }
-        Ok(())
-    }
-
-    fn exit_status(&mut self, status: i32) -> ExitStatus {
-        exit_status(status, || {
-            let known = std::mem::replace(&mut self.kills, cgroup::out_of_memory_kills());
-            self.kills > known
-        })
     }
 
     fn handle(&mut self, message: HostMessage) -> io::Result<()> {
@@ -287,31 +183,63 @@ impl Server {
                 }
                 Ok(())
             }
-            HostMessage::Stdin { process, data } => {
-                if let Some(process) = self.process(process) {
-                    process.input.extend(data);
-                }
-                Ok(())
-            }
-            HostMessage::StdinClose { process } => {
-                if let Some(process) = self.process(process) {
-                    process.input_ends = true;
-                }
-                Ok(())
-            }
-            HostMessage::Signal { process, signal } => {
-                if let Some(process) = self.process(process) {
-                    process.signal(signal);
-                }
-                Ok(())
-            }
             HostMessage::Warm { code } => self.warm(&code),
             HostMessage::Freeze => self.freeze(),
+            HostMessage::Forget { process } => {
+                self.processes.forget(process);
+                Ok(())
+            }
+            HostMessage::Describe => {
+                let processes = self.processes.describe();
+                self.channel.send(&AgentMessage::Described { processes })
+            }
+            message => {
+                self.tell_process(message);
+                Ok(())
+            }
         }
     }
 
-    fn process(&mut self, id: ProcessId) -> Option<&mut Process> {
-        self.processes.iter_mut().find(|process| process.id == id)
+    /// A word for one process. One that has ended needs none.
+    fn tell_process(&mut self, message: HostMessage) {
+        let id = match &message {
+            HostMessage::Stdin { process, .. }
+            | HostMessage::StdinClose { process }
+            | HostMessage::Signal { process, .. }
+            | HostMessage::Follow { process, .. }
+            | HostMessage::Unfollow { process, .. }
+            | HostMessage::Resize { process, .. } => *process,
+            _ => return,
+        };
+        let Some(process) = self.processes.find(id) else {
+            return;
+        };
+        let ring = process.kept.as_mut().map(|kept| &mut kept.ring);
+        match message {
+            HostMessage::Stdin { data, .. } => process.take_input(data),
+            HostMessage::StdinClose { .. } => process.end_input(),
+            HostMessage::Signal { signal, group, .. } => process.signal(signal, group),
+            HostMessage::Follow {
+                reader,
+                from,
+                limit,
+                holds,
+                ..
+            } => {
+                // One reader too many gets nothing; its host counts them.
+                ring.map(|ring| ring.follow(reader, from, limit, holds));
+            }
+            HostMessage::Unfollow { reader, .. } => {
+                if let Some(ring) = ring {
+                    ring.unfollow(reader);
+                }
+            }
+            HostMessage::Resize { size, .. } => {
+                // What has closed its terminal has no size.
+                let _ = process.stdout.as_ref().map(|ours| terminal::resize(ours, size));
+            }
+            _ => {}
+        }
     }
 
     fn activate(&mut self, identity: &Identity) -> io::Result<()> {
@@ -333,10 +261,13 @@ impl Server {
     }
 
     fn become_somebody(&mut self, identity: &Identity) -> io::Result<Vec<u8>> {
+        let Some(clock) = &self.clock else {
+            return Ok(identity.kernel_seed.iter().copied().take(32).collect());
+        };
         let Some((papers, thaw)) = &self.frozen else {
             return Err(io::Error::other("nothing has been prepared"));
         };
-        let sample = papers.apply(identity, &self.clock)?;
+        let sample = papers.apply(identity, clock)?;
         if let Some(interpreter) = &mut self.interpreter {
             interpreter.set_seed(identity.interpreter_seed.as_deref());
         }
@@ -386,23 +317,20 @@ impl Server {
     }
 
     fn start(&mut self, mut start: Start) -> io::Result<()> {
-        if start.cwd.is_empty() {
-            HOME.clone_into(&mut start.cwd);
-        }
         let id = start.process;
         let begun = if self.state == State::Frozen {
             Err(io::Error::other(
                 "the guest is frozen: it has no identity yet",
             ))
-        } else if self.process(id).is_some() {
+        } else if self.processes.find(id).is_some() {
             Err(io::Error::other("a process of this number runs already"))
         } else {
-            self.begin(&start)
+            self.begin(&mut start)
         };
         match begun {
             Ok(process) => {
                 let pid = process.pid;
-                self.processes.push(process);
+                self.processes.add(process);
                 self.channel
                     .send(&AgentMessage::Started { process: id, pid })
             }
@@ -426,23 +354,55 @@ impl Server {
         }
     }
 
-    fn spawn(&mut self, arguments: &[Vec<u8>], start: &Start) -> io::Result<Spawned> {
+    fn spawn(
+        &mut self,
+        arguments: &[Vec<u8>],
+        start: &Start,
+        user: Option<&User>,
+    ) -> io::Result<Spawned> {
         let Start {
             env, cwd, stdin, ..
         } = start;
-        if let Some(launcher) = self.launcher.take() {
-            match launcher.launch(arguments, env, cwd, *stdin) {
-                // Somebody has killed it.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-                launched => return launched,
+        if user.is_none() && start.terminal.is_none() {
+            let again = start.keep.is_some() && self.clock.is_some();
+            let launcher = match self.launcher.take() {
+                // Cheaper than a fork, whose pages must be copied.
+                None if again => Some(Launcher::prepare()?),
+                launcher => launcher,
+            };
+            if let Some(launcher) = launcher {
+                match launcher.launch(arguments, env, cwd, *stdin) {
+                    // Somebody has killed it.
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                    launched => return launched,
+                }
             }
         }
-        spawn(arguments, env, cwd, *stdin, &self.entrance, None)
+        let plan = Plan {
+            arguments,
+            env,
+            cwd,
+            stdin: *stdin,
+            user,
+            terminal: start.terminal,
+            inherited: None,
+        };
+        spawn(&plan, &self.entrance)
     }
 
-    fn begin(&mut self, start: &Start) -> io::Result<Process> {
+    fn begin(&mut self, start: &mut Start) -> io::Result<Process> {
         self.files.finish()?;
-        self.clear_remains();
+        self.processes.clear_remains();
+        let user = match &start.user[..] {
+            "" => None,
+            words => Some(users::find(words)?),
+        };
+        if start.cwd.is_empty() {
+            // A user without a home starts where there is something.
+            let home = user.as_ref().map_or(HOME, |user| &user.home);
+            let is_there = user.is_none() || Path::new(home).is_dir();
+            start.cwd = if is_there { home } else { "/" }.to_owned();
+        }
         if start.cwd != HOME && !Path::new(&start.cwd).is_dir() {
             return Err(io::Error::other(format!(
                 "no directory {} in the guest",
@@ -453,7 +413,7 @@ impl Server {
         let spawned = match &start.program {
             Program::Command(arguments) => {
                 self.reseed_interpreter()?;
-                self.spawn(arguments, start)?
+                self.spawn(arguments, start, user.as_ref())?
             }
             Program::Python { source, arguments } => match self.interpreter.take() {
                 Some(warm) if warm.can_become(start) => {
@@ -464,11 +424,11 @@ impl Server {
                     self.interpreter = unused;
                     self.reseed_interpreter()?;
                     let command = cold_python(source, arguments);
-                    self.spawn(&command, start)?
+                    self.spawn(&command, start, user.as_ref())?
                 }
             },
         };
-        Process::new(start.process, spawned, start.stdin, tells)
+        Process::new(start, spawned, tells)
     }
 }
 
@@ -517,39 +477,5 @@ fn start_failure(start: &Start, error: &io::Error) -> (StartFailure, String) {
         // A sentence of ours says all; the kernel's word needs a name.
         _ if error.get_ref().is_some() => (StartFailure::Other, error.to_string()),
         _ => (StartFailure::Other, format!("{name}: {error}")),
-    }
-}
-
-/// How a process ended; `was_killed_for_memory` is asked only if that may be.
-fn exit_status(status: i32, was_killed_for_memory: impl FnOnce() -> bool) -> ExitStatus {
-    if libc::WIFSIGNALED(status) {
-        let signal = libc::WTERMSIG(status) as u8;
-        ExitStatus::Signal {
-            signal,
-            out_of_memory: i32::from(signal) == libc::SIGKILL && was_killed_for_memory(),
-        }
-    } else {
-        ExitStatus::Code(libc::WEXITSTATUS(status) as u8)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn wait_statuses_are_told_apart() {
-        let never = || panic!("only a kill may have been for memory");
-        assert_eq!(exit_status(7 << 8, never), ExitStatus::Code(7));
-        let killed = ExitStatus::Signal {
-            signal: 11,
-            out_of_memory: false,
-        };
-        assert_eq!(exit_status(11, never), killed);
-        let killed = ExitStatus::Signal {
-            signal: 9,
-            out_of_memory: true,
-        };
-        assert_eq!(exit_status(9, || true), killed);
     }
 }

@@ -99,7 +99,7 @@ async fn say(stream: &mut OwnedWriteHalf, mut opening: Vec<u8>, speech: Speech) 
     loop {
         tokio::select! {
             signal = next(&mut signals), if signals.is_some() => match signal {
-                Some(signal) => write(stream, &HostMessage::Signal { process, signal }).await?,
+                Some(signal) => write(stream, &HostMessage::Signal { process, signal, group: true }).await?,
                 None => signals = None,
             },
             message = next(&mut more), if more.is_some() => match message {

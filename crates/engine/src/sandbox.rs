@@ -220,6 +220,9 @@ async fn conduct(
         cwd,
         stdin: matches!(stdin, Stdin::Stream(_)),
         buffering,
+        user: String::new(),
+        terminal: None,
+        keep: None,
     };
     let (more, also) = mpsc::channel(1);
     let speech = Speech {
@@ -372,8 +375,12 @@ impl Wanted {
         events: &mpsc::Sender<Event>,
     ) {
         if *outcome == Outcome::TimedOut {
-            let (process, signal) = (PROCESS, 9);
-            let _ = self.say.send(HostMessage::Signal { process, signal }).await;
+            let kill = HostMessage::Signal {
+                process: PROCESS,
+                signal: 9,
+                group: true,
+            };
+            let _ = self.say.send(kill).await;
             // What it has written last goes the usual way. One that does not end is left alone.
             let end = follow_to_end(listener, events);
             let _ = timeout(KILLED_MAX, end).await;

@@ -37,12 +37,14 @@ pub enum HostMessage {
         /// Which process.
         process: ProcessId,
     },
-    /// Send a signal to a process and to everything that it started.
+    /// Send a signal to a process.
     Signal {
         /// Which process.
         process: ProcessId,
         /// Linux signal number, 1 to 64.
         signal: u8,
+        /// To all of its group, and so to what it started, rather than to itself alone.
+        group: bool,
     },
     /// Send a file or folder. Answered by `Got`, the last of which is `End` or `Failed`; several are
     /// answered one after the other.
@@ -58,6 +60,52 @@ pub enum HostMessage {
     },
     /// Freeze the user's processes, flush, and fall silent: a snapshot or a branch follows.
     Freeze,
+    /// Send a kept process's output to a reader: a new one, or one that may have more.
+    Follow {
+        /// Which process.
+        process: ProcessId,
+        /// Names the reader; chosen by the host, unique within the process.
+        reader: ReaderId,
+        /// Where a new reader begins; what is no longer kept there is told as `Skipped`.
+        from: u64,
+        /// The offset up to which output may be sent.
+        limit: u64,
+        /// Whether the process waits for this reader when its ring is full.
+        holds: bool,
+    },
+    /// A reader wants no more.
+    Unfollow {
+        /// Which process.
+        process: ProcessId,
+        /// Which reader.
+        reader: ReaderId,
+    },
+    /// A process's terminal has another size.
+    Resize {
+        /// Which process.
+        process: ProcessId,
+        /// The new one.
+        size: TerminalSize,
+    },
+    /// Nobody will ask for this kept process any more: its output and its end are let go.
+    Forget {
+        /// Which process.
+        process: ProcessId,
+    },
+    /// Tell of all processes. Answered by `Described`.
+    Describe,
+}
+
+/// Names who reads a process's output; chosen by the host.
+pub type ReaderId = u32;
+
+/// A terminal's size, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters in a line.
+    pub columns: u16,
 }
 
 /// Who a fork is. Everything in here is new for each fork.
@@ -177,6 +225,49 @@ pub struct Start {
     pub stdin: bool,
     /// When Python's standard output is passed on.
     pub buffering: Buffering,
+    /// Who it runs as: `USER`, `USER:GROUP`, by name or number; root when empty.
+    pub user: String,
+    /// A terminal of this size in place of the three streams.
+    pub terminal: Option<TerminalSize>,
+    /// How its output is kept for readers; `None`: it is sent as it comes, as `Stdout` and `Stderr`.
+    pub keep: Option<Keep>,
+}
+
+impl Start {
+    /// With the guest's defaults, without input, as root.
+    #[must_use]
+    pub fn new(process: ProcessId, program: Program) -> Self {
+        Self {
+            process,
+            program,
+            env: Vec::new(),
+            cwd: String::new(),
+            stdin: false,
+            buffering: Buffering::Full,
+            user: String::new(),
+            terminal: None,
+            keep: None,
+        }
+    }
+}
+
+/// Output that is kept in the guest until its readers have it, or newer output takes its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    /// Most bytes that are kept.
+    pub bytes: u32,
+    /// Reader 0 follows from the start, holds the process, and may be sent output up to this offset; 0:
+    /// nobody reads yet.
+    pub limit: u64,
+}
+
+/// Which of a process's streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stream {
+    /// Standard output, or a terminal.
+    Stdout,
+    /// Standard error.
+    Stderr,
 }
 
 /// When Python's standard output is passed on.
@@ -300,6 +391,67 @@ pub enum AgentMessage {
         /// Why.
         message: String,
     },
+    /// Output of a kept process, for one of its readers.
+    Output {
+        /// Which process.
+        process: ProcessId,
+        /// Which reader.
+        reader: ReaderId,
+        /// Where it lies in all of the process's output, both streams counted together.
+        offset: u64,
+        /// Which stream.
+        stream: Stream,
+        /// At most [`crate::STREAM_CHUNK_MAX_BYTES`].
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
+    /// Output that was no longer kept when a reader came to it.
+    Skipped {
+        /// Which process.
+        process: ProcessId,
+        /// Which reader.
+        reader: ReaderId,
+        /// Where the gap begins.
+        from: u64,
+        /// Where it ends.
+        to: u64,
+    },
+    /// A kept process has taken input.
+    InputTaken {
+        /// Which process.
+        process: ProcessId,
+        /// How much so far, in bytes.
+        total: u64,
+    },
+    /// A kept process has ended. What it has left behind may still write.
+    Ended {
+        /// Which process.
+        process: ProcessId,
+        /// How.
+        status: ExitStatus,
+        /// Where its own output ends.
+        output_end: u64,
+    },
+    /// Every process that is known, in the order of their starts.
+    Described {
+        /// At most as many as the host has started and not forgotten.
+        processes: Vec<Described>,
+    },
+}
+
+/// A kept process, as the agent knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Described {
+    /// Which process.
+    pub process: ProcessId,
+    /// Its pid in the guest.
+    pub pid: u32,
+    /// The first byte of its output that is kept: so many have been dropped.
+    pub kept_from: u64,
+    /// Where its output ends so far.
+    pub kept_to: u64,
+    /// How it ended, if it has.
+    pub status: Option<ExitStatus>,
 }
 
 /// How a process ended.

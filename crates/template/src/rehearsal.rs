@@ -4,7 +4,7 @@
 use crate::guest::{Guest, GuestError};
 use std::time::Duration;
 use zygote_protocol::{
-    AgentMessage, Buffering, ExitStatus, HostMessage, Identity, ProcessId, Program, PythonSource,
+    AgentMessage, ExitStatus, HostMessage, Identity, ProcessId, Program, PythonSource,
     Start,
 };
 
@@ -55,7 +55,7 @@ pub fn rehearse(
         AgentMessage::Activated { .. } => stand_still(guest, Moment::Activated, &mut seen)?,
         other => return Err(GuestError::Unexpected(format!("{other:?}"))),
     }
-    guest.send(&HostMessage::Start(start(program)), STAGE, STEP_MAX)?;
+    guest.send(&HostMessage::Start(Start::new(PROCESS, program)), STAGE, STEP_MAX)?;
     loop {
         let moment = match guest.next(STAGE, STEP_MAX)? {
             AgentMessage::Started { .. } => Moment::Started,
@@ -86,17 +86,6 @@ fn stand_still(
         guest.machine.start()?;
     }
     Ok(())
-}
-
-fn start(program: Program) -> Start {
-    Start {
-        process: PROCESS,
-        program,
-        env: vec![],
-        cwd: String::new(),
-        stdin: false,
-        buffering: Buffering::Full,
-    }
 }
 
 /// Nobody's: the fork is thrown away, and nothing of it is kept but which pages it touched.

@@ -188,17 +188,11 @@ fn main() -> Fallible<()> {
         );
         let mut guest = Guest::new(machine, &agent, host)?;
         guest.send(&HostMessage::Activate(identity(number as u8)))?;
-        guest.send(&HostMessage::Start(Start {
-            process: 1,
-            program: Program::Python {
-                source: PythonSource::Code(code.clone().into()),
-                arguments: vec![],
-            },
-            env: vec![],
-            cwd: String::new(),
-            stdin: false,
-            buffering: Buffering::Full,
-        }))?;
+        let program = Program::Python {
+            source: PythonSource::Code(code.clone().into()),
+            arguments: vec![],
+        };
+        guest.send(&HostMessage::Start(Start::new(1, program)))?;
         guest.machine.start()?;
         loop {
             let message = guest.next()?;
