@@ -183,7 +183,8 @@ pub fn spawn(plan: &Plan<'_>, entrance: &File) -> io::Result<Spawned> {
             if let Some(fd) = inherited_fd {
                 checked(libc::fcntl(fd, libc::F_SETFD, 0))?;
             }
-            user.as_ref().map_or(Ok(()), |user| become_user(user, has_terminal))
+            user.as_ref()
+                .map_or(Ok(()), |user| become_user(user, has_terminal))
         });
     }
     let mut child = command.spawn()?;

@@ -170,7 +170,10 @@ impl Ring {
         let within = |slice: &[u8], at: usize| at.min(slice.len());
         let mut data = Vec::with_capacity(end - first);
         data.extend_from_slice(&front[within(front, first)..within(front, end)]);
-        let (first, end) = (first.saturating_sub(front.len()), end.saturating_sub(front.len()));
+        let (first, end) = (
+            first.saturating_sub(front.len()),
+            end.saturating_sub(front.len()),
+        );
         data.extend_from_slice(&back[first..end]);
         data
     }

@@ -236,7 +236,10 @@ impl Server {
             }
             HostMessage::Resize { size, .. } => {
                 // What has closed its terminal has no size.
-                let _ = process.stdout.as_ref().map(|ours| terminal::resize(ours, size));
+                let _ = process
+                    .stdout
+                    .as_ref()
+                    .map(|ours| terminal::resize(ours, size));
             }
             _ => {}
         }

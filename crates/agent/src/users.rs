@@ -84,14 +84,18 @@ fn groups_of(name: &str, group: &str) -> Vec<u32> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nada:x:1000:100:Ada:/home/ada:/bin/sh\nbad\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/bash\nada:x:1000:100:Ada:/home/ada:/bin/sh\nbad\n";
     const GROUP: &str = "root:x:0:\nusers:x:100:\nwheel:x:27:bob,ada\ndocker:x:99:bob\n";
 
     #[test]
     fn users_are_found_by_name_and_number_with_their_groups() {
         let find = |words| find_in(words, PASSWD, GROUP);
         let ada = find("ada").unwrap();
-        assert_eq!((ada.uid, ada.gid, &ada.groups[..]), (1000, 100, &[100, 27][..]));
+        assert_eq!(
+            (ada.uid, ada.gid, &ada.groups[..]),
+            (1000, 100, &[100, 27][..])
+        );
         assert_eq!((&ada.name[..], &ada.home[..]), ("ada", "/home/ada"));
         assert_eq!(find("1000").unwrap(), ada);
         let other = find("ada:wheel").unwrap();

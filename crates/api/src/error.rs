@@ -46,8 +46,22 @@ pub enum ErrorCode {
     MethodNotAllowed,
     /// 404: there is no sandbox of this id, or it has ended.
     SandboxNotFound,
+    /// 404: the sandbox has no such process, or has forgotten it.
+    ProcessNotFound,
     /// 404: there is no such template.
     TemplateNotFound,
+    /// 409: the beginning of an id fits several sandboxes.
+    Ambiguous,
+    /// 409: another sandbox has this name.
+    NameTaken,
+    /// 409: the sandbox was there, and has ended; the message says why.
+    SandboxEnded,
+    /// 409: the process has ended, or takes no input.
+    ProcessEnded,
+    /// 409: the process has no terminal.
+    NoTerminal,
+    /// 429: a limit of the engine, or of a sandbox, is reached.
+    LimitReached,
     /// 500: the template is there, but not usable.
     TemplateUnusable,
     /// 409: a template could not be built.
@@ -101,9 +115,21 @@ impl ErrorCode {
         match self {
             Self::BadRequest | Self::Usage | Self::File => 400,
             Self::Forbidden => 403,
-            Self::NotFound | Self::SandboxNotFound | Self::TemplateNotFound => 404,
+            Self::NotFound
+            | Self::SandboxNotFound
+            | Self::ProcessNotFound
+            | Self::TemplateNotFound => 404,
             Self::MethodNotAllowed => 405,
-            Self::BuildFailed | Self::MissingWalls | Self::NoMachines | Self::Conflict => 409,
+            Self::BuildFailed
+            | Self::MissingWalls
+            | Self::NoMachines
+            | Self::Conflict
+            | Self::Ambiguous
+            | Self::NameTaken
+            | Self::SandboxEnded
+            | Self::ProcessEnded
+            | Self::NoTerminal => 409,
+            Self::LimitReached => 429,
             Self::TooLarge => 413,
             Self::TemplateUnusable | Self::Internal => 500,
             Self::Busy
@@ -111,15 +137,11 @@ impl ErrorCode {
             | Self::NoRoom
             | Self::LabDied
             | Self::EngineUnreachable => 503,
+            // Of a process that was to be detached; else they come within results.
+            Self::ProgramNotFound | Self::ProgramNotExecutable | Self::ProgramNotStarted => 409,
+            Self::SandboxDied => 500,
             // They come within results.
-            Self::TimedOut
-            | Self::OutOfMemory
-            | Self::ProgramNotFound
-            | Self::ProgramNotExecutable
-            | Self::ProgramNotStarted
-            | Self::SandboxDied
-            | Self::GetFailed
-            | Self::Interrupted => 200,
+            Self::TimedOut | Self::OutOfMemory | Self::GetFailed | Self::Interrupted => 200,
         }
     }
 }

@@ -6,6 +6,7 @@ mod error;
 mod exec;
 mod lines;
 mod octets;
+mod sandbox;
 mod status;
 mod template;
 mod time;
@@ -18,6 +19,12 @@ pub use exec::{
 };
 pub use lines::{LineSplitter, LineTooLong};
 pub use octets::Octets;
+pub use sandbox::{
+    AttachRequest, CreateEvent, OnTimeout, ProcessEvent, ProcessInfo, ProcessInput, ProcessList,
+    ProcessOutput, ProcessRequest, ProcessResult, ProcessSignal, SandboxChange, SandboxEnd,
+    SandboxEvent, SandboxEvents, SandboxHappening, SandboxInfo, SandboxList, SandboxRequest,
+    SandboxState, SandboxStats, TerminalSize,
+};
 pub use status::{
     Health, LabStatus, PlaceKind, PoolStatus, RunsStatus, Status, StopRequest, Stopped,
 };

@@ -61,6 +61,9 @@ pub struct Status {
     pub idle_exit_seconds: Option<u64>,
     /// Runs.
     pub runs: RunsStatus,
+    /// Sandboxes that live until they are ended.
+    #[serde(default)]
+    pub sandboxes: u64,
     /// Templates that are loaded.
     pub templates: Vec<PoolStatus>,
     /// The emulated host, where machines run on one.

@@ -4,12 +4,13 @@
 
 mod error;
 mod lines;
+mod live;
 
 pub use error::ClientError;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
-use http_body_util::{BodyExt, StreamBody, combinators::BoxBody};
+use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper::{Method, Request, Response, header};
@@ -17,7 +18,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use lines::Lines;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::convert::Infallible;
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -42,7 +42,9 @@ const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 /// and in all of them: a slow reader slows nobody but itself.
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
 
-type Body = BoxBody<Bytes, Infallible>;
+/// A body that breaks off breaks its request off.
+type Body = UnsyncBoxBody<Bytes, BodyError>;
+type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A connection to an engine. Dropping it ends what was asked for over it.
 pub struct Client {
@@ -216,13 +218,49 @@ impl Client {
         });
         // None of our types fails to be written.
         let rest = rest.filter_map(|line| std::future::ready(line.ok()));
-        let frames = head.chain(rest).map(|line| Ok(Frame::data(line)));
-        let body = BoxBody::new(StreamBody::new(frames));
-        let answer = self.send(Method::POST, path, NDJSON, body).await?;
+        let frames = head
+            .chain(rest)
+            .map(|line| Ok::<_, BodyError>(Frame::data(line)));
+        let body = UnsyncBoxBody::new(StreamBody::new(frames));
+        self.events(Method::POST, path, body, None).await
+    }
+
+    async fn events<E: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+        key: Option<&str>,
+    ) -> Result<Events<E>, ClientError> {
+        let answer = self.send(method, path, NDJSON, body, key).await?;
         Ok(Events {
             lines: Lines::new(answer.into_body()),
             kind: std::marker::PhantomData,
         })
+    }
+
+    /// Passes a request on as it came, and its answer back, whatever that is.
+    ///
+    /// # Errors
+    /// If the connection breaks off before an answer.
+    pub async fn forward<B>(&self, request: Request<B>) -> Result<Response<Incoming>, ClientError>
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BodyError>,
+    {
+        let (mut head, body) = request.into_parts();
+        let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        let uri = format!("http://localhost{path}").parse();
+        head.uri = uri.map_err(|_| ClientError::Broken("no path to pass on".to_owned()))?;
+        head.version = hyper::Version::HTTP_2;
+        // Of one connection, and not of the next (RFC 9113 §8.2.2).
+        for name in [header::HOST, header::CONNECTION, header::TRANSFER_ENCODING] {
+            head.headers.remove(name);
+        }
+        let body = UnsyncBoxBody::new(body.map_err(Into::into));
+        let mut requests = self.requests.clone();
+        let answer = requests.send_request(Request::from_parts(head, body)).await;
+        answer.map_err(ClientError::broken)
     }
 
     async fn ask<T: DeserializeOwned>(
@@ -231,13 +269,13 @@ impl Client {
         path: &str,
         request: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
-        let body = match request {
+        let body = whole_body(match request {
             Some(request) => line(request)?,
             None => Bytes::new(),
-        };
-        let body = BoxBody::new(http_body_util::Full::new(body));
+        });
         let asking = async {
-            let answer = self.send(method, path, "application/json", body).await?;
+            let kind = "application/json";
+            let answer = self.send(method, path, kind, body, None).await?;
             let bytes = whole(answer.into_body()).await?;
             serde_json::from_slice(&bytes).map_err(ClientError::nonsense)
         };
@@ -253,12 +291,17 @@ impl Client {
         path: &str,
         accept: &str,
         body: Body,
+        key: Option<&str>,
     ) -> Result<Response<Incoming>, ClientError> {
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(format!("http://localhost{path}"))
             .header(header::CONTENT_TYPE, accept)
-            .header(header::ACCEPT, accept)
+            .header(header::ACCEPT, accept);
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        let request = request
             .body(body)
             .map_err(|error| ClientError::Broken(error.to_string()))?;
         let mut requests = self.requests.clone();
@@ -303,6 +346,11 @@ fn line(value: &impl Serialize) -> Result<Bytes, ClientError> {
     }
     line.push(b'\n');
     Ok(line.into())
+}
+
+fn whole_body(bytes: Bytes) -> Body {
+    let body = http_body_util::Full::new(bytes);
+    UnsyncBoxBody::new(body.map_err(|never| match never {}))
 }
 
 async fn whole(body: Incoming) -> Result<Bytes, ClientError> {

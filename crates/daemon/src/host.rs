@@ -6,20 +6,24 @@ use crate::build_process::{BuildsLock, Mode, builds_lock};
 use crate::config::{Config, Machines};
 use crate::keeper::{Keeper, Lab};
 use crate::{command, program};
+use axum::Json;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use zygote_api::{
-    BuildEvent, BuildRequest, Built, CommandRequest, ErrorCode, ExecEvent, ExecInput, ExecRequest,
-    Failure, Health, Removed, SignalRequest, Status, StopRequest, Stopped, TemplateDetail,
-    TemplateList, rfc3339,
+    BuildEvent, BuildRequest, Built, CommandRequest, CreateEvent, ErrorCode, ExecEvent, ExecInput,
+    ExecRequest, Failure, Health, Removed, SandboxEvents, SandboxInfo, SandboxList, SandboxRequest,
+    SignalRequest, Status, StopRequest, Stopped, TemplateDetail, TemplateList, rfc3339,
 };
 use zygote_client::{ClientError, Events};
 use zygote_engine::Engine;
 use zygote_server::{
-    Backend, Input, Local, recipe_failure, template_detail, template_failure, template_list,
+    Backend, Forwarded, Input, Local, recipe_failure, template_detail, template_failure,
+    template_list,
 };
 use zygote_template::Store;
 
@@ -66,6 +70,54 @@ impl Host {
             started: Instant::now(),
             started_unix_s: now.unwrap_or_default().as_secs(),
         })
+    }
+
+    /// Sandboxes that live until they are ended, here or in the lab. One that does not say is dying.
+    pub async fn live_count(&self) -> u64 {
+        let own = self.local.engine().live().count() as u64;
+        let lab = self.keeper.is_up();
+        let Some(lab) = lab.filter(|_| self.config.machines == Machines::InLab) else {
+            return own;
+        };
+        match timeout(STATUS_MAX, lab.client.status()).await {
+            Ok(Ok(inner)) => own + inner.sandboxes,
+            Ok(Err(_)) | Err(_) => own,
+        }
+    }
+
+    async fn create_in_lab(
+        &self,
+        mut request: SandboxRequest,
+        key: Option<&str>,
+        events: &mpsc::Sender<CreateEvent>,
+    ) -> Result<SandboxInfo, Failure> {
+        if request.build.is_none() {
+            // Names are this host's: the lab may remember an old one.
+            let build = self.store().current(&request.template);
+            request.build = Some(build.map_err(|error| template_failure(&error))?);
+        }
+        let say = |message: &str| {
+            let message = message.to_owned();
+            let _ = events.try_send(CreateEvent::Progress { message });
+        };
+        let lab = self.keeper.lab(&say).await?;
+        let creating = async {
+            let mut happening = lab.client.create(&request, key).await?;
+            while let Some(event) = happening.next().await? {
+                match event {
+                    CreateEvent::Created(created) => return Ok(*created),
+                    CreateEvent::Error { error } => {
+                        return Err(ClientError::Refused(Box::new(error)));
+                    }
+                    progress => drop(events.try_send(progress)),
+                }
+            }
+            Err(ClientError::Broken("it ended without a result".to_owned()))
+        };
+        match creating.await {
+            Ok(created) => Ok(created),
+            Err(error) => Err(self.keeper.reason(&lab, error).await),
+        }
     }
 
     fn store(&self) -> &Store {
@@ -240,6 +292,21 @@ impl Host {
     }
 }
 
+/// Where there is no lab there are no sandboxes.
+fn without_lab(request: &Forwarded) -> Result<Response, Failure> {
+    let path = request.uri().path();
+    match path.trim_start_matches("/v1/") {
+        "sandboxes" => Ok(Json(SandboxList::default()).into_response()),
+        "events" => Ok(Json(SandboxEvents::default()).into_response()),
+        _ => {
+            let id = path.split('/').nth(3).unwrap_or_default();
+            let message = format!("there is no sandbox {id}");
+            let failure = Failure::new(ErrorCode::SandboxNotFound, message);
+            Err(failure.remedy("see which there are: zygote ps"))
+        }
+    }
+}
+
 /// Tells of what takes its time; who does not keep up misses some.
 fn progress(events: &mpsc::Sender<ExecEvent>) -> impl Fn(&str) + Sync + use<> {
     let events = events.clone();
@@ -285,13 +352,14 @@ impl Backend for Host {
 
     async fn status(&self) -> Status {
         let (mut runs, mut templates) = (self.local.runs(), self.local.pools().await);
+        let mut sandboxes = self.local.engine().live().count() as u64;
         if let Some(lab) = self
             .keeper
             .is_up()
             .filter(|_| self.config.machines == Machines::InLab)
             && let Ok(Ok(inner)) = timeout(STATUS_MAX, lab.client.status()).await
         {
-            (runs, templates) = (inner.runs, inner.templates);
+            (runs, templates, sandboxes) = (inner.runs, inner.templates, inner.sandboxes);
         }
         Status {
             health: self.health(),
@@ -306,6 +374,7 @@ impl Backend for Host {
             started_unix_s: self.started_unix_s,
             idle_exit_seconds: self.config.idle_exit.map(|limit| limit.as_secs()),
             runs,
+            sandboxes,
             templates,
             lab: (self.config.machines == Machines::InLab || self.keeper.status().state != "down")
                 .then(|| self.keeper.status()),
@@ -318,6 +387,12 @@ impl Backend for Host {
             let message = format!("{running} runs or builds go on");
             let failure = Failure::new(ErrorCode::Conflict, message);
             return Err(failure.remedy("wait for them, or: zygote stop --now"));
+        }
+        let live = self.live_count().await;
+        if !request.now && live > 0 {
+            let message = format!("{live} sandboxes live, which do not end by themselves");
+            let failure = Failure::new(ErrorCode::Conflict, message);
+            return Err(failure.remedy("end them: zygote rm SANDBOX, or: zygote stop --now"));
         }
         self.end(if request.now {
             Ending::Now
@@ -391,6 +466,34 @@ impl Backend for Host {
     async fn lab_down(&self) -> Result<(), Failure> {
         self.keeper.end(true).await;
         Ok(())
+    }
+
+    fn live(&self) -> Option<&Arc<Engine>> {
+        (self.config.machines == Machines::Here).then(|| self.local.engine())
+    }
+
+    async fn create(
+        &self,
+        request: SandboxRequest,
+        key: Option<String>,
+        events: mpsc::Sender<CreateEvent>,
+    ) -> Result<SandboxInfo, Failure> {
+        self.check_open()?;
+        let _work = self.activity.other();
+        match self.config.machines {
+            Machines::Here => self.local.create(request, key.as_deref(), &events).await,
+            Machines::InLab => self.create_in_lab(request, key.as_deref(), &events).await,
+        }
+    }
+
+    async fn forward(&self, request: Forwarded) -> Result<Response, Failure> {
+        let Some(lab) = self.keeper.is_up() else {
+            return without_lab(&request);
+        };
+        match lab.client.forward(request).await {
+            Ok(answer) => Ok(answer.map(Body::new)),
+            Err(error) => Err(self.keeper.reason(&lab, error).await),
+        }
     }
 
     async fn templates(&self) -> Result<TemplateList, Failure> {

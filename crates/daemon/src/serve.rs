@@ -136,6 +136,8 @@ async fn drain(host: &Host, clients: Clients) {
         () = host.activity.ended() => true,
         _ = endings.wait_for(|ending| *ending == Ending::Now) => false,
     };
+    // Who is attached to one is told that it has ended.
+    host.local.engine().live().end_all().await;
     clients.end(is_drained).await;
 }
 
@@ -170,7 +172,8 @@ async fn idle(host: &Host) {
     };
     loop {
         sleep(LOOK_EVERY.min(limit)).await;
-        if host.activity.idle_for().is_some_and(|idle| idle >= limit) {
+        let is_idle = host.activity.idle_for().is_some_and(|idle| idle >= limit);
+        if is_idle && host.live_count().await == 0 {
             log!("nothing to do for {} s: it ends", limit.as_secs());
             return;
         }

@@ -3,9 +3,10 @@
 
 use crate::admission::{Admission, Budget, memory_left_bytes};
 use crate::fork::{Fork, ForkError};
+use crate::live::{LiveLimits, Registry};
 use crate::loaded::{Loaded, Replica};
 use crate::pool::{Pool, PoolConfig, PoolStats};
-use crate::queue::{NoTurn, Queue, QueueLimits, QueueStats};
+use crate::queue::{NoTurn, Queue, QueueLimits, QueueStats, Turn};
 use crate::sandbox::{Event, RunRequest, RunResult, run_in};
 use crate::walls::{list, remedy};
 use crate::zygote::ZygoteError;
@@ -35,6 +36,8 @@ pub struct Settings {
     pub queue: QueueLimits,
     /// Forks made ahead, for each replica of a template.
     pub pool: PoolConfig,
+    /// What live sandboxes may take.
+    pub live: LiveLimits,
     /// After so long without a run a template is unloaded.
     pub unload_after: Duration,
     /// Whether to run although main walls of the jail are missing.
@@ -54,6 +57,7 @@ impl Settings {
             budget: Budget::default(),
             queue: QueueLimits::for_host(processors, memory_left_bytes().unwrap_or(u64::MAX)),
             pool: PoolConfig::default(),
+            live: LiveLimits::default(),
             unload_after: Duration::from_secs(600),
             allow_missing_walls: false,
             patience: crate::PATIENCE,
@@ -131,6 +135,7 @@ pub struct Engine {
     settings: Settings,
     admission: Arc<Admission>,
     queue: Arc<Queue>,
+    live: Registry,
     loaded: Mutex<HashMap<String, Arc<Loaded>>>,
 }
 
@@ -140,6 +145,7 @@ impl Engine {
         Arc::new(Self {
             admission: Admission::new(settings.budget),
             queue: Queue::new(settings.queue),
+            live: Registry::new(settings.live),
             settings,
             loaded: Mutex::default(),
         })
@@ -148,6 +154,16 @@ impl Engine {
     /// How it works.
     pub fn settings(&self) -> &Settings {
         &self.settings
+    }
+
+    /// Sandboxes that live.
+    pub fn live(&self) -> &Registry {
+        &self.live
+    }
+
+    /// A turn to make a sandbox.
+    pub(crate) async fn turn(&self) -> Result<Turn<'_>, NoTurn> {
+        self.queue.turn().await
     }
 
     /// Runs a program in a fork. `events` gets its output, as [`crate::run`] gives it; `notes` gets what
@@ -185,7 +201,7 @@ impl Engine {
     /// A fork of the replica whose turn it is. What is loaded but of no use is loaded once more: its
     /// process may have been killed since it was asked last, or the host may allow walls by now that
     /// it did not allow then.
-    async fn fork(
+    pub(crate) async fn fork(
         &self,
         loaded: &Loaded,
         kind: RunKind,
@@ -226,7 +242,11 @@ impl Engine {
     }
 
     /// What the template is loaded as; finds out what that is now.
-    fn find(&self, template: &str, build: Option<String>) -> Result<Arc<Loaded>, EngineError> {
+    pub(crate) fn find(
+        &self,
+        template: &str,
+        build: Option<String>,
+    ) -> Result<Arc<Loaded>, EngineError> {
         let store = &self.settings.store;
         let build = match build {
             Some(build) => build,
@@ -334,11 +354,13 @@ impl Engine {
     /// Begins nothing more.
     pub fn close(&self) {
         self.queue.close();
+        self.live.close();
     }
 
     /// Ends the pools and their zygotes, and waits until they are gone.
     pub async fn shut_down(&self) {
         self.close();
+        self.live.end_all().await;
         let all: Vec<_> = self.loaded().drain().map(|(_, loaded)| loaded).collect();
         for loaded in all {
             for replica in &loaded.replicas {

@@ -8,6 +8,7 @@ mod conversation;
 mod engine;
 mod fork;
 mod identity;
+pub mod live;
 mod loaded;
 mod pool;
 mod pressure;
@@ -29,6 +30,7 @@ pub use walls::remedy as walls_remedy;
 pub use zygote::{EngineConfig, PATIENCE, PATIENCE_EMULATED, Runner, Zygote, ZygoteError};
 pub use zygote_protocol::{
     Buffering, ExitStatus, Got, Program, Put, PythonSource, STREAM_CHUNK_MAX_BYTES, StartFailure,
+    Stream, TerminalSize,
 };
 pub use zygote_runner::control::MissingWall;
 pub use zygote_snapshot::RunKind;

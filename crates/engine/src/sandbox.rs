@@ -276,7 +276,10 @@ async fn conduct(
     let outcome = match heard {
         Ok(outcome) => outcome,
         Err(Broken::Nonsense(what)) => Outcome::Failed(format!("the guest sent nonsense: {what}")),
-        Err(Broken::Ended) => last_words(&control, &mut runner).await,
+        Err(Broken::Ended) => {
+            let why = last_words(&control, &mut runner).await;
+            Outcome::Failed(format!("the sandbox has died: {why}"))
+        }
     };
     // A program that has ended leaves nothing that anybody would wait for; what was stopped is gone
     // before that is said.
@@ -328,18 +331,8 @@ async fn listen(
     wanted: &Wanted,
 ) -> Result<Outcome, Broken> {
     let refused = |why: &str| Ok(Outcome::Failed(format!("the fork is not used: {why}")));
-    match timeout(limits.activate, listener.next()).await {
-        Err(_) => return refused("it did not take its identity in time"),
-        Ok(Err(broken)) => return Err(broken),
-        Ok(Ok(AgentMessage::Activated { random_sample })) => {
-            if !zygote.is_new_sample(&random_sample) {
-                return refused("its random numbers repeat those of another fork");
-            }
-        }
-        Ok(Ok(AgentMessage::ActivateFailed { message })) => {
-            return refused(&format!("it could not take its identity: {message}"));
-        }
-        Ok(Ok(_)) => return refused("it spoke before it took its identity"),
+    if let Some(why) = hear_activation(zygote, listener, limits.activate).await? {
+        return refused(&why);
     }
     clock.activated = Some(Instant::now());
     // Whoever listens may have gone; the program runs on all the same.
@@ -357,6 +350,30 @@ async fn listen(
         wanted.fetch(&outcome, listener, events).await;
     }
     Ok(outcome)
+}
+
+/// The fork's first word: that it has become somebody, with a sample of its generator that no other has
+/// shown. Otherwise gives back why it is not used.
+pub(crate) async fn hear_activation(
+    zygote: &Zygote,
+    listener: &mut Listener,
+    limit: Duration,
+) -> Result<Option<String>, Broken> {
+    let why = match timeout(limit, listener.next()).await {
+        Err(_) => "it did not take its identity in time".to_owned(),
+        Ok(Err(broken)) => return Err(broken),
+        Ok(Ok(AgentMessage::Activated { random_sample })) => {
+            if zygote.is_new_sample(&random_sample) {
+                return Ok(None);
+            }
+            "its random numbers repeat those of another fork".to_owned()
+        }
+        Ok(Ok(AgentMessage::ActivateFailed { message })) => {
+            format!("it could not take its identity: {message}")
+        }
+        Ok(Ok(_)) => "it spoke before it took its identity".to_owned(),
+    };
+    Ok(Some(why))
 }
 
 /// What is wanted of a program's files once it has ended.
@@ -474,7 +491,7 @@ async fn follow(
 }
 
 /// Why a runner's stream has ended.
-async fn last_words(control: &ControlSocket, runner: &mut Runner) -> Outcome {
+pub(crate) async fn last_words(control: &ControlSocket, runner: &mut Runner) -> String {
     let heard = async {
         loop {
             match control.receive().await {
@@ -483,7 +500,7 @@ async fn last_words(control: &ControlSocket, runner: &mut Runner) -> Outcome {
             }
         }
     };
-    let sentence = match timeout(LAST_WORDS_MAX, heard).await {
+    match timeout(LAST_WORDS_MAX, heard).await {
         Ok(Ok(Some(bytes))) => match decode(&bytes) {
             Ok(FromRunner::Stopped { reason, console }) => told(&reason, &console),
             _ => "its process sent nonsense".to_owned(),
@@ -493,8 +510,7 @@ async fn last_words(control: &ControlSocket, runner: &mut Runner) -> Outcome {
             _ => "its process has ended".to_owned(),
         },
         Err(_) => "the guest's agent has hung up".to_owned(),
-    };
-    Outcome::Failed(format!("the sandbox has died: {sentence}"))
+    }
 }
 
 fn told(reason: &str, console: &str) -> String {

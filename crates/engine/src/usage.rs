@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What a sandbox costs the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,12 +15,15 @@ pub struct Usage {
     pub private_kib: u64,
     /// Page tables of the process, in KiB.
     pub page_tables_kib: u64,
+    /// Processor time that it has used.
+    pub cpu: Duration,
 }
 
 /// Files of a process, opened while it surely was that one.
 pub(crate) struct Meter {
     rollup: fs::File,
     status: fs::File,
+    stat: fs::File,
 }
 
 impl Meter {
@@ -37,6 +41,7 @@ impl Meter {
         let meter = Self {
             rollup: fs::File::open(folder.join("smaps_rollup"))?,
             status: fs::File::open(folder.join("status"))?,
+            stat: fs::File::open(folder.join("stat"))?,
         };
         // An id is given to another process only after this one has been reaped, and then its
         // pidfd has none any more.
@@ -46,14 +51,16 @@ impl Meter {
 
     /// Measures; `None` once the process has ended.
     pub fn measure(mut self) -> Option<Usage> {
-        let (mut rollup, mut status) = (String::new(), String::new());
+        let (mut rollup, mut status, mut stat) = (String::new(), String::new(), String::new());
         self.rollup.read_to_string(&mut rollup).ok()?;
         self.status.read_to_string(&mut status).ok()?;
+        self.stat.read_to_string(&mut stat).ok()?;
         Some(Usage {
             // Pages of a file in memory (tmpfs) are always dirty; what was copied is anonymous.
             private_kib: kib(&rollup, "Private_Dirty:")?.min(kib(&rollup, "Anonymous:")?)
                 + kib(&rollup, "Private_Hugetlb:")?,
             page_tables_kib: kib(&status, "VmPTE:")?,
+            cpu: cpu(&stat)?,
         })
     }
 }
@@ -73,6 +80,16 @@ fn kib(text: &str, key: &str) -> Option<u64> {
     line?.split_whitespace().next()?.parse().ok()
 }
 
+/// Fields 14 and 15 of proc_pid_stat(5), in clock ticks; the second may have any characters.
+fn cpu(stat: &str) -> Option<Duration> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    let ticks = ticks()? + ticks()?;
+    let millis = ticks * 1000 / rustix::param::clock_ticks_per_second().max(1);
+    Some(Duration::from_millis(millis))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +101,13 @@ mod tests {
         let text = "Private_Clean:   4 kB\nPrivate_Dirty:     12 kB\n";
         assert_eq!(kib(text, "Private_Dirty:"), Some(12));
         assert_eq!(kib(text, "VmPTE:"), None);
+    }
+
+    #[test]
+    fn processor_time_is_read_behind_any_name() {
+        let stat = "7 (a) b) S 1 1 1 0 -1 4 5 6 7 8 150 50 0 0 20 0";
+        assert!(cpu(stat).unwrap() >= Duration::from_millis(200));
+        assert_eq!(cpu("7 (a) S 1"), None);
     }
 
     #[test]

@@ -1,14 +1,21 @@
 //! What the routes call.
 
+use axum::response::Response;
 use std::future::Future;
+use std::sync::Arc;
 use tokio::sync::mpsc;
 use zygote_api::{
-    BuildEvent, BuildRequest, Built, CommandRequest, ExecEvent, ExecInput, ExecRequest, Failure,
-    Health, Removed, SignalRequest, Status, StopRequest, Stopped, TemplateDetail, TemplateList,
+    BuildEvent, BuildRequest, Built, CommandRequest, CreateEvent, ExecEvent, ExecInput,
+    ExecRequest, Failure, Health, Removed, SandboxInfo, SandboxRequest, SignalRequest, Status,
+    StopRequest, Stopped, TemplateDetail, TemplateList,
 };
+use zygote_engine::Engine;
 
 /// Input of a run, in order; its sender is dropped at its end. An error ends the run.
 pub type Input = mpsc::Receiver<Result<ExecInput, Failure>>;
+
+/// A request as it came, and an answer as it goes.
+pub type Forwarded = axum::extract::Request;
 
 /// Somebody who runs programs. All futures may be dropped: what they do is then undone or given up.
 pub trait Backend: Send + Sync + 'static {
@@ -48,6 +55,23 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Ends the emulated host.
     fn lab_down(&self) -> impl Future<Output = Result<(), Failure>> + Send;
+
+    /// The engine that has the live sandboxes; `None` if that is another one, which is asked by
+    /// [`Backend::forward`].
+    fn live(&self) -> Option<&Arc<Engine>>;
+
+    /// Makes a sandbox that lives until it is ended; with a key that was used for the same before, gives
+    /// back that one. `events` gets progress and warnings only.
+    fn create(
+        &self,
+        request: SandboxRequest,
+        key: Option<String>,
+        events: mpsc::Sender<CreateEvent>,
+    ) -> impl Future<Output = Result<SandboxInfo, Failure>> + Send;
+
+    /// Passes a request on to the engine that has the live sandboxes.
+    fn forward(&self, request: Forwarded)
+    -> impl Future<Output = Result<Response, Failure>> + Send;
 
     /// All templates.
     fn templates(&self) -> impl Future<Output = Result<TemplateList, Failure>> + Send;

@@ -16,7 +16,7 @@ use zygote_api::{
 };
 
 /// Output that is kept of all runs whose answer is one object.
-static BUDGET: LazyLock<Arc<OutputBudget>> = LazyLock::new(|| OutputBudget::new(1 << 30));
+pub static BUDGET: LazyLock<Arc<OutputBudget>> = LazyLock::new(|| OutputBudget::new(1 << 30));
 /// Lines of input that wait for the sandbox.
 const INPUT_MAX: usize = 4;
 
@@ -65,17 +65,8 @@ where
     W: FnOnce(T, Input, mpsc::Sender<ExecEvent>) -> F,
     F: Future<Output = Result<(), Failure>> + Send + 'static,
 {
-    let (head, body) = request.into_parts();
-    let form = Form::of(value(&head.headers, header::ACCEPT));
+    let (form, asked, lines) = read::<T>(request).await?;
     let (sender, input) = mpsc::channel(INPUT_MAX);
-    let is_lines = value(&head.headers, header::CONTENT_TYPE)
-        .is_some_and(|kind| kind.split(';').next().unwrap_or_default().trim() == NDJSON);
-    let (asked, lines): (T, Option<Lines>) = if is_lines {
-        let mut lines = Lines::new(body);
-        (lines.first().await?, Some(lines))
-    } else {
-        (object(body).await?, None)
-    };
     let (events, happening) = mpsc::channel(EVENTS_MAX);
     let files = Files::new(match form {
         Form::Json => asked.gets(),
@@ -90,6 +81,22 @@ where
     }
     let work = Box::pin(async move { running.await.map(|()| None) });
     answer(form, work, happening, |error| ExecEvent::Error { error }).await
+}
+
+/// The form of the answer that is wanted, what is asked for, and the lines that follow, if there may be some.
+pub async fn read<T: DeserializeOwned>(
+    request: Request<axum::body::Body>,
+) -> Result<(Form, T, Option<Lines>), Failure> {
+    let (head, body) = request.into_parts();
+    let form = Form::of(value(&head.headers, header::ACCEPT));
+    let is_lines = value(&head.headers, header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.split(';').next().unwrap_or_default().trim() == NDJSON);
+    if is_lines {
+        let mut lines = Lines::new(body);
+        Ok((form, lines.first().await?, Some(lines)))
+    } else {
+        Ok((form, object(body).await?, None))
+    }
 }
 
 fn value(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {

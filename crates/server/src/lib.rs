@@ -9,12 +9,13 @@ mod exec;
 mod files;
 mod guard;
 mod lines;
+mod live;
 mod local;
 mod routes;
 mod stream;
 mod template;
 
-pub use backend::{Backend, Input};
+pub use backend::{Backend, Forwarded, Input};
 pub use connection::serve;
 pub use document::document;
 pub use guard::Origin;

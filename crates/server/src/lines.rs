@@ -76,6 +76,20 @@ pub async fn object<T: DeserializeOwned>(mut body: Body) -> Result<T, Failure> {
     parse(&all)
 }
 
+/// A body's bytes, in pieces as they come. Waits for as long as the client takes.
+pub struct Pieces(Body);
+
+impl Pieces {
+    pub fn new(body: Body) -> Self {
+        Self(body)
+    }
+
+    /// The next piece; `None` at the end. An error if the client has broken off.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Failure> {
+        piece(&mut self.0).await
+    }
+}
+
 async fn piece(body: &mut Body) -> Result<Option<Bytes>, Failure> {
     loop {
         match body.frame().await {

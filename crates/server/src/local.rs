@@ -1,15 +1,17 @@
 //! The engine of this process, asked in the API's words.
 
 use crate::backend::Input;
+use crate::live::{live_failure, sandbox_info};
 use crate::template::template_failure;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use zygote_api::{
-    ErrorCode, ExecEvent, ExecInput, ExecRequest, ExecResult, Failure, GetPiece, Octets, PlaceKind,
-    PoolStatus, RunsStatus, SignalRequest,
+    CreateEvent, ErrorCode, ExecEvent, ExecInput, ExecRequest, ExecResult, Failure, GetPiece,
+    Octets, PlaceKind, PoolStatus, RunsStatus, SandboxInfo, SandboxRequest, SignalRequest,
 };
+use zygote_engine::live::SandboxSpec;
 use zygote_engine::{
     Buffering, Engine, EngineError, Event, ExitStatus, ForkError, Got, NoTurn, Note, Order,
     Outcome, Program, Put, PythonSource, RunRequest, RunResult, STREAM_CHUNK_MAX_BYTES,
@@ -127,6 +129,38 @@ impl Local {
         }
     }
 
+    /// See [`crate::Backend::create`].
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub async fn create(
+        &self,
+        request: SandboxRequest,
+        key: Option<&str>,
+        events: &mpsc::Sender<CreateEvent>,
+    ) -> Result<SandboxInfo, Failure> {
+        check_env(&request.env)?;
+        let spec = SandboxSpec {
+            template: request.template,
+            build: request.build,
+            name: request.name,
+            env: request.env.into_iter().collect(),
+            ttl: time_limit(request.ttl_seconds)?,
+            idle: time_limit(request.idle_seconds)?,
+            allow_missing_walls: request.allow_missing_walls,
+        };
+        let notes = |note| {
+            // Who does not keep up misses it.
+            let _ = events.try_send(match note {
+                Note::Doing(message) => CreateEvent::Progress { message },
+                Note::Warning(message) => CreateEvent::Warning { message },
+            });
+        };
+        let created = self.engine.create(spec, key, &notes).await;
+        let sandbox = created.map_err(|error| live_failure(&error))?;
+        Ok(sandbox_info(&sandbox))
+    }
+
     /// What is loaded.
     pub async fn pools(&self) -> Vec<PoolStatus> {
         let loaded = self.engine.status().await;
@@ -205,11 +239,11 @@ impl Drop for Registered<'_> {
 }
 
 /// Milliseconds to the microsecond.
-fn milliseconds(time: Duration) -> f64 {
+pub(crate) fn milliseconds(time: Duration) -> f64 {
     time.as_micros() as f64 / 1000.0
 }
 
-fn time_limit(seconds: f64) -> Result<Option<Duration>, Failure> {
+pub(crate) fn time_limit(seconds: f64) -> Result<Option<Duration>, Failure> {
     if !(0.0..=TIMEOUT_MAX_S).contains(&seconds) {
         return Err(Failure::bad_request(format!(
             "timeout_seconds: from 0 (no limit) to {TIMEOUT_MAX_S}"
@@ -235,16 +269,7 @@ fn order(
             "give stdin, or stdin_stream and lines, not both",
         ));
     }
-    if request
-        .env
-        .keys()
-        .any(|key| key.is_empty() || key.contains(['=', '\0']))
-        || request.env.values().any(|value| value.contains('\0'))
-    {
-        return Err(Failure::bad_request(
-            "env: names are not empty and have no =, and nothing has a NUL",
-        ));
-    }
+    check_env(&request.env)?;
     let gets = wanted(&request.cwd, request.get);
     let files = request.files.into_iter();
     let files = files.flat_map(|file| whole_file(file.path, file.mode, file.content));
@@ -282,6 +307,17 @@ fn order(
         },
     };
     Ok((order, feeder, signals))
+}
+
+/// Whether these can be variables of a program (environ(7)).
+pub(crate) fn check_env(env: &BTreeMap<String, String>) -> Result<(), Failure> {
+    let is_name = |key: &String| !key.is_empty() && !key.contains(['=', '\0']);
+    if env.keys().all(is_name) && !env.values().any(|value| value.contains('\0')) {
+        return Ok(());
+    }
+    Err(Failure::bad_request(
+        "env: names are not empty and have no =, and nothing has a NUL",
+    ))
 }
 
 fn whole_file(path: Octets, mode: u32, content: Octets) -> Vec<Put> {
@@ -487,12 +523,17 @@ fn exit_code(outcome: &Outcome) -> u8 {
         Outcome::Exited(ExitStatus::Signal { signal, .. }) => 128_u8.saturating_add(*signal),
         // timeout(1)'s.
         Outcome::TimedOut => 124,
-        Outcome::StartFailed { reason, .. } => match reason {
-            StartFailure::NotFound => 127,
-            StartFailure::NotExecutable => 126,
-            StartFailure::Other => 125,
-        },
+        Outcome::StartFailed { reason, .. } => start_code(*reason),
         Outcome::Failed(_) => 125,
+    }
+}
+
+/// The exit code of what did not start.
+pub(crate) fn start_code(reason: StartFailure) -> u8 {
+    match reason {
+        StartFailure::NotFound => 127,
+        StartFailure::NotExecutable => 126,
+        StartFailure::Other => 125,
     }
 }
 
@@ -528,7 +569,7 @@ fn told_beside(template: &str, outcome: &Outcome, limit: Option<Duration>) -> Op
 
 /// A sentence in which a guest may have had its word, for a terminal: no control characters but the
 /// ends of lines.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let shown = |letter: char| match letter {
         '\n' => letter,
         '\t' => ' ',
@@ -539,7 +580,7 @@ fn printable(text: &str) -> String {
 }
 
 /// A failure of the engine in the API's words.
-fn failure(error: &EngineError) -> Failure {
+pub(crate) fn failure(error: &EngineError) -> Failure {
     let with = |code| Failure::of(code, error);
     match error {
         EngineError::NoTurn(NoTurn::Closed) => with(ErrorCode::Stopping).retry_after(RETRY_AFTER_S),

@@ -36,6 +36,7 @@ pub fn router<B: Backend>(backend: Arc<B>) -> Router {
             "/v1/templates/{name}",
             get(template::<B>).delete(remove::<B>),
         )
+        .merge(crate::live::router(&backend))
         .route("/v1/openapi.json", get(|| async { json(&document()) }))
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)

@@ -85,11 +85,31 @@ pub async fn answer<E: Serialize + Send + 'static>(
     };
     let head = stream::iter(first.map(|event| Ok::<_, Infallible>(form.write(&event))));
     let body = futures_util::StreamExt::chain(head, running.stream(form));
+    Ok(streamed(form, Body::from_stream(body)))
+}
+
+/// The same, but the answer begins before there is an event, of which there may be none for long.
+pub fn answer_at_once<E: Serialize + Send + 'static>(
+    form: Form,
+    work: Work<E>,
+    events: mpsc::Receiver<E>,
+    error: fn(Failure) -> E,
+) -> Response {
+    let running = Running {
+        work: Some(work),
+        events,
+        end: None,
+        error,
+    };
+    streamed(form, Body::from_stream(running.stream(form)))
+}
+
+fn streamed(form: Form, body: Body) -> Response {
     let headers = [
         (header::CONTENT_TYPE, form.content_type()),
         (header::CACHE_CONTROL, "no-store"),
     ];
-    Ok((headers, Body::from_stream(body)).into_response())
+    (headers, body).into_response()
 }
 
 struct Running<E> {

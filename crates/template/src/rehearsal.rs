@@ -4,8 +4,7 @@
 use crate::guest::{Guest, GuestError};
 use std::time::Duration;
 use zygote_protocol::{
-    AgentMessage, ExitStatus, HostMessage, Identity, ProcessId, Program, PythonSource,
-    Start,
+    AgentMessage, ExitStatus, HostMessage, Identity, ProcessId, Program, PythonSource, Start,
 };
 
 /// How long a step may take; emulated hosts are a hundred times slower than real ones, and what
@@ -55,7 +54,11 @@ pub fn rehearse(
         AgentMessage::Activated { .. } => stand_still(guest, Moment::Activated, &mut seen)?,
         other => return Err(GuestError::Unexpected(format!("{other:?}"))),
     }
-    guest.send(&HostMessage::Start(Start::new(PROCESS, program)), STAGE, STEP_MAX)?;
+    guest.send(
+        &HostMessage::Start(Start::new(PROCESS, program)),
+        STAGE,
+        STEP_MAX,
+    )?;
     loop {
         let moment = match guest.next(STAGE, STEP_MAX)? {
             AgentMessage::Started { .. } => Moment::Started,

@@ -1,4 +1,5 @@
-//! A zygote process without any VM, whose guests do what the program's first word says.
+//! A zygote process without any VM. Its guests do what the program's first word says; those of the
+//! template `here` are the real agent, on the machine where it is.
 
 use rustix::net::{SendFlags, send};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -9,14 +10,23 @@ use std::process::{Command, Stdio};
 use zygote_protocol::{
     AgentMessage, ExitStatus, FrameDecoder, HostMessage, Program, Start, encode,
 };
-use zygote_runner::control::{FromRunner, FromZygote, PACKET_MAX_BYTES, encode as encode_packet};
+use zygote_runner::control::{
+    FromRunner, FromZygote, PACKET_MAX_BYTES, ToZygote, decode, encode as encode_packet,
+};
 use zygote_runner::packet;
+
+/// The real agent of a guest.
+pub const AGENT_VERB: &str = "--agent";
 
 /// Serves the engine to its end.
 pub fn zygote() -> ! {
     let control = rustix::io::dup(rustix::stdio::stdin()).unwrap();
     let mut bytes = [0; PACKET_MAX_BYTES];
-    packet::receive(&control, &mut bytes).unwrap();
+    let (length, _) = packet::receive(&control, &mut bytes).unwrap();
+    let ToZygote::Load(load) = decode(&bytes[..length]).unwrap() else {
+        panic!("it is loaded first");
+    };
+    let is_here = load.snapshot.to_string_lossy().contains("/here-");
     tell(
         &control,
         &FromZygote::Loaded {
@@ -34,7 +44,11 @@ pub fn zygote() -> ! {
             panic!("two descriptors");
         };
         // A process that the engine can measure, and ends.
-        let mut process = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        let mut process = if is_here {
+            agent_here(&agent)
+        } else {
+            Command::new("cat").stdin(Stdio::piped()).spawn().unwrap()
+        };
         let pidfd = pidfd_open(Pid::from_child(&process), PidfdFlags::empty()).unwrap();
         let forked = encode_packet(&FromZygote::Forked { pid: number }).unwrap();
         if packet::send(&control, &forked, &[pidfd.as_fd()]).is_err() {
@@ -43,11 +57,17 @@ pub fn zygote() -> ! {
         }
         let control = control.try_clone().unwrap();
         std::thread::spawn(move || {
-            let stream = UnixStream::from(agent);
-            let _ = play(number, stream, &runner);
-            // The engine may have ended it.
-            let _ = process.kill();
-            process.wait().unwrap();
+            if is_here {
+                drop(agent);
+                let parked = encode_packet(&FromRunner::Parked).unwrap();
+                let _ = packet::send(&runner, &parked, &[]);
+                process.wait().unwrap();
+            } else {
+                let _ = play(number, UnixStream::from(agent), &runner);
+                // The engine may have ended it.
+                let _ = process.kill();
+                process.wait().unwrap();
+            }
             tell(
                 &control,
                 &FromZygote::Ended {
@@ -58,6 +78,18 @@ pub fn zygote() -> ! {
         });
     }
     std::process::exit(0)
+}
+
+/// The real agent, as the first process of a namespace, so that nothing of it is left when it is killed.
+fn agent_here(stream: &OwnedFd) -> std::process::Child {
+    let program = std::env::current_exe().unwrap();
+    Command::new("unshare")
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(program)
+        .arg(AGENT_VERB)
+        .stdin(Stdio::from(stream.try_clone().unwrap()))
+        .spawn()
+        .unwrap()
 }
 
 fn tell(control: &OwnedFd, message: &FromZygote) {

@@ -18,6 +18,8 @@ use zygote_template::Store;
 pub const ZYGOTE_VERB: &str = "--zygote";
 pub const SERVE_VERB: &str = "--serve";
 pub const TEMPLATE: &str = "fake";
+/// Its guests are the real agent, on this machine.
+pub const HERE: &str = "here";
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -30,17 +32,14 @@ impl Home {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("state");
-        let generation = format!("{TEMPLATE}-1-1");
-        fs::create_dir_all(
-            state
-                .join("generations")
-                .join(&generation)
-                .join("replica-0"),
-        )
-        .unwrap();
         fs::create_dir_all(state.join("templates")).unwrap();
-        let link = Path::new("../generations").join(generation);
-        std::os::unix::fs::symlink(link, state.join("templates").join(TEMPLATE)).unwrap();
+        for template in [TEMPLATE, HERE] {
+            let generation = format!("{template}-1-1");
+            let folder = state.join("generations").join(&generation);
+            fs::create_dir_all(folder.join("replica-0")).unwrap();
+            let link = Path::new("../generations").join(generation);
+            std::os::unix::fs::symlink(link, state.join("templates").join(template)).unwrap();
+        }
         Self { folder }
     }
 
@@ -80,7 +79,7 @@ impl Home {
 /// Ends the daemon, whatever has become of the test.
 impl Drop for Home {
     fn drop(&mut self) {
-        runtime().block_on(async {
+        let stopping = async {
             let Ok(client) = Client::connect(&self.socket()).await else {
                 return;
             };
@@ -89,6 +88,10 @@ impl Drop for Home {
                 if_idle: false,
             };
             let _ = client.stop(now).await;
+        };
+        // A test may still be in its own runtime.
+        std::thread::scope(|scope| {
+            scope.spawn(|| runtime().block_on(stopping));
         });
         // The test's own failure is what is to be read.
         if !std::thread::panicking() {
@@ -111,6 +114,9 @@ pub fn config(home: &Path, options: &[String]) -> Config {
         waiting_max: number("waiting").unwrap_or(16) as usize,
         wait_max: Duration::from_secs(60),
     };
+    let live = &mut engine.live;
+    live.sandboxes_max = number("live_max").map_or(live.sandboxes_max, |max| max as usize);
+    live.processes_max = number("processes_max").map_or(live.processes_max, |max| max as usize);
     engine.pool = PoolConfig {
         idle_min: 1,
         idle_max: 2,

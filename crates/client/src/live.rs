@@ -1,0 +1,192 @@
+//! Asking for live sandboxes.
+
+use crate::{Client, ClientError, Events, escaped, line, whole_body};
+use bytes::Bytes;
+use hyper::Method;
+use tokio::sync::mpsc;
+use zygote_api::{
+    AttachRequest, CreateEvent, ProcessEvent, ProcessInfo, ProcessInput, ProcessList,
+    ProcessOutput, ProcessRequest, ProcessSignal, SandboxChange, SandboxEvent, SandboxInfo,
+    SandboxList, SandboxRequest, SandboxStats,
+};
+
+/// How long one request waits for an end; it is asked again.
+const WAIT_S: u32 = 30;
+
+fn path(id: &str, rest: &str) -> String {
+    format!("/v1/sandboxes/{}{rest}", escaped(id))
+}
+
+fn process_path(id: &str, process: u32, rest: &str) -> String {
+    path(id, &format!("/processes/{process}{rest}"))
+}
+
+/// All may fail with [`ClientError`].
+#[expect(clippy::missing_errors_doc, reason = "see above")]
+impl Client {
+    /// `POST /v1/sandboxes`. With an idempotency key it may be asked again.
+    pub async fn create(
+        &self,
+        request: &SandboxRequest,
+        key: Option<&str>,
+    ) -> Result<Events<CreateEvent>, ClientError> {
+        let body = whole_body(line(request)?);
+        self.events(Method::POST, "/v1/sandboxes", body, key).await
+    }
+
+    /// `GET /v1/sandboxes`: a page of those in a state (`all`, or without: all that live).
+    pub async fn sandboxes(
+        &self,
+        state: Option<&str>,
+        after: Option<&str>,
+    ) -> Result<SandboxList, ClientError> {
+        let mut path = "/v1/sandboxes?limit=1000".to_owned();
+        for (key, value) in [("state", state), ("after", after)] {
+            if let Some(value) = value {
+                path.push_str(&format!("&{key}={}", escaped(value)));
+            }
+        }
+        self.ask(Method::GET, &path, None::<&()>).await
+    }
+
+    /// `GET /v1/sandboxes/{id}`.
+    pub async fn sandbox(&self, id: &str) -> Result<SandboxInfo, ClientError> {
+        self.ask(Method::GET, &path(id, ""), None::<&()>).await
+    }
+
+    /// `DELETE /v1/sandboxes/{id}`.
+    pub async fn end_sandbox(&self, id: &str) -> Result<SandboxInfo, ClientError> {
+        self.ask(Method::DELETE, &path(id, ""), None::<&()>).await
+    }
+
+    /// `PATCH /v1/sandboxes/{id}`.
+    pub async fn change_sandbox(
+        &self,
+        id: &str,
+        change: SandboxChange,
+    ) -> Result<SandboxInfo, ClientError> {
+        self.ask(Method::PATCH, &path(id, ""), Some(&change)).await
+    }
+
+    /// `GET /v1/sandboxes/{id}/stats`.
+    pub async fn sandbox_stats(&self, id: &str) -> Result<SandboxStats, ClientError> {
+        self.ask(Method::GET, &path(id, "/stats"), None::<&()>)
+            .await
+    }
+
+    /// Waits for a sandbox's end: as long as that takes.
+    pub async fn wait_sandbox(&self, id: &str) -> Result<SandboxInfo, ClientError> {
+        let path = path(id, &format!("/wait?timeout_seconds={WAIT_S}"));
+        loop {
+            let info: SandboxInfo = self.ask(Method::GET, &path, None::<&()>).await?;
+            if info.end.is_some() && info.state == zygote_api::SandboxState::Ended {
+                return Ok(info);
+            }
+        }
+    }
+
+    /// `POST /v1/sandboxes/{id}/exec`, with what comes after the request.
+    pub async fn exec_in(
+        &self,
+        id: &str,
+        request: &ProcessRequest,
+        input: Option<mpsc::Receiver<ProcessInput>>,
+    ) -> Result<Events<ProcessEvent>, ClientError> {
+        self.stream(&path(id, "/exec"), request, input).await
+    }
+
+    /// The same, detached.
+    pub async fn start_in(
+        &self,
+        id: &str,
+        request: &ProcessRequest,
+    ) -> Result<ProcessInfo, ClientError> {
+        let path = path(id, "/exec");
+        self.ask(Method::POST, &path, Some(request)).await
+    }
+
+    /// `GET …/processes`.
+    pub async fn processes(&self, id: &str) -> Result<ProcessList, ClientError> {
+        self.ask(Method::GET, &path(id, "/processes"), None::<&()>)
+            .await
+    }
+
+    /// `GET …/processes/{process}`.
+    pub async fn process(&self, id: &str, process: u32) -> Result<ProcessInfo, ClientError> {
+        let path = process_path(id, process, "");
+        self.ask(Method::GET, &path, None::<&()>).await
+    }
+
+    /// Waits for a process's end: as long as that takes.
+    pub async fn wait_process(&self, id: &str, process: u32) -> Result<ProcessInfo, ClientError> {
+        let rest = format!("/wait?timeout_seconds={WAIT_S}");
+        let path = process_path(id, process, &rest);
+        loop {
+            let info: ProcessInfo = self.ask(Method::GET, &path, None::<&()>).await?;
+            if matches!(&info.state[..], "ended" | "lost") {
+                return Ok(info);
+            }
+        }
+    }
+
+    /// `POST …/processes/{process}/signal`.
+    pub async fn signal_process(
+        &self,
+        id: &str,
+        process: u32,
+        signal: ProcessSignal,
+    ) -> Result<(), ClientError> {
+        let path = process_path(id, process, "/signal");
+        let asked = self.ask(Method::POST, &path, Some(&signal));
+        asked.await.map(|_: serde_json::Value| ())
+    }
+
+    /// `POST …/processes/{process}/attach`.
+    pub async fn attach(
+        &self,
+        id: &str,
+        process: u32,
+        request: AttachRequest,
+        input: Option<mpsc::Receiver<ProcessInput>>,
+    ) -> Result<Events<ProcessEvent>, ClientError> {
+        let path = process_path(id, process, "/attach");
+        self.stream(&path, &request, input).await
+    }
+
+    /// `GET …/processes/{process}/output`: what is kept of it, as one object.
+    pub async fn output(
+        &self,
+        id: &str,
+        process: u32,
+        from: Option<u64>,
+    ) -> Result<ProcessOutput, ClientError> {
+        let from = from.map(|from| format!("?from={from}")).unwrap_or_default();
+        let path = process_path(id, process, &format!("/output{from}"));
+        self.ask(Method::GET, &path, None::<&()>).await
+    }
+
+    /// The same as events, and what comes if it is followed.
+    pub async fn read_output(
+        &self,
+        id: &str,
+        process: u32,
+        from: Option<u64>,
+        follow: bool,
+    ) -> Result<Events<ProcessEvent>, ClientError> {
+        let from = from.map(|from| format!("&from={from}")).unwrap_or_default();
+        let path = process_path(id, process, &format!("/output?follow={follow}{from}"));
+        self.events(Method::GET, &path, whole_body(Bytes::new()), None)
+            .await
+    }
+
+    /// `GET /v1/events`: what has happened behind a number, and what happens if it is followed.
+    pub async fn sandbox_events(
+        &self,
+        after: u64,
+        follow: bool,
+    ) -> Result<Events<SandboxEvent>, ClientError> {
+        let path = format!("/v1/events?after={after}&follow={follow}");
+        self.events(Method::GET, &path, whole_body(Bytes::new()), None)
+            .await
+    }
+}

@@ -1,0 +1,832 @@
+//! Live sandboxes as the API's clients see them: a real daemon and the real agent, without any VM. This
+//! program plays the daemon, its zygotes and their guests too.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+#![allow(dead_code, reason = "shared with other tests")]
+
+#[path = "support/fake.rs"]
+mod fake;
+#[path = "support/home.rs"]
+mod home;
+
+use fake::AGENT_VERB;
+use home::*;
+use libtest_mimic::{Arguments, Trial};
+use rustix::process::{Pid, Signal, kill_process};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use zygote_api::*;
+use zygote_daemon::{Client, ClientError, Events};
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().collect();
+    match words.get(1).map(String::as_str) {
+        Some(ZYGOTE_VERB) => fake::zygote(),
+        Some(AGENT_VERB) => agent(),
+        Some(SERVE_VERB) => return daemon(&words[2..]),
+        _ => {}
+    }
+    let tests = TESTS.iter().map(|(name, check)| {
+        Trial::test(*name, move || {
+            check();
+            Ok(())
+        })
+    });
+    libtest_mimic::run(&Arguments::from_args(), tests.collect()).exit_code()
+}
+
+type Check = fn();
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => { const TESTS: &[(&str, Check)] = &[$((stringify!($name), $name)),*]; };
+}
+tests!(
+    a_sandbox_is_made_used_and_ended,
+    what_cannot_be_done_is_refused_with_its_code,
+    names_and_beginnings_of_ids_find_a_sandbox,
+    input_goes_in_with_back_pressure_and_has_an_end,
+    a_detached_process_goes_on_and_its_newest_output_is_kept,
+    who_comes_back_reads_on_from_an_offset,
+    a_slow_reader_holds_its_process_and_nobody_else,
+    two_clients_may_read_one_process,
+    sixty_four_processes_at_once_lose_no_byte,
+    signals_reach_a_process_or_its_group,
+    a_terminal_is_one_and_has_a_size,
+    a_process_runs_as_a_user,
+    time_limits_of_processes_and_of_sandboxes_hold,
+    an_idle_sandbox_ends_and_a_used_one_does_not,
+    a_request_that_is_sent_twice_makes_one_sandbox,
+    events_tell_what_has_happened,
+    what_a_process_leaves_behind_may_still_write,
+    limits_are_told_by_name,
+    stop_does_not_end_sandboxes_without_a_word,
+    a_sandbox_whose_guest_dies_is_told_to_have_died,
+);
+
+/// The program behind [`AGENT_VERB`].
+fn agent() -> ! {
+    let stream = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).unwrap();
+    let null = std::fs::File::open("/dev/null").unwrap();
+    rustix::stdio::dup2_stdin(&null).unwrap();
+    // Its host has hung up.
+    let _ = zygote_agent::serve_here(stream);
+    std::process::exit(0)
+}
+
+/// A daemon with one sandbox.
+struct Box {
+    home: Home,
+    client: Client,
+    id: String,
+}
+
+fn request() -> SandboxRequest {
+    SandboxRequest {
+        template: HERE.to_owned(),
+        ..SandboxRequest::default()
+    }
+}
+
+async fn made(client: &Client, request: &SandboxRequest) -> Result<SandboxInfo, ClientError> {
+    made_with(client, request, None).await
+}
+
+async fn made_with(
+    client: &Client,
+    request: &SandboxRequest,
+    key: Option<&str>,
+) -> Result<SandboxInfo, ClientError> {
+    let mut events = client.create(request, key).await?;
+    while let Some(event) = events.next().await? {
+        match event {
+            CreateEvent::Created(info) => return Ok(*info),
+            CreateEvent::Error { error } => {
+                return Err(ClientError::Refused(std::boxed::Box::new(error)));
+            }
+            _ => {}
+        }
+    }
+    panic!("no end");
+}
+
+async fn sandbox(request: SandboxRequest) -> Box {
+    sandbox_with(request, &[]).await
+}
+
+async fn sandbox_with(request: SandboxRequest, options: &[&str]) -> Box {
+    let home = Home::new();
+    let client = started(&home, options).await;
+    let id = made(&client, &request).await.unwrap().id;
+    Box { home, client, id }
+}
+
+fn process(words: &[&str]) -> ProcessRequest {
+    ProcessRequest {
+        command: words.iter().map(|word| Octets::from(*word)).collect(),
+        cwd: "/".to_owned(),
+        ..ProcessRequest::default()
+    }
+}
+
+fn shell(script: &str) -> ProcessRequest {
+    process(&["sh", "-c", script])
+}
+
+/// Output of both streams and the result of a process.
+async fn finished(
+    events: &mut Events<ProcessEvent>,
+) -> Result<(Vec<u8>, Vec<u8>, ProcessResult), ClientError> {
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let mut next = 0;
+    while let Some(event) = events.next().await? {
+        match event {
+            ProcessEvent::Stdout { data, offset } => {
+                assert_eq!(offset, next);
+                next += data.0.len() as u64;
+                stdout.extend(data.0);
+            }
+            ProcessEvent::Stderr { data, offset } => {
+                assert_eq!(offset, next);
+                next += data.0.len() as u64;
+                stderr.extend(data.0);
+            }
+            ProcessEvent::Result(result) => return Ok((stdout, stderr, *result)),
+            ProcessEvent::Error { error } => {
+                return Err(ClientError::Refused(std::boxed::Box::new(error)));
+            }
+            ProcessEvent::Started { .. } => {}
+            ProcessEvent::Skipped { .. } => panic!("nothing was to be skipped"),
+        }
+    }
+    panic!("no result");
+}
+
+impl Box {
+    async fn run(&self, request: &ProcessRequest) -> (String, String, ProcessResult) {
+        let mut events = self.client.exec_in(&self.id, request, None).await.unwrap();
+        let (stdout, stderr, result) = finished(&mut events).await.unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (text(stdout), text(stderr), result)
+    }
+
+    async fn sh(&self, script: &str) -> (String, String, u8) {
+        let (stdout, stderr, result) = self.run(&shell(script)).await;
+        (stdout, stderr, result.exit_code)
+    }
+
+    async fn detached(&self, script: &str) -> u32 {
+        let request = ProcessRequest {
+            detach: true,
+            ..shell(script)
+        };
+        let info = self.client.start_in(&self.id, &request).await.unwrap();
+        assert_eq!(info.state, "running");
+        info.process
+    }
+}
+
+fn code<T: std::fmt::Debug>(result: Result<T, ClientError>) -> ErrorCode {
+    match result {
+        Err(ClientError::Refused(failure)) => failure.code,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn a_sandbox_is_made_used_and_ended() {
+    runtime().block_on(async {
+        let request = SandboxRequest {
+            env: [
+                ("A".to_owned(), "1".to_owned()),
+                ("B".to_owned(), "2".to_owned()),
+            ]
+            .into(),
+            ..request()
+        };
+        let it = sandbox(request).await;
+        let info = it.client.sandbox(&it.id).await.unwrap();
+        assert_eq!((info.state, info.processes), (SandboxState::Running, 0));
+        let own = ProcessRequest {
+            env: [("B".to_owned(), "3".to_owned())].into(),
+            ..shell("echo $A$B; echo bad >&2; exit 7")
+        };
+        let (stdout, stderr, result) = it.run(&own).await;
+        assert_eq!((&stdout[..], &stderr[..]), ("13\n", "bad\n"));
+        assert_eq!((result.exit_code, result.process), (7, 1));
+        // Files and processes of one call are there for the next.
+        let file = it.home.folder.path().join("state-of-mine");
+        let file = file.to_str().unwrap();
+        it.sh(&format!("echo hello > {file}")).await;
+        assert_eq!(it.sh(&format!("cat {file}")).await.0, "hello\n");
+        let all = it.client.processes(&it.id).await.unwrap().processes;
+        assert_eq!(all.len(), 3);
+        assert_eq!(all[0].result.as_ref().unwrap().exit_code, 7);
+        assert_eq!(all[0].output_kept_bytes, Some(7));
+        let ended = it.client.end_sandbox(&it.id).await.unwrap();
+        assert_eq!(ended.state, SandboxState::Ended);
+        assert_eq!(ended.end.unwrap().reason, "removed");
+        let listed = |state| it.client.sandboxes(state, None);
+        assert_eq!(listed(None).await.unwrap().sandboxes.len(), 0);
+        assert_eq!(listed(Some("all")).await.unwrap().sandboxes.len(), 1);
+        // What has become of its processes is known still.
+        let one = it.client.process(&it.id, 1).await.unwrap();
+        assert_eq!(one.result.unwrap().exit_code, 7);
+        let again = it.client.exec_in(&it.id, &shell("true"), None).await;
+        assert_eq!(code(again.map(drop)), ErrorCode::SandboxEnded);
+    });
+}
+
+fn what_cannot_be_done_is_refused_with_its_code() {
+    runtime().block_on(async {
+        let it = &sandbox(request()).await;
+        let start = |request| async move {
+            code(it.client.exec_in(&it.id, &request, None).await.map(drop))
+        };
+        assert_eq!(start(process(&[])).await, ErrorCode::BadRequest);
+        let nowhere = ProcessRequest {
+            cwd: "/no/such".to_owned(),
+            ..shell("true")
+        };
+        let nobody = ProcessRequest {
+            user: "no-such-user".to_owned(),
+            ..shell("true")
+        };
+        for (request, exit_code, wanted) in [
+            (
+                process(&["no-such-program"]),
+                127,
+                ErrorCode::ProgramNotFound,
+            ),
+            (
+                process(&["/etc/passwd"]),
+                126,
+                ErrorCode::ProgramNotExecutable,
+            ),
+            (nowhere, 125, ErrorCode::ProgramNotStarted),
+            (nobody, 125, ErrorCode::ProgramNotStarted),
+        ] {
+            let (.., result) = it.run(&request).await;
+            assert_eq!(result.exit_code, exit_code);
+            assert_eq!(result.error.unwrap().code, wanted);
+            let detached = ProcessRequest {
+                detach: true,
+                ..request
+            };
+            let refused = it.client.start_in(&it.id, &detached).await;
+            assert_eq!(code(refused), wanted);
+        }
+        let bad = ProcessRequest {
+            env: [("A=B".to_owned(), String::new())].into(),
+            ..shell("true")
+        };
+        assert_eq!(start(bad).await, ErrorCode::BadRequest);
+        let negative = ProcessRequest {
+            timeout_seconds: -1.0,
+            ..shell("true")
+        };
+        assert_eq!(start(negative).await, ErrorCode::BadRequest);
+        let client = &it.client;
+        let id = &it.id;
+        let other = client.sandbox("no-such-sandbox").await;
+        assert_eq!(code(other), ErrorCode::SandboxNotFound);
+        assert_eq!(
+            code(client.process(id, 99).await),
+            ErrorCode::ProcessNotFound
+        );
+        it.sh("true").await;
+        let signal = ProcessSignal {
+            signal: 15,
+            only_process: false,
+        };
+        let ended = client.process(id, 1).await;
+        // What did not start has no number that is known.
+        assert_eq!(code(ended), ErrorCode::ProcessNotFound);
+        let last = client.processes(id).await.unwrap().processes[0].process;
+        assert_eq!(
+            code(client.signal_process(id, last, signal).await),
+            ErrorCode::ProcessEnded
+        );
+        for template in ["no-such-template", "../x"] {
+            let wrong = SandboxRequest {
+                template: template.to_owned(),
+                ..request()
+            };
+            let refused = code(made(client, &wrong).await);
+            assert!(matches!(
+                refused,
+                ErrorCode::TemplateNotFound | ErrorCode::BadRequest
+            ));
+        }
+    });
+}
+
+fn names_and_beginnings_of_ids_find_a_sandbox() {
+    runtime().block_on(async {
+        let named = SandboxRequest {
+            name: Some("box".to_owned()),
+            ..request()
+        };
+        let it = sandbox(named.clone()).await;
+        assert_eq!(it.client.sandbox("box").await.unwrap().id, it.id);
+        let tail = &it.id[it.id.len() - 12..];
+        assert_eq!(it.client.sandbox(tail).await.unwrap().id, it.id);
+        assert_eq!(it.client.sandbox(&it.id[..30]).await.unwrap().id, it.id);
+        assert_eq!(code(made(&it.client, &named).await), ErrorCode::NameTaken);
+        let bad = SandboxRequest {
+            name: Some("a b".to_owned()),
+            ..request()
+        };
+        assert_eq!(code(made(&it.client, &bad).await), ErrorCode::BadRequest);
+        // Made in one moment, they begin alike.
+        let second = made(&it.client, &request()).await.unwrap().id;
+        let same = it.id.bytes().zip(second.bytes());
+        let same = same.take_while(|(a, b)| a == b).count();
+        if same >= 4 {
+            let both = it.client.sandbox(&it.id[..same]).await;
+            assert_eq!(code(both), ErrorCode::Ambiguous);
+        }
+        it.client.end_sandbox("box").await.unwrap();
+        assert_eq!(it.client.sandbox("box").await.unwrap().id, it.id);
+        let third = made(&it.client, &named).await.unwrap().id;
+        assert_eq!(it.client.sandbox("box").await.unwrap().id, third);
+    });
+}
+
+fn input_goes_in_with_back_pressure_and_has_an_end() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let (sender, input) = mpsc::channel(4);
+        let with_input = ProcessRequest {
+            stdin_stream: true,
+            ..shell("wc -c; echo done")
+        };
+        let started = it.client.exec_in(&it.id, &with_input, Some(input)).await;
+        let mut events = started.unwrap();
+        let pieces = 200;
+        let feeding = async move {
+            for _ in 0..pieces {
+                let data = vec![b'x'; 60_000].into();
+                sender.send(ProcessInput::Stdin { data }).await.unwrap();
+            }
+            sender.send(ProcessInput::StdinEnd).await.unwrap();
+            // The request goes on: its end is not what ends the input.
+            sender
+        };
+        let (sender, ended) = tokio::join!(feeding, finished(&mut events));
+        drop(sender);
+        let stdout = String::from_utf8(ended.unwrap().0).unwrap();
+        assert_eq!(stdout, format!("{}\ndone\n", 60_000 * pieces));
+        // All of it in the request.
+        let whole = ProcessRequest {
+            stdin: Some("one\ntwo\n".into()),
+            ..process(&["cat"])
+        };
+        assert_eq!(it.run(&whole).await.0, "one\ntwo\n");
+        // One that reads nothing and ends does not keep its client.
+        let deaf = ProcessRequest {
+            stdin: Some(vec![b'x'; 1 << 20].into()),
+            ..shell("exit 3")
+        };
+        assert_eq!(it.run(&deaf).await.2.exit_code, 3);
+    });
+}
+
+fn a_detached_process_goes_on_and_its_newest_output_is_kept() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let number = it.detached("seq 1 200000; echo end >&2").await;
+        let ended = it.client.wait_process(&it.id, number).await.unwrap();
+        assert_eq!(ended.result.unwrap().exit_code, 0);
+        let whole: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
+        let total = whole.len() as u64 + 4;
+        let info = it.client.process(&it.id, number).await.unwrap();
+        let (kept, dropped) = (
+            info.output_kept_bytes.unwrap(),
+            info.output_dropped_bytes.unwrap(),
+        );
+        assert_eq!((kept, kept + dropped), (256 * 1024, total));
+        let output = it.client.output(&it.id, number, None).await.unwrap();
+        assert_eq!(output.stderr.unwrap(), "end\n");
+        assert_eq!(output.stdout.unwrap(), whole[dropped as usize..]);
+        assert_eq!((output.next, output.skipped_bytes), (total, 0));
+        let from_start = it.client.output(&it.id, number, Some(0)).await.unwrap();
+        assert_eq!(from_start.skipped_bytes, dropped);
+    });
+}
+
+fn who_comes_back_reads_on_from_an_offset() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let script = "for i in 1 2 3 4 5 6 7 8 9; do echo line $i; done; read x; echo got $x";
+        let request = ProcessRequest {
+            stdin_stream: true,
+            ..shell(script)
+        };
+        let (keep, input) = mpsc::channel(4);
+        let started = it.client.exec_in(&it.id, &request, Some(input)).await;
+        let mut events = started.unwrap();
+        let mut seen = 0;
+        while seen < 30 {
+            if let ProcessEvent::Stdout { data, offset } = events.next().await.unwrap().unwrap() {
+                seen = offset + data.0.len() as u64;
+            }
+        }
+        // The connection breaks off; the process goes on.
+        drop((events, keep));
+        let from = 21;
+        let (sender, input) = mpsc::channel(4);
+        let attach = AttachRequest {
+            from: Some(from),
+            hold: true,
+        };
+        let attached = it.client.attach(&it.id, 1, attach, Some(input)).await;
+        let mut events = attached.unwrap();
+        let data = "hello\n".into();
+        sender.send(ProcessInput::Stdin { data }).await.unwrap();
+        let mut text = Vec::new();
+        let result = loop {
+            match events.next().await.unwrap().unwrap() {
+                ProcessEvent::Stdout { data, offset } => {
+                    assert_eq!(offset, from + text.len() as u64);
+                    text.extend(data.0);
+                }
+                ProcessEvent::Result(result) => break result,
+                other => panic!("{other:?}"),
+            }
+        };
+        let text = String::from_utf8(text).unwrap();
+        assert!(
+            text.starts_with("line 4\n") && text.ends_with("line 9\ngot hello\n"),
+            "{text}"
+        );
+        assert_eq!(result.exit_code, 0);
+    });
+}
+
+fn a_slow_reader_holds_its_process_and_nobody_else() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let flood = process(&["sh", "-c", "head -c 50000000 /dev/zero"]);
+        let mut slow = it.client.exec_in(&it.id, &flood, None).await.unwrap();
+        while !matches!(
+            slow.next().await.unwrap(),
+            Some(ProcessEvent::Stdout { .. })
+        ) {}
+        // Not read any further: its process waits, others do not.
+        for number in 0..20 {
+            assert_eq!(
+                it.sh(&format!("echo {number}")).await.0,
+                format!("{number}\n")
+            );
+        }
+        let info = it.client.process(&it.id, 1).await.unwrap();
+        assert_eq!(info.state, "running");
+        let mut count = 0;
+        let result = loop {
+            match slow.next().await.unwrap().unwrap() {
+                ProcessEvent::Stdout { data, offset } => {
+                    assert!(data.0.iter().all(|byte| *byte == 0));
+                    count = offset + data.0.len() as u64;
+                }
+                ProcessEvent::Result(result) => break result,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!((count, result.exit_code), (50_000_000, 0));
+    });
+}
+
+fn two_clients_may_read_one_process() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let request = ProcessRequest {
+            stdin_stream: true,
+            ..process(&["cat"])
+        };
+        let (sender, input) = mpsc::channel(4);
+        let started = it.client.exec_in(&it.id, &request, Some(input)).await;
+        let mut first = started.unwrap();
+        assert!(matches!(
+            first.next().await.unwrap(),
+            Some(ProcessEvent::Started { process: 1, .. })
+        ));
+        let attach = AttachRequest::default();
+        let attached = it.client.attach(&it.id, 1, attach, None).await;
+        let mut second = attached.unwrap();
+        let data: Octets = "for both".into();
+        sender
+            .send(ProcessInput::Stdin { data: data.clone() })
+            .await
+            .unwrap();
+        sender.send(ProcessInput::StdinEnd).await.unwrap();
+        for events in [&mut first, &mut second] {
+            let (stdout, _, result) = finished(events).await.unwrap();
+            assert_eq!((stdout, result.exit_code), (data.0.clone(), 0));
+        }
+    });
+}
+
+fn sixty_four_processes_at_once_lose_no_byte() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let it = &it;
+        let one = |number: u32| async move {
+            let script = format!("seq {number} 3 30000; seq {number} 7 20000 >&2");
+            let (stdout, stderr, code) = it.sh(&script).await;
+            let lines = |step: usize, end: u32| -> String {
+                (number..=end)
+                    .step_by(step)
+                    .map(|n| format!("{n}\n"))
+                    .collect()
+            };
+            assert_eq!(code, 0);
+            assert!(stdout == lines(3, 30_000) && stderr == lines(7, 20_000));
+        };
+        futures_util::future::join_all((0..64).map(one)).await;
+    });
+}
+
+fn signals_reach_a_process_or_its_group() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let number = it.detached("sleep 1000 & sleep 1000").await;
+        let signal = |signal, only_process| ProcessSignal {
+            signal,
+            only_process,
+        };
+        let kill = it.client.signal_process(&it.id, number, signal(9, false));
+        kill.await.unwrap();
+        let ended = it.client.wait_process(&it.id, number).await.unwrap();
+        let result = ended.result.unwrap();
+        assert_eq!((result.exit_code, result.signal), (137, Some(9)));
+        let number = it
+            .detached("trap 'echo term; exit 5' TERM; echo up; while :; do sleep 0.01; done")
+            .await;
+        let begun = Instant::now();
+        while it.client.output(&it.id, number, None).await.unwrap().next < 3 {
+            assert!(begun.elapsed() < Duration::from_secs(30));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let term = it.client.signal_process(&it.id, number, signal(15, true));
+        term.await.unwrap();
+        let ended = it.client.wait_process(&it.id, number).await.unwrap();
+        assert_eq!(ended.result.unwrap().exit_code, 5);
+        let bad = it.client.signal_process(&it.id, number, signal(65, true));
+        assert_eq!(code(bad.await), ErrorCode::BadRequest);
+    });
+}
+
+fn a_terminal_is_one_and_has_a_size() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let request = ProcessRequest {
+            terminal: Some(TerminalSize {
+                rows: 40,
+                columns: 100,
+            }),
+            ..shell("test -t 0 -a -t 1 -a -t 2 && stty size; read x; stty size; cat")
+        };
+        let (sender, input) = mpsc::channel(4);
+        let started = it.client.exec_in(&it.id, &request, Some(input)).await;
+        let mut events = started.unwrap();
+        let resize = ProcessInput::Resize {
+            rows: 50,
+            columns: 120,
+        };
+        sender.send(resize).await.unwrap();
+        let typed = |text: &str| ProcessInput::Stdin { data: text.into() };
+        sender.send(typed("go\r")).await.unwrap();
+        sender.send(typed("text\r")).await.unwrap();
+        // A terminal's end of input is a character, which cat takes for its end.
+        sender.send(ProcessInput::StdinEnd).await.unwrap();
+        let (stdout, stderr, result) = finished(&mut events).await.unwrap();
+        let shown = String::from_utf8(stdout).unwrap();
+        // The terminal shows what is typed, and cat what it has read.
+        assert!(shown.contains("50 120\r\n"), "{shown:?}");
+        assert_eq!(shown.matches("text\r\n").count(), 2, "{shown:?}");
+        assert_eq!((stderr.len(), result.exit_code), (0, 0));
+        let number = it.detached("sleep 1000").await;
+        let attached = it
+            .client
+            .attach(&it.id, number, AttachRequest::default(), None)
+            .await;
+        drop(attached.unwrap());
+        // Ctrl-C ends what runs in front.
+        let request = ProcessRequest {
+            command: vec!["sleep".into(), "1000".into()],
+            ..request
+        };
+        let (sender, input) = mpsc::channel(4);
+        let started = it.client.exec_in(&it.id, &request, Some(input)).await;
+        let mut events = started.unwrap();
+        sender.send(typed("\u{3}")).await.unwrap();
+        let (_, _, result) = finished(&mut events).await.unwrap();
+        assert_eq!(result.signal, Some(2));
+    });
+}
+
+fn a_process_runs_as_a_user() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let as_user = |user: &str| ProcessRequest {
+            user: user.to_owned(),
+            ..shell("id -u; id -g; id -G; echo $HOME")
+        };
+        let (stdout, ..) = it.run(&as_user("nobody")).await;
+        let lines: Vec<&str> = stdout.lines().collect();
+        assert_eq!(lines[0], "65534", "{stdout}");
+        let (stdout, ..) = it.run(&as_user("1234:5678")).await;
+        assert_eq!(stdout, "1234\n5678\n5678\n/\n");
+        let (stdout, ..) = it.run(&as_user("")).await;
+        assert!(stdout.starts_with("0\n0\n"), "{stdout}");
+    });
+}
+
+fn time_limits_of_processes_and_of_sandboxes_hold() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let limited = ProcessRequest {
+            timeout_seconds: 0.2,
+            ..shell("echo first; sleep 1000 & sleep 1000")
+        };
+        let (stdout, _, result) = it.run(&limited).await;
+        assert_eq!(
+            (&stdout[..], result.exit_code, result.timed_out),
+            ("first\n", 124, true)
+        );
+        assert_eq!(result.error.unwrap().code, ErrorCode::TimedOut);
+        // In the middle of an exec.
+        let short = SandboxRequest {
+            ttl_seconds: 0.3,
+            ..request()
+        };
+        let id = made(&it.client, &short).await.unwrap().id;
+        let sleeping = it
+            .client
+            .exec_in(&id, &shell("echo a; sleep 1000"), None)
+            .await;
+        let ended = finished(&mut sleeping.unwrap()).await;
+        assert_eq!(code(ended), ErrorCode::SandboxEnded);
+        let info = it.client.wait_sandbox(&id).await.unwrap();
+        assert_eq!(info.end.unwrap().reason, "ttl");
+        assert_eq!(it.client.process(&id, 1).await.unwrap().state, "lost");
+        // A time to live can be made longer, and taken away.
+        let id = made(&it.client, &short).await.unwrap().id;
+        let longer = SandboxChange {
+            ttl_seconds: Some(0.0),
+            idle_seconds: None,
+        };
+        let info = it.client.change_sandbox(&id, longer).await.unwrap();
+        assert_eq!(info.expires_unix_s, None);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let info = it.client.sandbox(&id).await.unwrap();
+        assert_eq!(info.state, SandboxState::Running);
+    });
+}
+
+fn an_idle_sandbox_ends_and_a_used_one_does_not() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let idle = SandboxRequest {
+            idle_seconds: 0.4,
+            ..request()
+        };
+        let id = made(&it.client, &idle).await.unwrap().id;
+        // Somebody reads: it is used, for longer than it may be idle.
+        let mut events = it
+            .client
+            .exec_in(&id, &shell("sleep 1; echo a"), None)
+            .await
+            .unwrap();
+        let (stdout, ..) = finished(&mut events).await.unwrap();
+        assert_eq!(stdout, b"a\n");
+        let info = it.client.wait_sandbox(&id).await.unwrap();
+        assert_eq!(info.end.unwrap().reason, "idle");
+    });
+}
+
+fn a_request_that_is_sent_twice_makes_one_sandbox() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let key = Some("key-1");
+        let request = request();
+        let (one, two) = tokio::join!(
+            made_with(&it.client, &request, key),
+            made_with(&it.client, &request, key)
+        );
+        assert_eq!(one.unwrap().id, two.unwrap().id);
+        let other = SandboxRequest {
+            ttl_seconds: 5.0,
+            ..request
+        };
+        let refused = made_with(&it.client, &other, key).await;
+        assert_eq!(code(refused), ErrorCode::Conflict);
+        let count = it.client.status().await.unwrap().sandboxes;
+        assert_eq!(count, 2);
+    });
+}
+
+fn events_tell_what_has_happened() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        it.sh("exit 4").await;
+        let mut events = it.client.sandbox_events(0, true).await.unwrap();
+        it.client.end_sandbox(&it.id).await.unwrap();
+        let mut seen = Vec::new();
+        while seen.len() < 4 {
+            let event = events.next().await.unwrap().unwrap();
+            assert_eq!(
+                (event.number, &event.sandbox),
+                (seen.len() as u64 + 1, &it.id)
+            );
+            seen.push(event.what);
+        }
+        assert_eq!(seen[0], SandboxHappening::Made);
+        assert!(matches!(
+            &seen[1],
+            SandboxHappening::ProcessStarted { process: 1, command } if command[0] == "sh".into()
+        ));
+        assert!(matches!(
+            seen[2],
+            SandboxHappening::ProcessEnded { exit_code: 4, .. }
+        ));
+        assert!(matches!(&seen[3], SandboxHappening::Ended { reason, .. } if reason == "removed"));
+    });
+}
+
+fn what_a_process_leaves_behind_may_still_write() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let folder = it.home.folder.path().to_str().unwrap().to_owned();
+        let script = format!(
+            "(while ! test -e {folder}/go; do sleep 0.01; done; echo later; touch {folder}/done) & echo now"
+        );
+        assert_eq!(it.sh(&script).await.0, "now\n");
+        it.sh(&format!("touch {folder}/go; while ! test -e {folder}/done; do sleep 0.01; done"))
+            .await;
+        let output = it.client.output(&it.id, 1, None).await.unwrap();
+        assert_eq!(output.stdout.unwrap(), "now\nlater\n");
+    });
+}
+
+fn limits_are_told_by_name() {
+    runtime().block_on(async {
+        let it = sandbox_with(request(), &["live_max=2", "processes_max=2"]).await;
+        let second = made(&it.client, &request()).await.unwrap();
+        let third = made(&it.client, &request()).await;
+        assert_eq!(code(third), ErrorCode::LimitReached);
+        it.client.end_sandbox(&second.id).await.unwrap();
+        made(&it.client, &request()).await.unwrap();
+        it.detached("sleep 1000").await;
+        it.detached("sleep 1000").await;
+        let refused = it.client.exec_in(&it.id, &shell("true"), None).await;
+        assert_eq!(code(refused.map(drop)), ErrorCode::LimitReached);
+    });
+}
+
+fn stop_does_not_end_sandboxes_without_a_word() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let stop = |now| StopRequest {
+            now,
+            if_idle: false,
+        };
+        assert_eq!(code(it.client.stop(stop(false)).await), ErrorCode::Conflict);
+        let mut events = it
+            .client
+            .exec_in(&it.id, &shell("sleep 1000"), None)
+            .await
+            .unwrap();
+        it.client.stop(stop(true)).await.unwrap();
+        let ended = finished(&mut events).await;
+        assert!(ended.is_err());
+    });
+}
+
+fn a_sandbox_whose_guest_dies_is_told_to_have_died() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let mut events = it
+            .client
+            .exec_in(&it.id, &shell("sleep 1000"), None)
+            .await
+            .unwrap();
+        events.next().await.unwrap();
+        let daemon = it.client.health().await.unwrap().pid;
+        for guest in children(daemon).into_iter().flat_map(children) {
+            kill_process(Pid::from_raw(guest.cast_signed()).unwrap(), Signal::KILL).unwrap();
+        }
+        let ended = finished(&mut events).await;
+        assert_eq!(code(ended), ErrorCode::SandboxEnded);
+        let info = it.client.wait_sandbox(&it.id).await.unwrap();
+        assert_eq!(info.end.unwrap().reason, "died");
+    });
+}
+
+/// Processes that another's first thread has started.
+fn children(parent: u32) -> Vec<u32> {
+    let path = format!("/proc/{parent}/task/{parent}/children");
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.split_whitespace()
+        .map(|pid| pid.parse().unwrap())
+        .collect()
+}

@@ -1,0 +1,178 @@
+//! Making a live sandbox.
+
+use super::error::LiveError;
+use super::journal::Happening;
+use super::owner::{Guest, Inbox, Owner, step};
+use super::phase::{End, EndReason, Phase, Step};
+use super::sandbox::{Sandbox, SandboxSpec, Status};
+use crate::conversation::{Broken, Listener};
+use crate::engine::{Engine, EngineError, Note};
+use crate::fork::Fork;
+use crate::pool::Pool;
+use crate::sandbox::{hear_activation, last_words};
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use uuid::Uuid;
+use zygote_protocol::{HostMessage, encode};
+use zygote_snapshot::RunKind;
+
+/// Commands that wait for a sandbox's owner.
+const COMMANDS_MAX: usize = 64;
+
+impl Engine {
+    /// Makes a sandbox that lives until it is ended. With an idempotency key that was used for the same
+    /// before, gives back that one. Dropping the future before it is done ends what was begun.
+    ///
+    /// # Errors
+    /// If it cannot be made, or its name is taken.
+    pub async fn create(
+        self: &Arc<Self>,
+        spec: SandboxSpec,
+        key: Option<&str>,
+        notes: &(dyn Fn(Note) + Sync),
+    ) -> Result<Arc<Sandbox>, LiveError> {
+        let loaded = self.find(&spec.template, spec.build.clone())?;
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let (notices, told) = mpsc::unbounded_channel();
+        let expires = spec.ttl.map(|ttl| SystemTime::now() + ttl);
+        let sandbox = Arc::new(Sandbox {
+            id: Uuid::now_v7(),
+            build: loaded.build.clone(),
+            created: SystemTime::now(),
+            limits: self.live().limits,
+            status: watch::Sender::new(Status {
+                phase: Phase::Making,
+                end: None,
+                expires,
+                idle: spec.idle,
+                fork_time: None,
+            }),
+            spec,
+            processes: std::sync::Mutex::default(),
+            commands,
+            notices,
+        });
+        if let Some(known) = self.live().enter(&sandbox, key)? {
+            return self.made_before(known).await;
+        }
+        let mut making = Making {
+            engine: self,
+            sandbox: &sandbox,
+            is_made: false,
+        };
+        let begun = Instant::now();
+        let kind = RunKind::Command;
+        let turn = self.turn().await?;
+        let allowed = sandbox.spec.allow_missing_walls;
+        let (pool, fork) = self.fork(&loaded, kind, allowed, notes).await?;
+        let made = activate(&sandbox, &pool, fork).await;
+        drop(turn);
+        let guest = made.map_err(LiveError::NotMade)?;
+        let inbox = Inbox {
+            commands: inbox,
+            notices: told,
+        };
+        let expires = sandbox.spec.ttl.map(|ttl| begun + ttl);
+        sandbox
+            .status
+            .send_modify(|status| status.fork_time = Some(begun.elapsed()));
+        step(&sandbox, Step::Activated, None);
+        let journal = Arc::clone(&self.live().journal);
+        journal.note(sandbox.id, sandbox.spec.name.as_deref(), Happening::Made);
+        let owner = Owner::new(Arc::clone(&sandbox), journal, guest, expires);
+        making.is_made = true;
+        tokio::spawn(async move {
+            owner.live(inbox).await;
+            // Kept until now: who has a share of them is not unloaded.
+            drop((pool, loaded));
+        });
+        Ok(Arc::clone(&sandbox))
+    }
+
+    /// The one that another request with the same key makes, or has made.
+    async fn made_before(&self, known: Arc<Sandbox>) -> Result<Arc<Sandbox>, LiveError> {
+        let mut status = known.status.subscribe();
+        // The making has deadlines of its own.
+        let _ = status
+            .wait_for(|status| status.phase != Phase::Making)
+            .await;
+        match known.status.borrow().phase {
+            Phase::Ended => Err(known.gone()),
+            _ => Ok(Arc::clone(&known)),
+        }
+    }
+}
+
+/// Has a fork become somebody; why not, otherwise. It no longer counts among its pool's that run.
+async fn activate(sandbox: &Sandbox, pool: &Pool, fork: Fork) -> Result<Guest, String> {
+    let Fork {
+        mut identity,
+        stream,
+        control,
+        mut runner,
+        ..
+    } = fork;
+    let tail = sandbox.id.simple().to_string().split_off(20);
+    let own = || format!("zygote-{tail}");
+    identity.hostname = hostname(sandbox.spec.name.as_deref()).unwrap_or_else(own);
+    let opening = encode(&HostMessage::Activate(identity)).map_err(|e| e.to_string())?;
+    let (read, mut writer) = stream.into_split();
+    let mut listener = Listener::new(read);
+    let zygote = pool.zygote();
+    // One that has died does not answer either.
+    let _ = writer.write_all(&opening).await;
+    match hear_activation(zygote, &mut listener, zygote.patience()).await {
+        Ok(None) => Ok(Guest {
+            listener,
+            writer,
+            control,
+            runner,
+        }),
+        Ok(Some(why)) => Err(format!("the fork is not used: {why}")),
+        Err(Broken::Nonsense(what)) => Err(format!("the guest sent nonsense: {what}")),
+        Err(Broken::Ended) => Err(last_words(&control, &mut runner).await),
+    }
+}
+
+/// A name as a host name, where it can be one (hostname(7)).
+fn hostname(name: Option<&str>) -> Option<String> {
+    let name = name?.to_ascii_lowercase();
+    let is_good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (name.bytes().all(is_good) && !name.ends_with('-')).then_some(name)
+}
+
+/// What was begun is undone unless it comes to its end.
+struct Making<'a> {
+    engine: &'a Engine,
+    sandbox: &'a Sandbox,
+    is_made: bool,
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        if !self.is_made {
+            let end = End {
+                reason: EndReason::NotMade("it could not be made".to_owned()),
+                at: SystemTime::now(),
+            };
+            step(self.sandbox, Step::End, Some(&end));
+            step(self.sandbox, Step::Gone, None);
+            self.engine.live().leave(self.sandbox.id);
+        }
+    }
+}
+
+impl From<crate::queue::NoTurn> for LiveError {
+    fn from(error: crate::queue::NoTurn) -> Self {
+        Self::Engine(EngineError::NoTurn(error))
+    }
+}
+
+impl From<zygote_template::StoreError> for LiveError {
+    fn from(error: zygote_template::StoreError) -> Self {
+        Self::Engine(EngineError::Template(error))
+    }
+}

@@ -1,0 +1,72 @@
+//! Why something could not be done with a live sandbox.
+
+use crate::engine::EngineError;
+use zygote_protocol::StartFailure;
+
+/// See the sentences.
+#[derive(Debug, thiserror::Error)]
+pub enum LiveError {
+    /// Nothing is known of it.
+    #[error("there is no sandbox {0}")]
+    NotFound(String),
+    /// The beginning of an id, of several sandboxes.
+    #[error("{0} is the beginning of the ids of {1} sandboxes")]
+    Ambiguous(String, usize),
+    /// Another one has it.
+    #[error("the name {0} is taken by the sandbox {1}")]
+    NameTaken(String, String),
+    /// It cannot be a name.
+    #[error("{0:?} is no name for a sandbox")]
+    BadName(String),
+    /// It has ended.
+    #[error("the sandbox {id} has ended: {why}")]
+    Ended {
+        /// Which.
+        id: String,
+        /// Why.
+        why: String,
+    },
+    /// It could not be made, or died at once.
+    #[error("the sandbox has died: {0}")]
+    NotMade(String),
+    /// It has no such process.
+    #[error("the sandbox has no process {0}, or has forgotten it")]
+    NoProcess(u32),
+    /// The process has ended.
+    #[error("process {0} has ended")]
+    ProcessEnded(u32),
+    /// Its input has ended, or it never had one.
+    #[error("process {0} takes no input")]
+    NoInput(u32),
+    /// It runs without a terminal.
+    #[error("process {0} has no terminal")]
+    NoTerminal(u32),
+    /// A limit.
+    #[error("{count} {what}, as many as there may be")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// The limit.
+        count: usize,
+    },
+    /// The program did not start.
+    #[error("{message}")]
+    StartFailed {
+        /// As a shell tells it apart.
+        reason: StartFailure,
+        /// The guest's sentence.
+        message: String,
+    },
+    /// The guest does not answer.
+    #[error("the guest did not answer within {0} s")]
+    Late(u64),
+    /// The request does not fit into a message.
+    #[error("the request is too large for the guest: {0}")]
+    TooLarge(String),
+    /// An idempotency key, used for something else before.
+    #[error("this idempotency key was used for another request")]
+    KeyReused,
+    /// No sandbox could be made.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}

@@ -1,0 +1,23 @@
+//! Sandboxes that live: each has an id, perhaps a name, processes, and a life that ends when its owner
+//! says so, or when its time is over. One owner task each ([`owner`]), which is told by messages what
+//! is wanted; what is known of a sandbox can be looked at without asking it.
+
+mod attachment;
+mod create;
+mod error;
+mod journal;
+mod limits;
+mod owner;
+mod phase;
+mod process;
+mod registry;
+mod sandbox;
+
+pub use attachment::Attachment;
+pub use error::LiveError;
+pub use journal::{Entry, Happening, Journal};
+pub use limits::{INPUT_WINDOW_BYTES, LiveLimits, READER_WINDOW_BYTES};
+pub use phase::{End, EndReason, Phase};
+pub use process::{Piece, ProcessInfo, ProcessSpec, ProcessState};
+pub use registry::Registry;
+pub use sandbox::{Attach, RingState, Sandbox, SandboxSpec, Status};

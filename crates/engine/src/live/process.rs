@@ -1,0 +1,204 @@
+//! A process of a live sandbox, as its owner knows it.
+
+use super::limits::{INPUT_WINDOW_BYTES, READER_WINDOW_BYTES};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::Instant;
+use zygote_protocol::{ExitStatus, ProcessId, ReaderId, Stream, TerminalSize};
+
+/// A process to start.
+#[derive(Clone, Debug, Default)]
+pub struct ProcessSpec {
+    /// The program and its arguments.
+    pub command: Vec<Vec<u8>>,
+    /// Comes to the sandbox's environment.
+    pub env: Vec<(String, String)>,
+    /// Directory in the guest; empty: the user's home.
+    pub cwd: String,
+    /// `USER` or `USER:GROUP`; empty: root.
+    pub user: String,
+    /// Whether there will be input.
+    pub stdin: bool,
+    /// A terminal in place of the three streams.
+    pub terminal: Option<TerminalSize>,
+    /// How long it may run.
+    pub timeout: Option<Duration>,
+    /// Whether somebody reads its output from the start, for whom it waits.
+    pub follow: bool,
+}
+
+/// How far a process has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProcessState {
+    /// The guest has been asked for it.
+    Starting,
+    /// It runs.
+    Running,
+    /// It has ended.
+    Ended {
+        /// How.
+        status: ExitStatus,
+        /// Whether at its time limit.
+        timed_out: bool,
+    },
+    /// It was there when its sandbox ended.
+    Lost,
+}
+
+impl ProcessState {
+    /// Whether there is no more to come of it.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        matches!(self, Self::Ended { .. } | Self::Lost)
+    }
+}
+
+/// What is known of a process.
+#[derive(Clone, Debug)]
+pub struct ProcessInfo {
+    /// Its number in its sandbox.
+    pub id: ProcessId,
+    /// Its pid in the guest, once it runs.
+    pub pid: Option<u32>,
+    /// Its program and arguments.
+    pub command: Vec<Vec<u8>>,
+    /// Who it runs as, as asked for.
+    pub user: String,
+    /// Whether it has a terminal.
+    pub has_terminal: bool,
+    /// When it was asked for.
+    pub started: SystemTime,
+    /// How long it has run, if it has ended.
+    pub took: Option<Duration>,
+    /// How far it has come.
+    pub state: ProcessState,
+}
+
+/// What a reader is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Output.
+    Output {
+        /// Where it lies in all of the process's output.
+        offset: u64,
+        /// Which stream.
+        stream: Stream,
+        /// The bytes.
+        data: Vec<u8>,
+    },
+    /// Output that is no longer kept.
+    Skipped {
+        /// Where the gap begins.
+        from: u64,
+        /// Where it ends.
+        to: u64,
+    },
+    /// All that was asked for has come.
+    End,
+    /// The sandbox has ended; see there why.
+    Lost,
+}
+
+/// Somebody who reads.
+pub struct Reader {
+    pub pieces: mpsc::UnboundedSender<Piece>,
+    /// Where it is.
+    pub at: u64,
+    /// How far the guest may send.
+    pub limit: u64,
+    /// Where it ends by itself, if not at the process's end.
+    pub until: Option<u64>,
+}
+
+impl Reader {
+    /// From an offset on, with room for one window.
+    pub fn new(pieces: mpsc::UnboundedSender<Piece>, at: u64, until: Option<u64>) -> Self {
+        let limit = at.saturating_add(READER_WINDOW_BYTES);
+        let limit = until.map_or(limit, |until| limit.min(until));
+        Self {
+            pieces,
+            at,
+            limit,
+            until,
+        }
+    }
+}
+
+/// The owner's record.
+pub struct Process {
+    pub info: ProcessInfo,
+    /// Whoever waits for it to start.
+    pub starting: Option<oneshot::Sender<Result<ProcessInfo, super::LiveError>>>,
+    /// The end of its own output, once it has ended.
+    pub output_end: Option<u64>,
+    pub readers: HashMap<ReaderId, Reader>,
+    pub next_reader: ReaderId,
+    /// Room for its input, in bytes; closed when it takes none.
+    pub input: Arc<Semaphore>,
+    pub input_taken: u64,
+    pub input_sent: u64,
+    pub state: watch::Sender<ProcessState>,
+    pub begun: Instant,
+    /// When it is killed.
+    pub deadline: Option<Instant>,
+    pub timed_out: bool,
+}
+
+impl Process {
+    pub fn new(id: ProcessId, spec: &ProcessSpec) -> Self {
+        let input = Semaphore::new(INPUT_WINDOW_BYTES);
+        if !spec.stdin && spec.terminal.is_none() {
+            input.close();
+        }
+        Self {
+            info: ProcessInfo {
+                id,
+                pid: None,
+                command: spec.command.clone(),
+                user: spec.user.clone(),
+                has_terminal: spec.terminal.is_some(),
+                started: SystemTime::now(),
+                took: None,
+                state: ProcessState::Starting,
+            },
+            starting: None,
+            output_end: None,
+            readers: HashMap::new(),
+            next_reader: 1,
+            input: Arc::new(input),
+            input_taken: 0,
+            input_sent: 0,
+            state: watch::Sender::new(ProcessState::Starting),
+            begun: Instant::now(),
+            deadline: None,
+            timed_out: false,
+        }
+    }
+
+    /// Moves it on, and tells who waits.
+    pub fn set(&mut self, state: ProcessState) {
+        if state.is_over() {
+            self.info.took = Some(self.begun.elapsed());
+            self.input.close();
+            self.deadline = None;
+        }
+        self.info.state = state.clone();
+        self.state.send_replace(state);
+    }
+
+    /// Ends readers that have had all.
+    pub fn end_readers(&mut self) {
+        let end = self.output_end;
+        self.readers.retain(|_, reader| {
+            let is_at = |offset: u64| reader.at >= offset;
+            let is_done = reader.until.is_some_and(is_at)
+                || (reader.until.is_none() && end.is_some_and(is_at));
+            if is_done {
+                let _ = reader.pieces.send(Piece::End);
+            }
+            !is_done
+        });
+    }
+}

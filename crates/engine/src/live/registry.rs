@@ -1,0 +1,217 @@
+//! All live sandboxes of an engine, by id and by name; those that have ended are remembered for a while.
+
+use super::error::LiveError;
+use super::journal::Journal;
+use super::limits::LiveLimits;
+use super::phase::{EndReason, Phase};
+use super::sandbox::{Sandbox, SandboxSpec};
+use crate::queue::NoTurn;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use uuid::Uuid;
+
+/// Longest name.
+const NAME_MAX_BYTES: usize = 63;
+/// Shortest beginning of an id that stands for it.
+const PREFIX_MIN: usize = 4;
+/// Idempotency keys that are remembered.
+const KEYS_MAX: usize = 10_000;
+
+/// See the module.
+pub struct Registry {
+    /// What they may take.
+    pub limits: LiveLimits,
+    /// What has happened to them.
+    pub journal: Arc<Journal>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    all: Vec<Arc<Sandbox>>,
+    /// Keys in the order of their use, with what they were used for.
+    keys: VecDeque<(String, Used)>,
+    is_closed: bool,
+}
+
+#[derive(Clone)]
+struct Used {
+    spec: SandboxSpec,
+    id: Uuid,
+}
+
+impl Registry {
+    /// With nothing in it.
+    pub fn new(limits: LiveLimits) -> Self {
+        Self {
+            limits,
+            journal: Arc::default(),
+            inner: Mutex::default(),
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a sandbox that is being made. With a key that was used for the same before, gives back that
+    /// one instead.
+    ///
+    /// # Errors
+    /// If its name is taken or none, or there are too many.
+    pub(super) fn enter(
+        &self,
+        sandbox: &Arc<Sandbox>,
+        key: Option<&str>,
+    ) -> Result<Option<Arc<Sandbox>>, LiveError> {
+        let mut inner = self.inner();
+        if let Some((_, used)) = key.and_then(|key| inner.keys.iter().find(|(k, _)| k == key)) {
+            if used.spec != sandbox.spec {
+                return Err(LiveError::KeyReused);
+            }
+            let known = inner.all.iter().find(|other| other.id == used.id);
+            if let Some(known) = known {
+                return Ok(Some(Arc::clone(known)));
+            }
+        }
+        if let Some(name) = &sandbox.spec.name {
+            check_name(name)?;
+            let is_taken =
+                |other: &&Arc<Sandbox>| is_alive(other) && other.spec.name.as_ref() == Some(name);
+            if let Some(other) = inner.all.iter().find(is_taken) {
+                return Err(LiveError::NameTaken(name.clone(), other.id_text()));
+            }
+        }
+        let limit = self.limits.sandboxes_max;
+        if inner.is_closed {
+            return Err(NoTurn::Closed.into());
+        }
+        if inner.all.iter().filter(|other| is_alive(other)).count() >= limit {
+            return Err(LiveError::TooMany {
+                what: "sandboxes live",
+                count: limit,
+            });
+        }
+        if let Some(key) = key {
+            if inner.keys.len() >= KEYS_MAX {
+                inner.keys.pop_front();
+            }
+            let spec = sandbox.spec.clone();
+            let used = Used {
+                spec,
+                id: sandbox.id,
+            };
+            inner.keys.push_back((key.to_owned(), used));
+        }
+        inner.all.push(Arc::clone(sandbox));
+        let ended = inner.all.iter().filter(|other| !is_alive(other)).count();
+        let mut excess = ended.saturating_sub(self.limits.ended_max);
+        inner.all.retain(|other| {
+            let is_kept = is_alive(other) || excess == 0;
+            excess -= usize::from(!is_kept);
+            is_kept
+        });
+        Ok(None)
+    }
+
+    /// Forgets one that never was.
+    pub(super) fn leave(&self, id: Uuid) {
+        let mut inner = self.inner();
+        inner.all.retain(|other| other.id != id);
+        inner.keys.retain(|(_, used)| used.id != id);
+    }
+
+    /// Finds one by its name, its id, or the beginning of its id; the living come first.
+    ///
+    /// # Errors
+    /// If there is none, or several.
+    pub fn find(&self, words: &str) -> Result<Arc<Sandbox>, LiveError> {
+        let inner = self.inner();
+        let named = |other: &&Arc<Sandbox>| other.spec.name.as_deref() == Some(words);
+        let living = inner.all.iter().rev().filter(|other| is_alive(other));
+        if let Some(found) = living.clone().find(named) {
+            return Ok(Arc::clone(found));
+        }
+        let has_id = |other: &&Arc<Sandbox>| other.id_text() == words;
+        if let Some(found) = inner.all.iter().rev().find(|o| has_id(o) || named(o)) {
+            return Ok(Arc::clone(found));
+        }
+        // The end tells those of one second apart: ids begin with the time.
+        let begins = |other: &&Arc<Sandbox>| {
+            words.len() >= PREFIX_MIN
+                && (other.id_text().starts_with(words) || other.id_text().ends_with(words))
+        };
+        let mut found: Vec<_> = living.filter(begins).collect();
+        if found.is_empty() {
+            found = inner.all.iter().filter(begins).collect();
+        }
+        match &found[..] {
+            [] => Err(LiveError::NotFound(words.to_owned())),
+            [one] => Ok(Arc::clone(one)),
+            several => Err(LiveError::Ambiguous(words.to_owned(), several.len())),
+        }
+    }
+
+    /// All that are known, in the order of their making.
+    pub fn all(&self) -> Vec<Arc<Sandbox>> {
+        self.inner().all.clone()
+    }
+
+    /// How many live.
+    pub fn count(&self) -> usize {
+        self.inner().all.iter().filter(|one| is_alive(one)).count()
+    }
+
+    /// Lets no more in.
+    pub fn close(&self) {
+        self.inner().is_closed = true;
+    }
+
+    /// Ends all of them, and waits until they are gone.
+    pub async fn end_all(&self) {
+        self.close();
+        let all = self.all();
+        let ends = all
+            .iter()
+            .map(|sandbox| sandbox.end(EndReason::EngineStopped));
+        let mut tasks: Vec<_> = ends.map(Box::pin).collect();
+        for task in &mut tasks {
+            task.await;
+        }
+    }
+}
+
+fn is_alive(sandbox: &Sandbox) -> bool {
+    sandbox.status.borrow().phase != Phase::Ended
+}
+
+/// A name is a word of a command line, and no beginning of an id's text that could be taken for one.
+fn check_name(name: &str) -> Result<(), LiveError> {
+    let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let begins_well = name
+        .bytes()
+        .next()
+        .is_some_and(|b| b.is_ascii_alphanumeric());
+    let is_id = Uuid::try_parse(name).is_ok();
+    if !begins_well || is_id || name.len() > NAME_MAX_BYTES || !name.bytes().all(is_good) {
+        return Err(LiveError::BadName(name.to_owned()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_words_of_a_command_line() {
+        for good in ["a", "box-1", "My_box.2"] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        let long = "a".repeat(64);
+        let id = Uuid::nil().to_string();
+        for bad in ["", "-a", "a b", "a/b", "ä", "a\n", &long, &id] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+}

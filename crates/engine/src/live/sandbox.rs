@@ -1,0 +1,331 @@
+//! A live sandbox from outside: what is known of it, and what it can be told.
+
+use super::attachment::{Attachment, Notice};
+use super::error::LiveError;
+use super::limits::LiveLimits;
+use super::phase::{End, Phase};
+use super::process::{ProcessInfo, ProcessSpec, ProcessState};
+use crate::usage::Usage;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use uuid::Uuid;
+use zygote_protocol::{ProcessId, TerminalSize};
+
+/// What a sandbox is made from, and how long it may live.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SandboxSpec {
+    /// The template's name.
+    pub template: String,
+    /// One build of it; `None`: what the name stands for now.
+    pub build: Option<String>,
+    /// A name of its own.
+    pub name: Option<String>,
+    /// Variables for all of its processes.
+    pub env: Vec<(String, String)>,
+    /// How long it lives, from its making on; `None`: until it is ended.
+    pub ttl: Option<Duration>,
+    /// How long it lives without being used; `None`: for any time.
+    pub idle: Option<Duration>,
+    /// Whether it may run although main walls of the jail are missing.
+    pub allow_missing_walls: bool,
+}
+
+/// What changes in a sandbox's life.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Where it is.
+    pub phase: Phase,
+    /// Its end, once it is on its way or over.
+    pub end: Option<End>,
+    /// When its time to live is over.
+    pub expires: Option<SystemTime>,
+    /// How long it lives without being used.
+    pub idle: Option<Duration>,
+    /// Request to activation.
+    pub fork_time: Option<Duration>,
+}
+
+/// A process as others see it.
+#[derive(Clone)]
+pub(super) struct Seen {
+    pub info: ProcessInfo,
+    pub state: watch::Receiver<ProcessState>,
+    pub input: Arc<Semaphore>,
+}
+
+/// A live sandbox. It lives on when this is dropped.
+pub struct Sandbox {
+    /// Its id.
+    pub id: Uuid,
+    /// What it was made from.
+    pub spec: SandboxSpec,
+    /// The build of its template.
+    pub build: String,
+    /// When it was asked for.
+    pub created: SystemTime,
+    pub(super) limits: LiveLimits,
+    pub(super) status: watch::Sender<Status>,
+    pub(super) processes: Mutex<BTreeMap<ProcessId, Seen>>,
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) notices: mpsc::UnboundedSender<Notice>,
+}
+
+/// What its owner can be asked for.
+pub(super) enum Command {
+    Start(ProcessSpec, oneshot::Sender<StartReply>),
+    Attach(Attach, oneshot::Sender<Result<Attachment, LiveError>>),
+    Describe(oneshot::Sender<Vec<RingState>>),
+    Input(ProcessId, Vec<u8>),
+    InputEnd(ProcessId),
+    Signal {
+        process: ProcessId,
+        signal: u8,
+        group: bool,
+    },
+    Resize(ProcessId, TerminalSize),
+    Extend {
+        ttl: Option<Option<Duration>>,
+        idle: Option<Option<Duration>>,
+    },
+    Measure(oneshot::Sender<Option<Usage>>),
+    End(super::EndReason),
+}
+
+/// A process that has been asked for, and its output if that was.
+pub(super) struct StartReply {
+    pub started: oneshot::Receiver<Result<ProcessInfo, LiveError>>,
+    pub output: Option<Attachment>,
+}
+
+/// Somebody wants to read a process's output.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Attach {
+    /// Which process.
+    pub process: ProcessId,
+    /// From which offset on; `None`: from the first byte that is kept.
+    pub from: Option<u64>,
+    /// Whether to wait for more, to the process's end.
+    pub follow: bool,
+    /// Whether the process waits when this reader does not keep up; else it misses some.
+    pub holds: bool,
+}
+
+/// What is kept of a process's output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingState {
+    /// Which process.
+    pub process: ProcessId,
+    /// Bytes that are no longer kept: the offset of the first that is.
+    pub dropped_bytes: u64,
+    /// Bytes that are kept.
+    pub kept_bytes: u64,
+}
+
+impl Sandbox {
+    /// What changes in its life, as of now.
+    pub fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Its id as text.
+    pub fn id_text(&self) -> String {
+        self.id.to_string()
+    }
+
+    pub(super) fn table(&self) -> MutexGuard<'_, BTreeMap<ProcessId, Seen>> {
+        self.processes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All processes that are known of it, in the order of their starts.
+    pub fn processes(&self) -> Vec<ProcessInfo> {
+        self.table()
+            .values()
+            .map(|seen| seen.info.clone())
+            .collect()
+    }
+
+    fn seen(&self, process: ProcessId) -> Result<Seen, LiveError> {
+        let seen = self.table().get(&process).cloned();
+        seen.ok_or(LiveError::NoProcess(process))
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// If there is none of that number.
+    pub fn process(&self, process: ProcessId) -> Result<ProcessInfo, LiveError> {
+        Ok(self.seen(process)?.info)
+    }
+
+    /// Why it takes no more commands.
+    pub(super) fn gone(&self) -> LiveError {
+        let status = self.status.borrow();
+        let why = status.end.as_ref().map(|end| end.reason.to_string());
+        LiveError::Ended {
+            id: self.id_text(),
+            why: why.unwrap_or_else(|| "its owner has gone".to_owned()),
+        }
+    }
+
+    async fn tell(&self, command: Command) -> Result<(), LiveError> {
+        let told = self.commands.send(command).await;
+        told.map_err(|_| self.gone())
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, LiveError> {
+        let (reply, answer) = oneshot::channel();
+        self.tell(command(reply)).await?;
+        let limit = self.limits.start_max;
+        let answered = tokio::time::timeout(limit, answer).await;
+        let answered = answered.map_err(|_| LiveError::Late(limit.as_secs()))?;
+        answered.map_err(|_| self.gone())
+    }
+
+    /// Starts a process. Its output is given back if the spec says so; dropping that does not end it.
+    ///
+    /// # Errors
+    /// If it does not start, a limit is reached, or the sandbox has ended.
+    pub async fn start(
+        &self,
+        spec: ProcessSpec,
+    ) -> Result<(ProcessInfo, Option<Attachment>), LiveError> {
+        let reply = self.ask(|reply| Command::Start(spec, reply)).await?;
+        let limit = self.limits.start_max;
+        let started = tokio::time::timeout(limit, reply.started).await;
+        let started = started.map_err(|_| LiveError::Late(limit.as_secs()))?;
+        let info = started.map_err(|_| self.gone())??;
+        Ok((info, reply.output))
+    }
+
+    /// Reads a process's output.
+    ///
+    /// # Errors
+    /// If there is no such process, too many read already, or the sandbox has ended.
+    pub async fn attach(&self, attach: Attach) -> Result<Attachment, LiveError> {
+        self.seen(attach.process)?;
+        self.ask(|reply| Command::Attach(attach, reply)).await?
+    }
+
+    /// What is kept of its processes' output.
+    ///
+    /// # Errors
+    /// If the sandbox has ended.
+    pub async fn rings(&self) -> Result<Vec<RingState>, LiveError> {
+        self.ask(Command::Describe).await
+    }
+
+    /// Gives a process input, once it has room for it.
+    ///
+    /// # Errors
+    /// If it takes none, or none any more.
+    pub async fn input(&self, process: ProcessId, data: Vec<u8>) -> Result<(), LiveError> {
+        let seen = self.seen(process)?;
+        for piece in data.chunks(zygote_protocol::STREAM_CHUNK_MAX_BYTES) {
+            let room = seen.input.acquire_many(piece.len() as u32).await;
+            room.map_err(|_| self.no_input(process))?.forget();
+            self.tell(Command::Input(process, piece.to_vec())).await?;
+        }
+        Ok(())
+    }
+
+    fn no_input(&self, process: ProcessId) -> LiveError {
+        match self.seen(process) {
+            Ok(seen) if seen.info.state == ProcessState::Lost => self.gone(),
+            Ok(seen) if seen.info.state.is_over() => LiveError::ProcessEnded(process),
+            _ => LiveError::NoInput(process),
+        }
+    }
+
+    /// Ends a process's input.
+    ///
+    /// # Errors
+    /// If there is no such process, or the sandbox has ended.
+    pub async fn end_input(&self, process: ProcessId) -> Result<(), LiveError> {
+        self.seen(process)?;
+        self.tell(Command::InputEnd(process)).await
+    }
+
+    /// Sends a signal to a process, or to all of its group.
+    ///
+    /// # Errors
+    /// If there is no such process, or it has ended.
+    pub async fn signal(
+        &self,
+        process: ProcessId,
+        signal: u8,
+        group: bool,
+    ) -> Result<(), LiveError> {
+        if self.seen(process)?.info.state.is_over() {
+            return Err(LiveError::ProcessEnded(process));
+        }
+        self.tell(Command::Signal {
+            process,
+            signal,
+            group,
+        })
+        .await
+    }
+
+    /// Gives a process's terminal another size.
+    ///
+    /// # Errors
+    /// If there is no such process, or it has no terminal.
+    pub async fn resize(&self, process: ProcessId, size: TerminalSize) -> Result<(), LiveError> {
+        if !self.seen(process)?.info.has_terminal {
+            return Err(LiveError::NoTerminal(process));
+        }
+        self.tell(Command::Resize(process, size)).await
+    }
+
+    /// Waits for a process's end.
+    ///
+    /// # Errors
+    /// If there is no such process.
+    pub async fn wait(&self, process: ProcessId) -> Result<ProcessInfo, LiveError> {
+        let mut state = self.seen(process)?.state;
+        // Its sender is dropped only once it is over.
+        let _ = state.wait_for(ProcessState::is_over).await;
+        self.process(process)
+    }
+
+    /// Waits until it has ended; gives back why.
+    pub async fn ended(&self) -> Option<End> {
+        let mut status = self.status.subscribe();
+        let ended = status.wait_for(|status| status.phase == Phase::Ended).await;
+        ended.ok().and_then(|status| status.end.clone())
+    }
+
+    /// Gives it another time to live from now on, or another idle time; `Some(None)`: none.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub async fn extend(
+        &self,
+        ttl: Option<Option<Duration>>,
+        idle: Option<Option<Duration>>,
+    ) -> Result<(), LiveError> {
+        self.tell(Command::Extend { ttl, idle }).await
+    }
+
+    /// What it costs the host now.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub async fn usage(&self) -> Result<Option<Usage>, LiveError> {
+        self.ask(Command::Measure).await
+    }
+
+    /// Ends it, and waits until nothing is left of it.
+    pub async fn end(&self, reason: super::EndReason) -> Option<End> {
+        // One that takes no commands is ending already.
+        let _ = self.commands.send(Command::End(reason)).await;
+        self.ended().await
+    }
+}

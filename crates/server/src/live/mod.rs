@@ -1,0 +1,9 @@
+//! `/v1/sandboxes` and `/v1/events`: sandboxes that live.
+
+mod events;
+mod process;
+mod routes;
+mod words;
+
+pub use routes::router;
+pub use words::{live_failure, sandbox_info};
