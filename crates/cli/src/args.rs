@@ -1,5 +1,9 @@
 //! The command line, as clap sees it.
 
+mod live;
+
+pub use live::*;
+
 use crate::complete::{names, recipes};
 use crate::copy::Pair;
 use crate::words::{Given, divide};
@@ -22,7 +26,10 @@ pub const COUNT_MAX: u32 = 1000;
         zygote run -c 'import numpy; print(numpy.pi)'  Python in a fresh virtual machine\n  \
         zygote run script.py --its --own --arguments\n  \
         zygote run --count 20 --json -c 'import os; print(os.urandom(8).hex())'\n  \
-        zygote run -- uname -a                        any program\n\n\
+        zygote run -- uname -a                        any program\n  \
+        zygote create --name box                      a sandbox that lives\n  \
+        zygote exec box -- uname -a                   a program in it\n  \
+        zygote rm box\n\n\
         Exit codes: the program's own; 128+n if signal n ended it; 124 at the time limit; 126, 127 if\n\
         it cannot be run, or is not there; 125 for every failure of Zygote's own, with a sentence on\n\
         stderr, and with --json an object on stdout as well."
@@ -110,6 +117,32 @@ impl HostChoice {
 pub enum Verb {
     /// Run Python code, or any program, in a fresh fork of a template
     Run(RunArgs),
+    /// Make a sandbox that lives until it is removed
+    Create(CreateArgs),
+    /// Run a program in a sandbox
+    Exec(ExecArgs),
+    /// Read on what a process of a sandbox says, and write to it
+    Attach(AttachArgs),
+    /// Show what a process of a sandbox has said
+    Logs(LogsArgs),
+    /// List sandboxes, or the processes of one
+    Ps(PsArgs),
+    /// Show what a sandbox is and does
+    #[command(after_help = "Example:\n  zygote inspect box")]
+    Inspect(NamedArgs),
+    /// Show what sandboxes take of this host
+    Stats(StatsArgs),
+    /// Show that over and over, the greediest first
+    #[command(after_help = "Example:\n  zygote top     until Ctrl-C")]
+    Top,
+    /// Send a signal to processes of a sandbox
+    Kill(KillArgs),
+    /// End sandboxes
+    Rm(RmArgs),
+    /// Wait until a sandbox, or a process of it, has ended
+    Wait(WaitArgs),
+    /// Show what has happened to sandboxes
+    Events(EventsArgs),
     /// Build, list, inspect, verify and remove templates
     #[command(subcommand)]
     Template(TemplateVerb),
@@ -611,7 +644,7 @@ fn number(min: u32, max: u32) -> impl Fn(&str) -> Result<u32, String> + Clone {
     }
 }
 
-fn parse_variable(text: &str) -> Result<(String, String), String> {
+pub fn parse_variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() && !text.contains('\0') => {
             Ok((key.to_owned(), value.to_owned()))

@@ -27,6 +27,11 @@ pub fn names() -> ArgValueCandidates {
     ArgValueCandidates::new(|| candidates(known()))
 }
 
+/// Sandboxes that live, by name or id.
+pub fn sandboxes() -> ArgValueCandidates {
+    ArgValueCandidates::new(|| candidates(crate::live::known()))
+}
+
 /// What can be built: recipes here, built-in ones, templates.
 pub fn recipes() -> ArgValueCompleter {
     ArgValueCompleter::new(|word: &OsStr| {

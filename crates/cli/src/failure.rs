@@ -80,6 +80,14 @@ fn within(outer: &[String], inner: Failure) -> Failure {
     }
 }
 
+/// A sandbox that has ended, and what was asked of it with it.
+pub fn ended(why: &str) -> Failure {
+    Failure::new(
+        ErrorCode::SandboxEnded,
+        format!("the sandbox has ended: {why}"),
+    )
+}
+
 /// Tells it; gives back the exit code.
 pub fn tell(failure: &Failure, as_json: bool) -> u8 {
     if as_json {
@@ -117,7 +125,11 @@ fn of_usage(error: &UsageError) -> Failure {
     if let (ErrorKind::InvalidSubcommand, Some(wrong)) =
         (error.kind(), word(ContextKind::InvalidSubcommand))
     {
-        return no_verb(&wrong);
+        let usage = match error.get(ContextKind::Usage) {
+            Some(ContextValue::StyledStr(usage)) => usage.to_string(),
+            _ => String::new(),
+        };
+        return no_verb(&wrong, &usage);
     }
     let text = error.render().to_string();
     let mut paragraphs = text.split("\n\n");
@@ -130,8 +142,8 @@ fn of_usage(error: &UsageError) -> Failure {
     usage(message.split_whitespace().collect::<Vec<_>>().join(" ")).remedy(remedy)
 }
 
-/// A verb that is none, at whichever level.
-fn no_verb(wrong: &str) -> Failure {
+/// A verb that is none, at whichever level; `usage` is that of the level at which it was typed.
+fn no_verb(wrong: &str, usage_there: &str) -> Failure {
     let cli = crate::args::Cli::command();
     let verbs = cli.get_subcommands().filter(|verb| !verb.is_hide_set());
     let names: Vec<&str> = verbs.map(clap::Command::get_name).collect();
@@ -141,12 +153,18 @@ fn no_verb(wrong: &str) -> Failure {
     });
     let inner: Vec<(&str, &str)> = inner.collect();
     let failure = usage(format!("there is no command {wrong}"));
-    let near = nearest(wrong, names.iter().copied()).map(str::to_owned);
-    let near = near.or_else(|| {
+    let outer_near = || nearest(wrong, names.iter().copied()).map(str::to_owned);
+    let inner_near = || {
         let near = nearest(wrong, inner.iter().map(|(_, name)| *name))?;
         let (verb, _) = inner.iter().find(|(_, name)| *name == near)?;
         Some(format!("{verb} {near}"))
-    });
+    };
+    let is_inner = |(verb, _): &(&str, &str)| usage_there.contains(&format!("zygote {verb} "));
+    let near = if inner.iter().any(is_inner) {
+        inner_near().or_else(outer_near)
+    } else {
+        outer_near().or_else(inner_near)
+    };
     match near {
         Some(near) => failure.remedy(format!("do you mean: zygote {near}")),
         None => failure.remedy(format!("there are: {}", names.join(", "))),
@@ -181,12 +199,12 @@ mod tests {
 
     #[test]
     fn a_wrong_verb_is_answered_with_the_one_that_was_meant_or_all() {
-        assert!(no_verb("rnu").to_string().contains("zygote run"));
-        assert!(
-            no_verb("inspct")
-                .to_string()
-                .contains("zygote template inspect")
-        );
-        assert!(no_verb("xyzzy").to_string().contains("template, "));
+        let told = |wrong, usage| no_verb(wrong, usage).to_string();
+        assert!(told("rnu", "").contains("zygote run"));
+        assert!(told("inspct", "Usage: zygote [OPTIONS]").contains("zygote inspect"));
+        let within = "Usage: zygote template [OPTIONS]";
+        assert!(told("inspct", within).contains("zygote template inspect"));
+        assert!(told("verfy", "").contains("zygote template verify"));
+        assert!(told("xyzzy", "").contains("template, "));
     }
 }

@@ -13,6 +13,7 @@ mod get;
 mod host;
 mod interrupt;
 mod lab;
+mod live;
 mod many;
 mod one;
 mod out;
@@ -64,6 +65,18 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
     let global = &cli.global;
     match &cli.verb {
         Verb::Run(args) => run::run(global, args),
+        Verb::Create(args) => live::create(global, args),
+        Verb::Exec(args) => live::exec(global, args),
+        Verb::Attach(args) => live::attach(global, args),
+        Verb::Logs(args) => live::logs(global, args),
+        Verb::Ps(args) => live::ps(global, args),
+        Verb::Inspect(args) => live::inspect(global, args),
+        Verb::Stats(args) => live::stats(global, args),
+        Verb::Top => live::top(global),
+        Verb::Kill(args) => live::kill(global, args),
+        Verb::Rm(args) => live::rm(global, args),
+        Verb::Wait(args) => live::wait(global, args),
+        Verb::Events(args) => live::events(global, args),
         Verb::Template(verb) => template::run(global, verb),
         Verb::Serve(args) => serve::run(global, args),
         Verb::Status { json } => status::status(global, *json),

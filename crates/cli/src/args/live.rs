@@ -1,0 +1,308 @@
+//! The words of the verbs for sandboxes that live.
+
+use super::{Timeout, parse_duration, parse_variable};
+use crate::complete::{names, sandboxes};
+use clap::Args;
+use std::ffi::OsString;
+
+#[derive(Args)]
+#[command(
+    after_help = "Prints the sandbox's id. It lives until it is removed, or its time is over.\n\nExamples:\n  \
+        zygote create --name box\n  \
+        zygote create --name web --ttl 10m --idle 5m --env TOKEN=abc\n  \
+        zygote create --json | jq -r .id"
+)]
+pub struct CreateArgs {
+    /// The template to fork
+    #[arg(short, long, default_value = "python", value_name = "NAME", add = names())]
+    pub template: String,
+    /// A name of its own: letters, digits, -, _ and .
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// How long it lives, such as 30s, 10m, 2h; 0: until it is removed
+    #[arg(long, default_value = "0", value_parser = parse_duration, value_name = "TIME")]
+    pub ttl: Timeout,
+    /// How long it lives without being used; 0: for any time
+    #[arg(long, default_value = "0", value_parser = parse_duration, value_name = "TIME")]
+    pub idle: Timeout,
+    /// What becomes of it when its time is over
+    #[arg(long, default_value = "kill", value_parser = ["kill"], value_name = "WHAT")]
+    pub on_timeout: String,
+    /// Set a variable for all of its processes (repeatable)
+    #[arg(long, value_parser = parse_variable, value_name = "K=V")]
+    pub env: Vec<(String, String)>,
+    /// Run although this host does not allow all walls between it and untrusted code; says so
+    #[arg(long, env = "ZYGOTE_ALLOW_MISSING_WALLS", value_parser = clap::builder::FalseyValueParser::new())]
+    pub allow_missing_walls: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(
+    override_usage = "zygote exec [OPTIONS] <SANDBOX> [--] <CMD> [ARGS]...",
+    after_help = "A sandbox is named by its name, its id, or the beginning or end of that. Files and \
+        processes of one call are there for the next. A program on a terminal (-t) is left with Ctrl-P \
+        Ctrl-Q, and goes on.\n\nExamples:\n  \
+        zygote exec box -- ls -l\n  \
+        echo hello | zygote exec -i box -- tr a-z A-Z\n  \
+        zygote exec -it box -- bash\n  \
+        zygote exec -d box -- python3 -m http.server\n  \
+        zygote exec --user nobody --cwd /tmp --timeout 10s box -- id"
+)]
+pub struct ExecArgs {
+    /// The sandbox
+    #[arg(add = sandboxes())]
+    pub sandbox: String,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give it a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Let it run in the background; print its number
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Set a variable of its environment (repeatable)
+    #[arg(short, long, value_parser = parse_variable, value_name = "K=V")]
+    pub env: Vec<(String, String)>,
+    /// Directory in the guest [default: the user's home]
+    #[arg(
+        short = 'w',
+        long,
+        value_name = "DIR",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub cwd: String,
+    /// Who it runs as: USER or USER:GROUP, by name or number [default: root]
+    #[arg(
+        short,
+        long,
+        value_name = "USER",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub user: String,
+    /// How long it may run, such as 500ms, 30s, 5m; 0: as long as it likes
+    #[arg(long, default_value = "0", value_parser = parse_duration, value_name = "TIME")]
+    pub timeout: Timeout,
+    /// Print one JSON object instead of its output
+    #[arg(long)]
+    pub json: bool,
+    /// The program, and its arguments
+    #[arg(
+        value_name = "CMD",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required = true
+    )]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Signals go to the process; a second one ends this command alone. A process on a \
+        terminal is left with Ctrl-P Ctrl-Q.\n\nExample:\n  zygote exec -d box -- sleep 1\n  \
+        zygote attach box 1"
+)]
+pub struct AttachArgs {
+    /// The sandbox
+    #[arg(add = sandboxes())]
+    pub sandbox: String,
+    /// The process's number, as zygote ps SANDBOX shows it
+    pub process: u32,
+    /// Pass no input on
+    #[arg(long)]
+    pub no_stdin: bool,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "The newest output of each process is kept; what was dropped is told.\n\nExamples:\n  \
+        zygote logs box\n  zygote logs box 1"
+)]
+pub struct LogsArgs {
+    /// The sandbox
+    #[arg(add = sandboxes())]
+    pub sandbox: String,
+    /// The process's number [default: the one that was started last]
+    pub process: Option<u32>,
+    /// Wait for more, to the process's end
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin at this offset of its output
+    #[arg(long, value_name = "BYTES")]
+    pub from: Option<u64>,
+    /// Print one JSON object
+    #[arg(long, conflicts_with = "follow")]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  zygote ps\n  zygote ps box\n  zygote ps --json | jq -r .sandboxes[].id"
+)]
+pub struct PsArgs {
+    /// A sandbox, to see its processes
+    #[arg(add = sandboxes())]
+    pub sandbox: Option<String>,
+    /// Those that have ended as well
+    #[arg(short, long)]
+    pub all: bool,
+    /// Print ids alone
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct NamedArgs {
+    /// The sandbox
+    #[arg(add = sandboxes())]
+    pub sandbox: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  zygote stats\n  zygote stats box --json | jq .memory_private_kib"
+)]
+pub struct StatsArgs {
+    /// The sandbox [default: all of them]
+    #[arg(add = sandboxes())]
+    pub sandbox: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  zygote exec -d box -- sleep 1000\n  zygote kill --signal TERM box 1\n  zygote kill box"
+)]
+pub struct KillArgs {
+    /// The sandbox
+    #[arg(add = sandboxes())]
+    pub sandbox: String,
+    /// The process's number [default: each that runs because somebody asked for it]
+    pub process: Option<u32>,
+    /// The signal, by name or number
+    #[arg(short, long, default_value = "KILL", value_parser = parse_signal, value_name = "SIGNAL")]
+    pub signal: u8,
+    /// To the process alone, and not to what it has started
+    #[arg(long)]
+    pub only_process: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  zygote rm box\n  zygote rm --all")]
+pub struct RmArgs {
+    /// The sandboxes
+    #[arg(add = sandboxes(), required_unless_present = "all")]
+    pub sandboxes: Vec<String>,
+    /// All of them
+    #[arg(long, conflicts_with = "sandboxes")]
+    pub all: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "With a process, the exit code is that process's.\n\nExample:\n  \
+        zygote exec -d box -- sleep 1\n  zygote wait box 1"
+)]
+pub struct WaitArgs {
+    /// The sandbox
+    #[arg(add = sandboxes())]
+    pub sandbox: String,
+    /// The process's number
+    pub process: Option<u32>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  zygote events\n  zygote events --json | jq -c .")]
+pub struct EventsArgs {
+    /// Wait for more
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only of this sandbox
+    #[arg(add = sandboxes())]
+    pub sandbox: Option<String>,
+    /// Print one JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A signal by its name (with or without SIG), or its number.
+fn parse_signal(text: &str) -> Result<u8, String> {
+    const NAMES: [(&str, u8); 31] = [
+        ("HUP", 1),
+        ("INT", 2),
+        ("QUIT", 3),
+        ("ILL", 4),
+        ("TRAP", 5),
+        ("ABRT", 6),
+        ("BUS", 7),
+        ("FPE", 8),
+        ("KILL", 9),
+        ("USR1", 10),
+        ("SEGV", 11),
+        ("USR2", 12),
+        ("PIPE", 13),
+        ("ALRM", 14),
+        ("TERM", 15),
+        ("STKFLT", 16),
+        ("CHLD", 17),
+        ("CONT", 18),
+        ("STOP", 19),
+        ("TSTP", 20),
+        ("TTIN", 21),
+        ("TTOU", 22),
+        ("URG", 23),
+        ("XCPU", 24),
+        ("XFSZ", 25),
+        ("VTALRM", 26),
+        ("PROF", 27),
+        ("WINCH", 28),
+        ("IO", 29),
+        ("PWR", 30),
+        ("SYS", 31),
+    ];
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let named = NAMES.iter().find(|(known, _)| *known == name);
+    let number = text.parse().ok().filter(|number| (1..=64).contains(number));
+    named
+        .map(|(_, number)| *number)
+        .or(number)
+        .ok_or_else(|| "write a name, such as TERM, or a number from 1 to 64".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_have_names_and_numbers() {
+        for (text, number) in [("TERM", 15), ("sigint", 2), ("9", 9), ("64", 64)] {
+            assert_eq!(parse_signal(text), Ok(number), "{text}");
+        }
+        for text in ["", "0", "65", "SIGNOPE", "-9"] {
+            assert!(parse_signal(text).is_err(), "{text}");
+        }
+    }
+}
