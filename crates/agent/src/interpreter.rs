@@ -2,11 +2,15 @@
 //! Python program of a fork, which it becomes.
 
 use crate::cgroup;
+use crate::context::Context;
 use crate::process::{HOME, Plan, Spawned, spawn};
+use crate::users::User;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use zygote_protocol::{Buffering, PythonSource, Start};
 
 const DRIVER: &str = "/usr/lib/zygote/driver.py";
@@ -19,6 +23,8 @@ const DRIVER_SOURCE: &str = concat!(
     include_str!("python/program.py"),
     "\n\n",
     include_str!("python/ending.py"),
+    "\n\n",
+    include_str!("python/context.py"),
     "\n\n_main()\n",
 );
 /// The driver's answers when the warm-up has gone well.
@@ -39,10 +45,7 @@ impl Interpreter {
     /// Starts Python and warms it up. Blocks: a template is being built, nothing else goes on.
     /// The inner error is the warm-up code's own, with its traceback.
     pub fn warm(code: &str) -> io::Result<Result<Self, String>> {
-        if let Some(folder) = std::path::Path::new(DRIVER).parent() {
-            fs::create_dir_all(folder)?;
-        }
-        fs::write(DRIVER, DRIVER_SOURCE)?;
+        write_driver(Path::new(DRIVER))?;
         let (mut control, theirs) = UnixStream::pair()?;
         let number = theirs.as_raw_fd().to_string();
         let arguments = ["python3", DRIVER, &number].map(|word| word.as_bytes().to_vec());
@@ -102,6 +105,23 @@ impl Interpreter {
         !start.env.iter().any(|(key, _)| key.starts_with("PYTHON"))
     }
 
+    /// Becomes an interpreter that stays.
+    pub fn become_context(self, start: &Start) -> io::Result<(Spawned, Context)> {
+        let cwd: &[u8] = if start.cwd == HOME {
+            b""
+        } else {
+            start.cwd.as_bytes()
+        };
+        let mut items: Vec<&[u8]> = vec![b"context", &self.seed, cwd];
+        for (key, value) in &start.env {
+            items.push(key.as_bytes());
+            items.push(value.as_bytes());
+        }
+        let mut context = Context::new(self.control)?;
+        context.ask(&items);
+        Ok((self.process, context))
+    }
+
     /// Becomes the program.
     pub fn become_program(
         mut self,
@@ -146,8 +166,52 @@ impl Interpreter {
     }
 }
 
-/// The driver's framing: a total, then items, each with its length.
+fn write_driver(path: &Path) -> io::Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    fs::write(path, DRIVER_SOURCE)
+}
+
+/// An interpreter that is started like any program, and stays.
+pub fn cold_context(
+    start: &Start,
+    user: Option<&User>,
+    entrance: &fs::File,
+    is_guest: bool,
+) -> io::Result<(Spawned, Context)> {
+    // Where it is no guest, whose file it would be.
+    let driver = if is_guest {
+        PathBuf::from(DRIVER)
+    } else {
+        let path = std::env::temp_dir().join(format!("zygote-driver-{}.py", std::process::id()));
+        write_driver(&path)?;
+        path
+    };
+    let (control, theirs) = UnixStream::pair()?;
+    let number = theirs.as_raw_fd().to_string();
+    let words = [b"python3", driver.as_os_str().as_bytes(), number.as_bytes()];
+    let plan = Plan {
+        arguments: &words.map(<[u8]>::to_vec),
+        env: &start.env,
+        cwd: &start.cwd,
+        stdin: false,
+        user,
+        terminal: None,
+        inherited: Some(theirs.into()),
+    };
+    let spawned = spawn(&plan, entrance)?;
+    let mut context = Context::new(control)?;
+    context.ask(&[b"context", b"", b""]);
+    Ok((spawned, context))
+}
+
 fn send(control: &mut UnixStream, items: &[&[u8]]) -> io::Result<()> {
+    control.write_all(&framed(items))
+}
+
+/// The driver's framing: a total, then items, each with its length.
+pub fn framed(items: &[&[u8]]) -> Vec<u8> {
     let total: usize = items.iter().map(|item| item.len() + 4).sum();
     let mut bytes = Vec::with_capacity(total + 4);
     bytes.extend_from_slice(&(total as u32).to_le_bytes());
@@ -155,5 +219,5 @@ fn send(control: &mut UnixStream, items: &[&[u8]]) -> io::Result<()> {
         bytes.extend_from_slice(&(item.len() as u32).to_le_bytes());
         bytes.extend_from_slice(item);
     }
-    control.write_all(&bytes)
+    bytes
 }

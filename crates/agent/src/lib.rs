@@ -6,6 +6,7 @@
 
 mod cgroup;
 mod channel;
+mod context;
 mod files;
 mod gets;
 mod guest;

@@ -2,15 +2,17 @@
 
 #![expect(unsafe_code, reason = "what a child does between fork and exec")]
 
+use crate::context::Context;
 use crate::ring::Ring;
 use crate::terminal::{self, END_OF_INPUT};
 use crate::users::User;
+use rustix::event::PollFlags;
 use rustix::io::Errno;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -61,6 +63,8 @@ pub struct Process {
     pub has_terminal: bool,
     /// What is kept of it for its readers.
     pub kept: Option<Kept>,
+    /// The connection to an interpreter that stays.
+    pub context: Option<Context>,
 }
 
 /// What there is of a process beside its streams, when its output is kept.
@@ -287,6 +291,7 @@ impl Process {
             tells,
             has_terminal: start.terminal.is_some(),
             kept: start.keep.map(Kept::new),
+            context: None,
         })
     }
 
@@ -296,6 +301,28 @@ impl Process {
             Stream::Stdout => &mut self.stdout,
             Stream::Stderr => &mut self.stderr,
         }
+    }
+
+    /// Moves what its context says. One that hangs up or talks nonsense is of no use any more.
+    pub fn turn_context(&mut self) {
+        let is_lost = self.context.as_mut().is_some_and(|context| !context.turn());
+        if is_lost {
+            self.signal(libc::SIGKILL as u8, true);
+        }
+    }
+
+    /// Whether an event of its context is being sent: what it prints has to wait.
+    pub fn is_sending(&self) -> bool {
+        self.context.as_ref().is_some_and(Context::is_sending)
+    }
+
+    /// What to wait for at its context's connection.
+    pub fn control(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        let (control, reads, writes) = self.context.as_ref()?.interest();
+        let mut flags = PollFlags::empty();
+        flags.set(PollFlags::IN, reads);
+        flags.set(PollFlags::OUT, writes);
+        (!flags.is_empty()).then_some((control, flags))
     }
 
     /// Whether the host has been told that it has ended, or need not be.

@@ -4,6 +4,7 @@
 
 use crate::cgroup;
 use crate::channel::Channel;
+use crate::context::{Context, Part};
 use crate::process::{Output, Process, read_output};
 use crate::ring::Piece;
 use crate::signals::{Signal, Signals};
@@ -70,12 +71,21 @@ impl Processes {
         self.all.iter().any(is_full)
     }
 
+    /// Whether there is something to send once the host takes it.
+    pub fn is_pending(&self) -> bool {
+        let is_pending = |process: &Process| {
+            let kept = process.kept.as_ref();
+            process.is_sending() || kept.is_some_and(|kept| kept.ring.is_pending())
+        };
+        self.all.iter().any(is_pending)
+    }
+
     /// What to wait for.
     pub fn watch<'a>(&'a self, fds: &mut Vec<PollFd<'a>>, channel_is_full: bool) {
         for process in &self.all {
             let is_read = match &process.kept {
                 None => !channel_is_full,
-                Some(kept) => kept.ring.room() > 0,
+                Some(kept) => kept.ring.room() > 0 && !process.is_sending(),
             };
             if is_read {
                 let outputs = process.stdout.iter().chain(&process.stderr);
@@ -83,6 +93,9 @@ impl Processes {
             }
             if let Some(stdin) = process.stdin.as_ref().filter(|_| !process.input.is_empty()) {
                 fds.push(PollFd::new(stdin, PollFlags::OUT));
+            }
+            if let Some((control, flags)) = process.control() {
+                fds.push(PollFd::from_borrowed_fd(control, flags));
             }
         }
     }
@@ -137,7 +150,9 @@ impl Processes {
         for index in 0..self.all.len() {
             self.all[index].feed();
             if self.all[index].kept.is_some() {
+                self.all[index].turn_context();
                 self.collect(index);
+                self.send_event(index, channel)?;
             } else {
                 self.pump(index, channel)?;
             }
@@ -180,18 +195,23 @@ impl Processes {
     /// Keeps what a process has written, as far as its readers keep up.
     fn collect(&mut self, index: usize) {
         let process = &mut self.all[index];
+        if process.is_sending() {
+            return;
+        }
         let Some(mut kept) = process.kept.take() else {
             return;
         };
         // Seen once the process had ended, an empty pipe has had all of its own output.
         let had_ended = process.ended.is_some();
-        let mut is_drained = true;
+        let (mut is_drained, mut is_read) = (true, true);
         for stream in [Stream::Stdout, Stream::Stderr] {
             let mut left = TURN_BYTES;
             while let Some(descriptor) = process.slot(stream) {
                 let most = kept.ring.room().min(self.scratch.len()).min(left);
                 if most == 0 {
                     is_drained = false;
+                    // No pipe holds more: what was in it at the beginning has been read.
+                    is_read &= left == 0;
                     break;
                 }
                 match read_output(descriptor, &mut self.scratch[..most]) {
@@ -205,7 +225,27 @@ impl Processes {
             }
         }
         kept.is_drained = had_ended && is_drained;
+        if let Some(context) = process.context.as_mut().filter(|_| is_read) {
+            context.output_is_read(kept.ring.end());
+        }
         process.kept = Some(kept);
+    }
+
+    /// Sends what a context tells of its cell, once all that it has printed before is kept.
+    fn send_event(&mut self, index: usize, channel: &mut Channel) -> io::Result<()> {
+        let process = self.all[index].id;
+        while !channel.is_full()
+            && let Some(part) = self.all[index].context.as_mut().and_then(Context::part)
+        {
+            let Part { offset, last, data } = part;
+            channel.send(&AgentMessage::CellPiece {
+                process,
+                offset,
+                last,
+                data,
+            })?;
+        }
+        Ok(())
     }
 
     /// Sends kept output to its readers, a piece for each process in turn.

@@ -122,16 +122,21 @@ impl Ring {
         (self.bytes, self.runs, self.capacity) = (VecDeque::new(), VecDeque::new(), 0);
     }
 
+    /// Whether there is a piece for one of its readers.
+    pub fn is_pending(&self) -> bool {
+        self.readers.iter().any(|reader| self.has_more(reader))
+    }
+
+    fn has_more(&self, reader: &Reader) -> bool {
+        reader.next < reader.limit.min(self.end())
+    }
+
     /// The next piece for one of its readers, in turn.
     pub fn next(&mut self) -> Option<(ReaderId, Piece)> {
-        let end = self.end();
         let count = self.readers.len();
         let index = (0..count)
             .map(|step| (self.turn + step) % count)
-            .find(|index| {
-                let reader = &self.readers[*index];
-                reader.next < reader.limit.min(end)
-            })?;
+            .find(|index| self.has_more(&self.readers[*index]))?;
         self.turn = index + 1;
         let (next, limit) = (self.readers[index].next, self.readers[index].limit);
         let piece = if next < self.start {

@@ -10,7 +10,7 @@ use crate::channel::Channel;
 use crate::files::Files;
 use crate::gets::Gets;
 use crate::identity::{HostClock, Papers};
-use crate::interpreter::Interpreter;
+use crate::interpreter::{Interpreter, cold_context};
 use crate::launcher::Launcher;
 use crate::process::{HOME, Plan, Process, Spawned, spawn};
 use crate::processes::Processes;
@@ -140,7 +140,7 @@ impl Server {
         };
         interest.set(
             PollFlags::OUT,
-            self.channel.is_behind() || self.gets.is_pending(),
+            self.channel.is_behind() || self.gets.is_pending() || self.processes.is_pending(),
         );
         let channel = self.channel.fd();
         let mut fds = vec![
@@ -208,14 +208,27 @@ impl Server {
             | HostMessage::Signal { process, .. }
             | HostMessage::Follow { process, .. }
             | HostMessage::Unfollow { process, .. }
-            | HostMessage::Resize { process, .. } => *process,
+            | HostMessage::Resize { process, .. }
+            | HostMessage::Cell { process, .. }
+            | HostMessage::CellTaken { process } => *process,
             _ => return,
         };
         let Some(process) = self.processes.find(id) else {
             return;
         };
         let ring = process.kept.as_mut().map(|kept| &mut kept.ring);
+        let context = process.context.as_mut();
         match message {
+            HostMessage::Cell { code, .. } => {
+                if let Some(context) = context {
+                    context.ask(&[b"cell", &code]);
+                }
+            }
+            HostMessage::CellTaken { .. } => {
+                if let Some(context) = context {
+                    context.taken();
+                }
+            }
             HostMessage::Stdin { data, .. } => process.take_input(data),
             HostMessage::StdinClose { .. } => process.end_input(),
             HostMessage::Signal { signal, group, .. } => process.signal(signal, group),
@@ -414,6 +427,7 @@ impl Server {
         }
         let mut tells = false;
         let spawned = match &start.program {
+            Program::Context => return self.begin_context(start, user.as_ref()),
             Program::Command(arguments) => {
                 self.reseed_interpreter()?;
                 self.spawn(arguments, start, user.as_ref())?
@@ -432,6 +446,20 @@ impl Server {
             },
         };
         Process::new(start, spawned, tells)
+    }
+
+    fn begin_context(&mut self, start: &Start, user: Option<&User>) -> io::Result<Process> {
+        let is_warm = |warm: &mut Interpreter| user.is_none() && warm.can_become(start);
+        let (spawned, context) = match self.interpreter.take_if(is_warm) {
+            Some(warm) => warm.become_context(start)?,
+            None => {
+                self.reseed_interpreter()?;
+                cold_context(start, user, &self.entrance, self.clock.is_some())?
+            }
+        };
+        let mut process = Process::new(start, spawned, false)?;
+        process.context = Some(context);
+        Ok(process)
     }
 }
 
@@ -466,7 +494,7 @@ fn start_failure(start: &Start, error: &io::Error) -> (StartFailure, String) {
         Program::Command(arguments) => {
             String::from_utf8_lossy(arguments.first().map_or(b"", |word| word))
         }
-        Program::Python { .. } => "python3".into(),
+        Program::Python { .. } | Program::Context => "python3".into(),
     };
     match error.kind() {
         io::ErrorKind::NotFound => (

@@ -60,6 +60,10 @@ pub enum ErrorCode {
     ProcessEnded,
     /// 409: the process has no terminal.
     NoTerminal,
+    /// 404: the sandbox has no such context.
+    ContextNotFound,
+    /// 409: the context's interpreter has ended; the message says how.
+    ContextDead,
     /// 429: a limit of the engine, or of a sandbox, is reached.
     LimitReached,
     /// 500: the template is there, but not usable.
@@ -118,6 +122,7 @@ impl ErrorCode {
             Self::NotFound
             | Self::SandboxNotFound
             | Self::ProcessNotFound
+            | Self::ContextNotFound
             | Self::TemplateNotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::BuildFailed
@@ -128,7 +133,8 @@ impl ErrorCode {
             | Self::NameTaken
             | Self::SandboxEnded
             | Self::ProcessEnded
-            | Self::NoTerminal => 409,
+            | Self::NoTerminal
+            | Self::ContextDead => 409,
             Self::LimitReached => 429,
             Self::TooLarge => 413,
             Self::TemplateUnusable | Self::Internal => 500,

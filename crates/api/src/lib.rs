@@ -1,6 +1,7 @@
 //! The types of the API, version 1: what the engine's server and its clients say to each other. JSON
 //! over HTTP; streams are NDJSON (one object a line) or, from the server, server-sent events. No I/O.
 
+mod code;
 mod collect;
 mod error;
 mod exec;
@@ -11,6 +12,9 @@ mod status;
 mod template;
 mod time;
 
+pub use code::{
+    Bundle, CodeEvent, CodeRequest, CodeResult, ContextInfo, ContextList, ContextRequest, Exception,
+};
 pub use collect::{COLLECTED_MAX_BYTES, Collected, OutputBudget};
 pub use error::{ErrorBody, ErrorCode, Failure, with_causes};
 pub use exec::{
@@ -18,7 +22,7 @@ pub use exec::{
     SentFile, SignalRequest,
 };
 pub use lines::{LineSplitter, LineTooLong};
-pub use octets::Octets;
+pub use octets::{Octets, base64};
 pub use sandbox::{
     AttachRequest, CreateEvent, OnTimeout, ProcessEvent, ProcessInfo, ProcessInput, ProcessList,
     ProcessOutput, ProcessRequest, ProcessResult, ProcessSignal, SandboxChange, SandboxEnd,

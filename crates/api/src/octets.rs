@@ -65,6 +65,12 @@ impl From<Vec<u8>> for Octets {
     }
 }
 
+/// Base64 (RFC 4648 §4).
+#[must_use]
+pub fn base64(bytes: &[u8]) -> String {
+    STANDARD.encode(bytes)
+}
+
 /// A result's two fields for some bytes: the text, or else the base64.
 pub(crate) fn text_or_base64(bytes: Vec<u8>) -> (Option<String>, Option<String>) {
     match String::from_utf8(bytes) {

@@ -5,9 +5,10 @@ use bytes::Bytes;
 use hyper::Method;
 use tokio::sync::mpsc;
 use zygote_api::{
-    AttachRequest, CreateEvent, ProcessEvent, ProcessInfo, ProcessInput, ProcessList,
-    ProcessOutput, ProcessRequest, ProcessSignal, SandboxChange, SandboxEvent, SandboxInfo,
-    SandboxList, SandboxRequest, SandboxStats,
+    AttachRequest, CodeEvent, CodeRequest, ContextInfo, ContextList, ContextRequest, CreateEvent,
+    ProcessEvent, ProcessInfo, ProcessInput, ProcessList, ProcessOutput, ProcessRequest,
+    ProcessSignal, SandboxChange, SandboxEvent, SandboxInfo, SandboxList, SandboxRequest,
+    SandboxStats,
 };
 
 /// How long one request waits for an end; it is asked again.
@@ -103,6 +104,53 @@ impl Client {
     ) -> Result<ProcessInfo, ClientError> {
         let path = path(id, "/exec");
         self.ask(Method::POST, &path, Some(request)).await
+    }
+
+    /// `POST /v1/sandboxes/{id}/code`: a cell of code.
+    pub async fn run_code(
+        &self,
+        id: &str,
+        request: &CodeRequest,
+    ) -> Result<Events<CodeEvent>, ClientError> {
+        let body = whole_body(line(request)?);
+        let path = path(id, "/code");
+        self.events(Method::POST, &path, body, None).await
+    }
+
+    /// `GET …/contexts`.
+    pub async fn contexts(&self, id: &str) -> Result<ContextList, ClientError> {
+        self.ask(Method::GET, &path(id, "/contexts"), None::<&()>)
+            .await
+    }
+
+    /// `POST …/contexts`.
+    pub async fn create_context(
+        &self,
+        id: &str,
+        request: &ContextRequest,
+    ) -> Result<ContextInfo, ClientError> {
+        let path = path(id, "/contexts");
+        self.ask(Method::POST, &path, Some(request)).await
+    }
+
+    /// `DELETE …/contexts/{name}`.
+    pub async fn remove_context(&self, id: &str, name: &str) -> Result<(), ClientError> {
+        let path = path(id, &format!("/contexts/{}", escaped(name)));
+        let asked = self.ask(Method::DELETE, &path, None::<&()>);
+        asked.await.map(|_: serde_json::Value| ())
+    }
+
+    /// `POST …/contexts/{name}/interrupt`.
+    pub async fn interrupt(&self, id: &str, name: &str) -> Result<(), ClientError> {
+        let path = path(id, &format!("/contexts/{}/interrupt", escaped(name)));
+        let asked = self.ask(Method::POST, &path, None::<&()>);
+        asked.await.map(|_: serde_json::Value| ())
+    }
+
+    /// `POST …/contexts/{name}/restart`.
+    pub async fn restart(&self, id: &str, name: &str) -> Result<ContextInfo, ClientError> {
+        let path = path(id, &format!("/contexts/{}/restart", escaped(name)));
+        self.ask(Method::POST, &path, None::<&()>).await
     }
 
     /// `GET …/processes`.

@@ -94,6 +94,19 @@ pub enum HostMessage {
     },
     /// Tell of all processes. Answered by `Described`.
     Describe,
+    /// Code for a context, which runs one cell after the other; `CellPiece` tells what comes of it.
+    Cell {
+        /// Which process.
+        process: ProcessId,
+        /// Source text.
+        #[serde(with = "serde_bytes")]
+        code: Vec<u8>,
+    },
+    /// What a context has displayed has been passed on: it goes on.
+    CellTaken {
+        /// Which process.
+        process: ProcessId,
+    },
 }
 
 /// Names who reads a process's output; chosen by the host.
@@ -294,6 +307,9 @@ pub enum Program {
         /// `sys.argv[1:]`.
         arguments: Vec<Vec<u8>>,
     },
+    /// An interpreter that stays and is given cells of code: the warm one, or, when that one is used up,
+    /// a new one.
+    Context,
 }
 
 /// Python code, and what Python should believe about where it came from.
@@ -432,11 +448,79 @@ pub enum AgentMessage {
         /// Where its own output ends.
         output_end: u64,
     },
+    /// A part of a [`CellEvent`], encoded.
+    CellPiece {
+        /// Which process.
+        process: ProcessId,
+        /// Where the process's output ended at that moment.
+        offset: u64,
+        /// Whether it is the last part.
+        last: bool,
+        /// At most [`crate::STREAM_CHUNK_MAX_BYTES`].
+        #[serde(with = "serde_bytes")]
+        data: Vec<u8>,
+    },
     /// Every process that is known, in the order of their starts.
     Described {
         /// At most as many as the host has started and not forgotten.
         processes: Vec<Described>,
     },
+}
+
+/// What comes of a cell, as its interpreter tells it; encoded on its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CellEvent {
+    /// Something is to be shown. The interpreter waits until that has been passed on.
+    Display {
+        /// Ways of showing it.
+        data: Vec<Representation>,
+    },
+    /// The cell has ended.
+    Done {
+        /// Its number, from 1.
+        count: u32,
+        /// The value of its last expression, if it had one.
+        result: Option<Vec<Representation>>,
+        /// The exception that ended it.
+        error: Option<CellError>,
+    },
+}
+
+/// A way of showing an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Representation {
+    /// Its media type, such as `text/html`.
+    pub kind: String,
+    /// In that type.
+    #[serde(with = "serde_bytes")]
+    pub data: Vec<u8>,
+}
+
+/// An exception.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CellError {
+    /// Its class.
+    pub name: String,
+    /// What it says.
+    pub value: String,
+    /// Lines, as Python prints them.
+    pub traceback: Vec<String>,
+}
+
+impl CellEvent {
+    /// Largest encoding.
+    pub const MAX_BYTES: usize = 17 << 20;
+    /// How an encoded [`CellEvent::Display`] begins.
+    pub const DISPLAY: u8 = 0;
+
+    /// Decodes one; `None` if it is none.
+    #[must_use]
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        match postcard::take_from_bytes(bytes) {
+            Ok((event, [])) => Some(event),
+            Ok(_) | Err(_) => None,
+        }
+    }
 }
 
 /// A kept process, as the agent knows it.

@@ -8,6 +8,7 @@ and bytes, little-endian. Requests:
     reseed SEED                                give the generators a state that no other fork has
     run SEED KIND NAME CONTENT CWD LINES NARGS ARGS... ENV...
                                                become `python3 -c|FILE|-`; never returns
+    context SEED CWD ENV...                    become an interpreter that stays; see context.py
 
 CWD is empty for the directory in which it waits, and ENV has only what comes to the environment that
 it has. After `run` the process is what `python3` would be: a fresh `__main__`, the program's argv,
@@ -96,6 +97,8 @@ def _serve(control):
             _answer(control, _warm(request[1]))
         elif request[0] == b"reseed":
             _reseed(request[1])
+        elif request[0] == b"context":
+            _context(request, control)
         else:
             return _prepare(request, control)
 

@@ -3,7 +3,7 @@
 use super::limits::READER_WINDOW_BYTES;
 use super::process::Piece;
 use tokio::sync::mpsc;
-use zygote_protocol::{ProcessId, ReaderId};
+use zygote_protocol::{CellEvent, ProcessId, ReaderId};
 
 /// What readers tell the owner; small, and as many as they have read windows.
 #[derive(Debug)]
@@ -14,6 +14,8 @@ pub enum Notice {
         reader: ReaderId,
         limit: u64,
     },
+    /// What a context has displayed has been passed on.
+    Shown { process: ProcessId },
     /// A reader has gone.
     Gone {
         process: ProcessId,
@@ -44,7 +46,12 @@ impl Attachment {
         match &piece {
             Piece::Output { offset, data, .. } => self.at = offset + data.len() as u64,
             Piece::Skipped { to, .. } => self.at = *to,
-            Piece::End | Piece::Lost => return piece,
+            Piece::Cell(CellEvent::Display { .. }) => {
+                let process = self.process;
+                let _ = self.notices.send(Notice::Shown { process });
+                return piece;
+            }
+            Piece::Cell(_) | Piece::End | Piece::Lost => return piece,
         }
         if self.limit.saturating_sub(self.at) < READER_WINDOW_BYTES / 2 {
             self.limit = self.at.saturating_add(READER_WINDOW_BYTES);

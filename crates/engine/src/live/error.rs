@@ -49,6 +49,18 @@ pub enum LiveError {
         /// The limit.
         count: usize,
     },
+    /// It has no such context.
+    #[error("the sandbox has no context {0}")]
+    NoContext(String),
+    /// There is one already.
+    #[error("the sandbox has a context {0} already")]
+    ContextTaken(String),
+    /// Its interpreter has ended.
+    #[error("the context {0} has died: {1}")]
+    ContextDead(String, String),
+    /// A language that there is no interpreter for.
+    #[error("there is no interpreter for {0:?}")]
+    NoLanguage(String),
     /// The program did not start.
     #[error("{message}")]
     StartFailed {

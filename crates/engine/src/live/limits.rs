@@ -15,6 +15,10 @@ pub struct LiveLimits {
     pub ended_processes_max: usize,
     /// Open streams of one process.
     pub readers_max: usize,
+    /// Interpreters that stay, of one sandbox.
+    pub contexts_max: usize,
+    /// Cells that wait for one interpreter.
+    pub cells_max: usize,
     /// Output that is kept of one process, in bytes.
     pub ring_bytes: u32,
     /// Longest time to live.
@@ -31,6 +35,8 @@ impl Default for LiveLimits {
             processes_max: 256,
             ended_processes_max: 256,
             readers_max: 32,
+            contexts_max: 64,
+            cells_max: 64,
             ring_bytes: 256 * 1024,
             ttl_max: Duration::from_secs(366 * 86400),
             start_max: Duration::from_secs(60),

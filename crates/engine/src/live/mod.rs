@@ -3,6 +3,7 @@
 //! is wanted; what is known of a sandbox can be looked at without asking it.
 
 mod attachment;
+mod contexts;
 mod create;
 mod error;
 mod journal;
@@ -14,6 +15,7 @@ mod registry;
 mod sandbox;
 
 pub use attachment::Attachment;
+pub use contexts::{CellSpec, ContextInfo, ContextSpec, DEFAULT as DEFAULT_CONTEXT};
 pub use error::LiveError;
 pub use journal::{Entry, Happening, Journal};
 pub use limits::{INPUT_WINDOW_BYTES, LiveLimits, READER_WINDOW_BYTES};

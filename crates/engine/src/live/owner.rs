@@ -3,6 +3,7 @@
 //! said to the guest by the commands that are let in.
 
 use super::attachment::{Attachment, Notice};
+use super::contexts::Contexts;
 use super::error::LiveError;
 use super::journal::{Happening, Journal};
 use super::limits::INPUT_WINDOW_BYTES;
@@ -23,8 +24,8 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use zygote_protocol::{
-    AgentMessage, Described, HostMessage, Keep, ProcessId, Program, ReaderId, Start, StartFailure,
-    encode,
+    AgentMessage, CellEvent, Described, HostMessage, Keep, ProcessId, Program, ReaderId, Start,
+    StartFailure, encode,
 };
 
 /// Messages to the guest that wait to be written before commands wait too.
@@ -40,7 +41,7 @@ enum Asked {
 
 /// See the module.
 pub struct Owner {
-    sandbox: Arc<Sandbox>,
+    pub(super) sandbox: Arc<Sandbox>,
     journal: Arc<Journal>,
     listener: Listener,
     writer: OwnedWriteHalf,
@@ -49,12 +50,13 @@ pub struct Owner {
     written: usize,
     control: ControlSocket,
     runner: Runner,
-    processes: BTreeMap<ProcessId, Process>,
-    next_process: ProcessId,
+    pub(super) processes: BTreeMap<ProcessId, Process>,
+    pub(super) next_process: ProcessId,
+    pub(super) contexts: Contexts,
     asked: VecDeque<Asked>,
     expires: Option<Instant>,
     idle: Option<Duration>,
-    last_used: Instant,
+    pub(super) last_used: Instant,
 }
 
 /// A sandbox's process, and the ways to it.
@@ -91,6 +93,7 @@ impl Owner {
             runner: guest.runner,
             processes: BTreeMap::new(),
             next_process: 1,
+            contexts: Contexts::default(),
             asked: VecDeque::new(),
             expires,
             idle,
@@ -153,14 +156,14 @@ impl Owner {
         }
     }
 
-    fn say(&mut self, message: &HostMessage) -> Result<(), LiveError> {
+    pub(super) fn say(&mut self, message: &HostMessage) -> Result<(), LiveError> {
         let bytes = encode(message).map_err(|error| LiveError::TooLarge(error.to_string()))?;
         self.outgoing.push_back(bytes);
         Ok(())
     }
 
     /// Says what always fits.
-    fn say_small(&mut self, message: &HostMessage) {
+    pub(super) fn say_small(&mut self, message: &HostMessage) {
         // Numbers alone.
         let _ = self.say(message);
     }
@@ -171,7 +174,7 @@ impl Owner {
         let is_used = |process: &Process| {
             !process.readers.is_empty() || process.info.state == ProcessState::Starting
         };
-        self.processes.values().any(is_used)
+        self.processes.values().any(is_used) || self.contexts.is_busy()
     }
 
     fn idle_at(&self) -> Option<Instant> {
@@ -185,7 +188,12 @@ impl Owner {
             .processes
             .values()
             .filter_map(|process| process.deadline);
-        of_processes.chain(self.expires).chain(self.idle_at()).min()
+        let of_cells = self.contexts.next_deadline();
+        of_processes
+            .chain(of_cells)
+            .chain(self.expires)
+            .chain(self.idle_at())
+            .min()
     }
 
     /// Why it ends now, if it does; kills processes at their time limit.
@@ -198,6 +206,7 @@ impl Owner {
         if is_past(self.idle_at()) {
             return Some(EndReason::Idle);
         }
+        self.interrupt_late_cells(now);
         let due = |process: &&mut Process| is_past(process.deadline);
         let mut kills = Vec::new();
         for process in self.processes.values_mut().filter(due) {
@@ -243,6 +252,7 @@ impl Owner {
             }
             Command::Extend { ttl, idle } => self.extend(ttl, idle),
             Command::Measure(reply) => self.measure(reply),
+            Command::Context(command) => self.obey_context(command),
             // Taken care of before.
             Command::End(_) => {}
         }
@@ -281,19 +291,10 @@ impl Owner {
     fn start(&mut self, spec: ProcessSpec, reply: oneshot::Sender<StartReply>) {
         let (starting, started) = oneshot::channel();
         let id = self.next_process;
-        let limits = self.sandbox.limits;
-        let running = self.processes.values();
-        let running = running.filter(|process| !process.info.state.is_over());
-        if running.count() >= limits.processes_max {
-            self.note(Happening::LimitHit { limit: "processes" });
-            let _ = starting.send(Err(LiveError::TooMany {
-                what: "processes run in this sandbox",
-                count: limits.processes_max,
-            }));
-            let _ = reply.send(StartReply {
-                started,
-                output: None,
-            });
+        if let Err(error) = self.check_processes() {
+            let _ = starting.send(Err(error));
+            let output = None;
+            let _ = reply.send(StartReply { started, output });
             return;
         }
         let mut process = Process::new(id, &spec);
@@ -306,6 +307,7 @@ impl Owner {
             (None, 0)
         };
         process.deadline = spec.timeout.map(|limit| Instant::now() + limit);
+        process.starting = Some(starting);
         let own_env = self.sandbox.spec.env.iter();
         let env = own_env.filter(|(key, _)| !spec.env.iter().any(|(name, _)| name == key));
         let start = Start {
@@ -315,24 +317,55 @@ impl Owner {
             user: spec.user,
             terminal: spec.terminal,
             keep: Some(Keep {
-                bytes: limits.ring_bytes,
+                bytes: self.sandbox.limits.ring_bytes,
                 limit,
             }),
             ..Start::new(id, Program::Command(spec.command))
         };
         let _ = reply.send(StartReply { started, output });
-        if let Err(error) = self.say(&HostMessage::Start(start)) {
-            let _ = starting.send(Err(error));
-            return;
+        // What does not fit has been told to who waits for the start.
+        let _ = self.begin(process, start);
+    }
+
+    /// Whether one more process may run.
+    pub(super) fn check_processes(&self) -> Result<(), LiveError> {
+        let limit = self.sandbox.limits.processes_max;
+        let running = self.processes.values();
+        let running = running.filter(|process| !process.info.state.is_over());
+        if running.count() < limit {
+            return Ok(());
         }
-        process.starting = Some(starting);
+        self.note(Happening::LimitHit { limit: "processes" });
+        Err(LiveError::TooMany {
+            what: "processes run in this sandbox",
+            count: limit,
+        })
+    }
+
+    /// Asks the guest for a process, and enters it.
+    pub(super) fn begin(
+        &mut self,
+        mut process: Process,
+        start: Start,
+    ) -> Result<ProcessId, LiveError> {
+        let id = process.info.id;
+        if let Err(error) = self.say(&HostMessage::Start(start)) {
+            return Err(match process.starting.take() {
+                Some(starting) => {
+                    let _ = starting.send(Err(error));
+                    LiveError::NoProcess(id)
+                }
+                None => error,
+            });
+        }
         self.next_process += 1;
         self.show(&process);
         self.processes.insert(id, process);
         self.forget_old();
+        Ok(id)
     }
 
-    fn reader(
+    pub(super) fn reader(
         &self,
         process: ProcessId,
         reader: ReaderId,
@@ -402,11 +435,17 @@ impl Owner {
                     holds: false,
                 });
             }
+            Notice::Shown { process } => self.shown(process),
             Notice::Gone { process, reader } => {
                 let known = self.processes.get_mut(&process);
-                if known.is_some_and(|known| known.readers.remove(&reader).is_some()) {
+                let gone = known.and_then(|known| known.readers.remove(&reader));
+                if let Some(gone) = gone {
                     self.last_used = Instant::now();
                     self.say_small(&HostMessage::Unfollow { process, reader });
+                    let is_display = |event: &CellEvent| matches!(event, CellEvent::Display { .. });
+                    if gone.events.iter().any(|(_, event)| is_display(event)) {
+                        self.shown(process);
+                    }
                 }
             }
         }
@@ -466,7 +505,9 @@ impl Owner {
                 let timed_out = known.timed_out;
                 known.output_end = Some(output_end);
                 known.set(ProcessState::Ended { status, timed_out });
-                known.end_readers();
+                let state = known.info.state.clone();
+                self.end_readers(process);
+                self.context_ended(process, &state, "");
                 self.last_used = Instant::now();
                 self.show_change(process);
                 self.note(Happening::ProcessEnded {
@@ -475,6 +516,12 @@ impl Owner {
                     timed_out,
                 });
             }
+            AgentMessage::CellPiece {
+                process,
+                offset,
+                last,
+                data,
+            } => self.take_part(process, offset, last, &data)?,
             AgentMessage::Described { processes } => self.described(&processes)?,
             AgentMessage::Refused { message } => return Err(format!("it refuses: {message}")),
             _ => return Err("a message that does not belong here".to_owned()),
@@ -495,9 +542,14 @@ impl Owner {
     ) -> Result<(), String> {
         let known = self.known(process)?;
         known.set(ProcessState::Lost);
+        for reader in known.readers.values() {
+            let _ = reader.pieces.send(Piece::End);
+        }
         if let Some(starting) = known.starting.take() {
+            let message = message.clone();
             let _ = starting.send(Err(LiveError::StartFailed { reason, message }));
         }
+        self.context_ended(process, &ProcessState::Lost, &message);
         // It never was.
         self.processes.remove(&process);
         self.sandbox.table().remove(&process);
@@ -526,11 +578,18 @@ impl Owner {
                 entry.at, entry.limit
             ));
         }
-        entry.at = to;
-        // Who has gone tells it by a notice.
-        let _ = entry.pieces.send(piece);
-        known.end_readers();
+        entry.pass(piece, to);
+        self.end_readers(process);
         Ok(())
+    }
+
+    /// Readers that have had all are ended, here and in the guest, where one could hold the process.
+    pub(super) fn end_readers(&mut self, process: ProcessId) {
+        let known = self.processes.get_mut(&process);
+        let done = known.map(Process::end_readers).unwrap_or_default();
+        for reader in done {
+            self.say_small(&HostMessage::Unfollow { process, reader });
+        }
     }
 
     fn input_taken(&mut self, process: ProcessId, total: u64) -> Result<(), String> {
@@ -591,7 +650,6 @@ impl Owner {
         if let Some(process) = self.processes.get_mut(&id) {
             process.next_reader += 1;
             process.readers.insert(number, reader);
-            process.end_readers();
         }
         self.say_small(&HostMessage::Follow {
             process: id,
@@ -600,6 +658,7 @@ impl Owner {
             limit,
             holds: attach.holds,
         });
+        self.end_readers(id);
         Ok(attachment)
     }
 

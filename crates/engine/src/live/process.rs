@@ -1,12 +1,12 @@
 //! A process of a live sandbox, as its owner knows it.
 
 use super::limits::{INPUT_WINDOW_BYTES, READER_WINDOW_BYTES};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
-use zygote_protocol::{ExitStatus, ProcessId, ReaderId, Stream, TerminalSize};
+use zygote_protocol::{CellEvent, ExitStatus, ProcessId, ReaderId, Stream, TerminalSize};
 
 /// A process to start.
 #[derive(Clone, Debug, Default)]
@@ -95,6 +95,8 @@ pub enum Piece {
         /// Where it ends.
         to: u64,
     },
+    /// What comes of a cell, in order with what it prints.
+    Cell(CellEvent),
     /// All that was asked for has come.
     End,
     /// The sandbox has ended; see there why.
@@ -110,6 +112,8 @@ pub struct Reader {
     pub limit: u64,
     /// Where it ends by itself, if not at the process's end.
     pub until: Option<u64>,
+    /// What is told once it is at an offset.
+    pub events: VecDeque<(u64, CellEvent)>,
 }
 
 impl Reader {
@@ -122,8 +126,73 @@ impl Reader {
             at,
             limit,
             until,
+            events: VecDeque::new(),
         }
     }
+
+    /// Passes a piece on that ends at an offset, and what happened in between at its place.
+    pub fn pass(&mut self, piece: Piece, end: u64) {
+        let mut piece = piece;
+        while let Some((offset, _)) = self.events.front()
+            && *offset < end
+        {
+            let (before, after) = split(piece, *offset);
+            if let Some(before) = before {
+                self.send(before);
+            }
+            piece = after;
+            if let Some((_, event)) = self.events.pop_front() {
+                self.send(Piece::Cell(event));
+            }
+        }
+        self.send(piece);
+        self.at = end;
+        self.tell_events();
+    }
+
+    /// Tells what has happened up to where it is.
+    pub fn tell_events(&mut self) {
+        while let Some((_, event)) = self.events.pop_front_if(|(offset, _)| *offset <= self.at) {
+            self.send(Piece::Cell(event));
+        }
+    }
+
+    fn send(&self, piece: Piece) {
+        // Who has gone tells it by a notice.
+        let _ = self.pieces.send(piece);
+    }
+}
+
+/// Divides output at an offset; a gap is not divided.
+fn split(piece: Piece, at: u64) -> (Option<Piece>, Piece) {
+    let Piece::Output {
+        offset,
+        stream,
+        mut data,
+    } = piece
+    else {
+        return (None, piece);
+    };
+    if at <= offset {
+        let whole = Piece::Output {
+            offset,
+            stream,
+            data,
+        };
+        return (None, whole);
+    }
+    let rest = data.split_off((at - offset) as usize);
+    let before = Piece::Output {
+        offset,
+        stream,
+        data,
+    };
+    let after = Piece::Output {
+        offset: at,
+        stream,
+        data: rest,
+    };
+    (Some(before), after)
 }
 
 /// The owner's record.
@@ -188,17 +257,55 @@ impl Process {
         self.state.send_replace(state);
     }
 
-    /// Ends readers that have had all.
-    pub fn end_readers(&mut self) {
+    /// Ends readers that have had all; gives them back.
+    pub fn end_readers(&mut self) -> Vec<ReaderId> {
         let end = self.output_end;
-        self.readers.retain(|_, reader| {
+        let done = self.readers.extract_if(|_, reader| {
             let is_at = |offset: u64| reader.at >= offset;
-            let is_done = reader.until.is_some_and(is_at)
-                || (reader.until.is_none() && end.is_some_and(is_at));
-            if is_done {
-                let _ = reader.pieces.send(Piece::End);
-            }
-            !is_done
+            reader.until.is_some_and(is_at) || (reader.until.is_none() && end.is_some_and(is_at))
         });
+        let done = done.map(|(id, reader)| {
+            let _ = reader.pieces.send(Piece::End);
+            id
+        });
+        done.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happens_between_two_bytes_is_told_between_them() {
+        let (sender, mut pieces) = mpsc::unbounded_channel();
+        let mut reader = Reader::new(sender, 10, None);
+        let event = |count| CellEvent::Done {
+            count,
+            result: None,
+            error: None,
+        };
+        let output = |offset, data: &[u8]| Piece::Output {
+            offset,
+            stream: Stream::Stdout,
+            data: data.to_vec(),
+        };
+        reader
+            .events
+            .extend([(10, event(1)), (12, event(2)), (14, event(3))]);
+        reader.tell_events();
+        reader.pass(output(10, b"abcd"), 14);
+        let mut told = Vec::new();
+        while let Ok(piece) = pieces.try_recv() {
+            told.push(piece);
+        }
+        let expected = [
+            Piece::Cell(event(1)),
+            output(10, b"ab"),
+            Piece::Cell(event(2)),
+            output(12, b"cd"),
+            Piece::Cell(event(3)),
+        ];
+        assert_eq!(told, expected);
     }
 }

@@ -186,7 +186,7 @@ fn is_alive(sandbox: &Sandbox) -> bool {
 }
 
 /// A name is a word of a command line, and no beginning of an id's text that could be taken for one.
-fn check_name(name: &str) -> Result<(), LiveError> {
+pub(super) fn check_name(name: &str) -> Result<(), LiveError> {
     let is_good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     let begins_well = name
         .bytes()

@@ -1,6 +1,7 @@
 //! A live sandbox from outside: what is known of it, and what it can be told.
 
 use super::attachment::{Attachment, Notice};
+use super::contexts::{CellSpec, ContextCommand, ContextInfo, ContextSpec};
 use super::error::LiveError;
 use super::limits::LiveLimits;
 use super::phase::{End, Phase};
@@ -90,6 +91,7 @@ pub(super) enum Command {
         idle: Option<Option<Duration>>,
     },
     Measure(oneshot::Sender<Option<Usage>>),
+    Context(ContextCommand),
     End(super::EndReason),
 }
 
@@ -312,6 +314,62 @@ impl Sandbox {
         idle: Option<Option<Duration>>,
     ) -> Result<(), LiveError> {
         self.tell(Command::Extend { ttl, idle }).await
+    }
+
+    /// Makes a context.
+    ///
+    /// # Errors
+    /// If there is one of that name, or a limit is reached.
+    pub async fn create_context(&self, spec: ContextSpec) -> Result<ContextInfo, LiveError> {
+        let command = |reply| Command::Context(ContextCommand::Create(spec, reply));
+        self.ask(command).await?
+    }
+
+    /// Its contexts, by name.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub async fn contexts(&self) -> Result<Vec<ContextInfo>, LiveError> {
+        self.ask(|reply| Command::Context(ContextCommand::List(reply)))
+            .await
+    }
+
+    /// Runs code in a context, once those before it have ended: as long as that takes.
+    ///
+    /// # Errors
+    /// If the context has died, a limit is reached, or the sandbox has ended.
+    pub async fn run_cell(&self, spec: CellSpec) -> Result<Attachment, LiveError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Context(ContextCommand::Run(spec, reply));
+        self.tell(command).await?;
+        answer.await.map_err(|_| self.gone())?
+    }
+
+    /// Interrupts the cell that a context runs, if it runs one.
+    ///
+    /// # Errors
+    /// If there is no such context, or it has died.
+    pub async fn interrupt(&self, name: &str) -> Result<(), LiveError> {
+        let command = |reply| ContextCommand::Interrupt(name.to_owned(), reply);
+        self.ask(|reply| Command::Context(command(reply))).await?
+    }
+
+    /// Gives a context a new interpreter.
+    ///
+    /// # Errors
+    /// If there is no such context, or none can be started.
+    pub async fn restart(&self, name: &str) -> Result<ContextInfo, LiveError> {
+        let command = |reply| ContextCommand::Restart(name.to_owned(), reply);
+        self.ask(|reply| Command::Context(command(reply))).await?
+    }
+
+    /// Ends a context.
+    ///
+    /// # Errors
+    /// If there is no such context.
+    pub async fn remove_context(&self, name: &str) -> Result<(), LiveError> {
+        let command = |reply| ContextCommand::Remove(name.to_owned(), reply);
+        self.ask(|reply| Command::Context(command(reply))).await?
     }
 
     /// What it costs the host now.

@@ -1,5 +1,6 @@
 //! `/v1/sandboxes` and `/v1/events`: sandboxes that live.
 
+mod code;
 mod events;
 mod process;
 mod routes;

@@ -191,6 +191,8 @@ async fn follow(
                 data,
             } => told(stream, offset, data),
             Piece::Skipped { from, to } => ProcessEvent::Skipped { from, to },
+            // Of cells, whose readers are others.
+            Piece::Cell(_) => continue,
             Piece::End => break,
             Piece::Lost => return Err(lost(&sandbox)),
         };
@@ -266,6 +268,7 @@ async fn kept(sandbox: &Sandbox, mut output: Attachment) -> Result<Response, Fai
                 told.skipped_bytes += to - from;
                 told.next = to;
             }
+            Piece::Cell(_) => {}
             Piece::End => break,
             Piece::Lost => return Err(lost(sandbox)),
         }

@@ -1,5 +1,6 @@
 //! Paths and methods of live sandboxes.
 
+use super::code;
 use super::events::{self, events};
 use super::process::{attach, exec, output};
 use super::words::{live_failure, process_info, running, sandbox_info, state};
@@ -14,17 +15,17 @@ use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use zygote_api::{
-    CreateEvent, ErrorCode, Failure, ProcessList, ProcessSignal, SandboxChange, SandboxList,
-    SandboxRequest, SandboxState, SandboxStats, TerminalSize,
+    ContextList, ContextRequest, CreateEvent, ErrorCode, Failure, ProcessList, ProcessSignal,
+    SandboxChange, SandboxList, SandboxRequest, SandboxState, SandboxStats, TerminalSize,
 };
-use zygote_engine::live::{Attach, EndReason, LiveError, Sandbox};
+use zygote_engine::live::{Attach, ContextSpec, EndReason, LiveError, Sandbox};
 use zygote_engine::{Engine, STREAM_CHUNK_MAX_BYTES};
 
 type Answer = Result<Response, Failed>;
@@ -49,6 +50,23 @@ pub fn router<B: Backend>(backend: &Arc<B>) -> Router<Arc<B>> {
         .route("/v1/sandboxes/{id}/wait", get(wait::<B>))
         .route("/v1/sandboxes/{id}/stats", get(stats::<B>))
         .route("/v1/sandboxes/{id}/exec", post(start::<B>))
+        .route("/v1/sandboxes/{id}/code", post(run_code::<B>))
+        .route(
+            "/v1/sandboxes/{id}/contexts",
+            get(list_contexts::<B>).post(create_context::<B>),
+        )
+        .route(
+            "/v1/sandboxes/{id}/contexts/{name}",
+            delete(remove_context::<B>),
+        )
+        .route(
+            "/v1/sandboxes/{id}/contexts/{name}/interrupt",
+            post(interrupt::<B>),
+        )
+        .route(
+            "/v1/sandboxes/{id}/contexts/{name}/restart",
+            post(restart::<B>),
+        )
         .route("/v1/sandboxes/{id}/processes", get(processes::<B>))
         .route("/v1/sandboxes/{id}/processes/{process}", get(process::<B>))
         .route(
@@ -288,6 +306,71 @@ async fn start<B: Backend>(
     request: Request,
 ) -> Answer {
     Ok(exec(find(&*backend, &id)?, request).await?)
+}
+
+async fn run_code<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Answer {
+    Ok(code::run(find(&*backend, &id)?, request).await?)
+}
+
+async fn list_contexts<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+) -> Answer {
+    let contexts = find(&*backend, &id)?.contexts().await.map_err(told)?;
+    let contexts = contexts.into_iter().map(code::context_info).collect();
+    Ok(json(&ContextList { contexts }))
+}
+
+async fn create_context<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    body: Body,
+) -> Answer {
+    let ContextRequest {
+        name,
+        language,
+        cwd,
+    } = object(body).await?;
+    if cwd.contains('\0') {
+        return Err(Failure::bad_request("cwd: it may not have a NUL").into());
+    }
+    let spec = ContextSpec {
+        name,
+        language,
+        cwd,
+    };
+    let made = find(&*backend, &id)?.create_context(spec).await;
+    Ok(json(&code::context_info(made.map_err(told)?)))
+}
+
+async fn remove_context<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path((id, name)): Path<(String, String)>,
+) -> Answer {
+    let sandbox = find(&*backend, &id)?;
+    sandbox.remove_context(&name).await.map_err(told)?;
+    Ok(json(&serde_json::json!({ "context": name })))
+}
+
+async fn interrupt<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path((id, name)): Path<(String, String)>,
+) -> Answer {
+    let sandbox = find(&*backend, &id)?;
+    sandbox.interrupt(&name).await.map_err(told)?;
+    Ok(json(&serde_json::json!({ "context": name })))
+}
+
+async fn restart<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path((id, name)): Path<(String, String)>,
+) -> Answer {
+    let restarted = find(&*backend, &id)?.restart(&name).await;
+    Ok(json(&code::context_info(restarted.map_err(told)?)))
 }
 
 async fn processes<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Answer {

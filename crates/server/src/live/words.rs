@@ -205,6 +205,11 @@ pub fn live_failure(error: &LiveError) -> Failure {
         LiveError::NoTerminal(_) => {
             with(ErrorCode::NoTerminal).remedy("start it with one (terminal; zygote exec -t)")
         }
+        LiveError::NoContext(_) => with(ErrorCode::ContextNotFound),
+        LiveError::ContextTaken(_) => with(ErrorCode::NameTaken),
+        LiveError::ContextDead(..) => with(ErrorCode::ContextDead)
+            .remedy("restart it: POST …/contexts/{name}/restart; zygote python --restart"),
+        LiveError::NoLanguage(_) => with(ErrorCode::BadRequest).remedy("python is there"),
         LiveError::TooMany { .. } => with(ErrorCode::LimitReached)
             .remedy("end some, or raise the limit")
             .retry_after(RETRY_AFTER_S),

@@ -1,0 +1,173 @@
+//! Sandboxes that live, by the verbs that a user types.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::process::{Command, Stdio};
+use zygote_tests::*;
+
+/// A sandbox of a test's own, until it is dropped.
+struct Live {
+    name: String,
+}
+
+impl Live {
+    fn new(name: &str) -> Self {
+        Self::with(name, &[])
+    }
+
+    fn with(name: &str, options: &[&str]) -> Self {
+        let create = [&["create", "--name", name][..], options].concat();
+        let id = zygote(&create).good().text();
+        assert_eq!(id.trim().len(), 36, "{id}");
+        let name = name.to_owned();
+        Self { name }
+    }
+
+    fn exec(&self, command: &[&str]) -> Ran {
+        zygote(&[&["exec", &self.name, "--"], command].concat())
+    }
+
+    fn sh(&self, script: &str) -> Ran {
+        self.exec(&["sh", "-c", script])
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        zygote(&["rm", &self.name]);
+    }
+}
+
+#[test]
+fn files_and_processes_of_one_call_are_there_for_the_next() {
+    let it = Live::with("living", &["--env", "A=1"]);
+    it.sh("echo hello > /tmp/file; echo $A > /tmp/variable")
+        .good();
+    let read = it.sh("cat /tmp/file /tmp/variable; hostname; echo bad >&2; exit 7");
+    assert_eq!(read.text(), "hello\n1\nliving\n");
+    assert_eq!((read.error(), read.code), ("bad\n".to_owned(), 7));
+    // A server in the background, and a request to it.
+    let server = "cd /srv && echo page > index.html && exec python3 -u -m http.server 8000";
+    let number = zygote(&["exec", "-d", "living", "--", "sh", "-c", server]).good();
+    let fetch = "import time, urllib.request as r\n\
+        for _ in range(600):\n    \
+            try: print(r.urlopen('http://127.0.0.1:8000/').read()); break\n    \
+            except OSError: time.sleep(0.1)";
+    assert_eq!(
+        it.exec(&["python3", "-c", fetch]).good().text(),
+        "b'page\\n'\n"
+    );
+    let number = number.text();
+    let logs = zygote(&["logs", "living", number.trim()]).good();
+    assert!(
+        logs.text().contains("Serving HTTP") && logs.error().contains("GET /"),
+        "{logs:?}"
+    );
+    zygote(&["kill", "--signal", "TERM", "living", number.trim()]).good();
+    assert_eq!(zygote(&["wait", "living", number.trim()]).code, 143);
+    let listed = zygote(&["ps", "--json"]).json().remove(0);
+    let names: Vec<&str> = listed["sandboxes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|one| one["name"].as_str())
+        .collect();
+    assert!(names.contains(&"living"), "{listed}");
+}
+
+#[test]
+fn input_is_passed_on_and_programs_differ_as_in_a_shell() {
+    let it = Live::new("input");
+    let upper = zygote_with_input(&["exec", "-i", "input", "--", "tr", "a-z", "A-Z"], b"hello");
+    assert_eq!(upper.good().text(), "HELLO");
+    // Without -i there is none.
+    let none = zygote_with_input(&["exec", "input", "cat"], b"hello");
+    assert_eq!(none.good().text(), "");
+    let big: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+    let sum = zygote_with_input(&["exec", "-i", "input", "--", "cat"], &big).good();
+    assert!(sum.stdout == big);
+    assert_eq!(it.exec(&["no-such-program"]).code, 127);
+    assert_eq!(it.exec(&["/etc/passwd"]).code, 126);
+    assert_eq!(it.sh("kill -9 $$").code, 137);
+    let late = zygote(&["exec", "--timeout", "1s", "input", "--", "sleep", "1000"]);
+    assert_eq!(late.code, 124);
+    let user = zygote(&[
+        "exec",
+        "-u",
+        "nobody",
+        "-w",
+        "/tmp",
+        "input",
+        "--",
+        "sh",
+        "-c",
+        "id -un; pwd",
+    ]);
+    assert_eq!(user.good().text(), "nobody\n/tmp\n");
+    let memory = it.exec(&[
+        "python3",
+        "-c",
+        "kept = []\nwhile True: kept.append(bytearray(b'x' * (1 << 20)))",
+    ]);
+    assert_eq!(memory.code, 137, "{memory:?}");
+    assert!(memory.error().contains("memory"), "{memory:?}");
+    it.sh("true").good();
+    let object = zygote(&[
+        "exec",
+        "--json",
+        "input",
+        "--",
+        "sh",
+        "-c",
+        "echo out; exit 3",
+    ]);
+    let value = object.json().remove(0);
+    assert_eq!((object.code, value["stdout"].as_str()), (3, Some("out\n")));
+}
+
+#[test]
+fn a_terminal_and_what_has_none() {
+    let it = Live::new("terminal");
+    let refused = zygote(&["exec", "-it", "terminal", "--", "sh"]);
+    assert_eq!(refused.code, 125);
+    assert!(refused.error().contains("-t"), "{refused:?}");
+    // script(1) gives this program a terminal.
+    let line = format!(
+        "{} exec -it terminal -- sh -c 'test -t 0 && stty size && echo ok'",
+        program().display()
+    );
+    let shown = Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let shown: Ran = shown.into();
+    assert!(shown.text().contains("ok\r\n"), "{shown:?}");
+    drop(it);
+    let gone = zygote(&["exec", "terminal", "--", "true"]);
+    assert_eq!(gone.code, 125);
+    assert!(gone.error().contains("removed"), "{gone:?}");
+}
+
+#[test]
+fn what_lives_is_counted_measured_and_ended_in_time() {
+    let it = Live::with("counted", &["--ttl", "1h", "--idle", "1h"]);
+    it.sh("true").good();
+    let info = zygote(&["inspect", "--json", "counted"]).json().remove(0);
+    assert_eq!(
+        (&info["state"], &info["name"]),
+        (&"running".into(), &"counted".into())
+    );
+    let stats = zygote(&["stats", "--json", "counted"]).json().remove(0);
+    assert!(
+        stats["memory_private_kib"].as_u64().unwrap() > 100,
+        "{stats}"
+    );
+    let short = Live::with("short", &["--ttl", "2s"]);
+    assert_eq!(zygote(&["wait", &short.name]).good().text(), "ttl\n");
+    let events = zygote(&["events", "--json", "short"]).json();
+    assert_eq!(events.last().unwrap()["reason"], "ttl");
+    let taken = zygote(&["create", "--name", "counted"]);
+    assert_eq!(taken.code, 125);
+    assert!(taken.error().contains("taken"), "{taken:?}");
+}
