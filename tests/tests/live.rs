@@ -171,3 +171,51 @@ fn what_lives_is_counted_measured_and_ended_in_time() {
     assert_eq!(taken.code, 125);
     assert!(taken.error().contains("taken"), "{taken:?}");
 }
+
+#[test]
+fn an_interpreter_keeps_its_state_and_shows_values() {
+    let it = Live::new("cells");
+    let python = |code: &str| zygote(&["python", &it.name, "-c", code]);
+    assert_eq!(
+        python("import numpy; x = numpy.arange(3); x").good().text(),
+        "array([0, 1, 2])\n"
+    );
+    assert_eq!(python("print(x.sum())").good().text(), "3\n");
+    let failed = python("1/0");
+    assert_eq!(failed.code, 1);
+    assert!(failed.error().contains("ZeroDivisionError"), "{failed:?}");
+    // The warm interpreter itself: it has what the template has loaded, and randomness of its own.
+    let other = Live::new("cells-2");
+    let draw = "import random, os; (random.random(), os.getpid())";
+    let second = zygote(&["python", &other.name, "-c", draw]).good().text();
+    assert_ne!(python(draw).good().text(), second);
+    let figure = "class F:\n    def _repr_png_(self): return b'\\x89PNG'\ndisplay(F())";
+    let folder = tempfile::tempdir().unwrap();
+    let save = folder.path().to_str().unwrap();
+    zygote(&["python", &it.name, "--save", save, "-c", figure]).good();
+    assert_eq!(
+        std::fs::read(folder.path().join("1.png")).unwrap(),
+        b"\x89PNG"
+    );
+    let object = zygote(&["python", &it.name, "--json", "-c", "2 ** 10"])
+        .json()
+        .remove(0);
+    assert_eq!(object["result"]["text/plain"], "1024");
+    let late = zygote(&[
+        "python",
+        &it.name,
+        "--timeout",
+        "500ms",
+        "-c",
+        "while True: pass",
+    ]);
+    assert!(late.error().contains("KeyboardInterrupt"), "{late:?}");
+    assert_eq!(python("x.size").good().text(), "3\n");
+    let memory = python("kept = []\nwhile True: kept.append(bytearray(b'x' * (1 << 20)))");
+    assert!(
+        memory.error().contains("MemoryError") || memory.error().contains("memory"),
+        "{memory:?}"
+    );
+    zygote(&["python", &it.name, "--restart"]).good();
+    assert_eq!(python("'x' in globals()").good().text(), "False\n");
+}

@@ -27,6 +27,22 @@ fn write(file: &str, value: &str) -> io::Result<()> {
     })
 }
 
+/// A file of the group's.
+pub fn file(name: &str) -> std::path::PathBuf {
+    Path::new(USER).join(name)
+}
+
+/// All processes in it.
+pub fn processes() -> Vec<i32> {
+    let parts = ["", WARM, LAUNCHER].iter();
+    let texts = parts.filter_map(|part| {
+        fs::read_to_string(Path::new(USER).join(part).join("cgroup.procs")).ok()
+    });
+    let texts: Vec<String> = texts.collect();
+    let lines = texts.iter().flat_map(|text| text.lines());
+    lines.filter_map(|line| line.parse().ok()).collect()
+}
+
 /// Makes the group with its limits. `memory_bytes`: the guest's.
 pub fn create(memory_bytes: u64) -> io::Result<()> {
     fs::write("/sys/fs/cgroup/cgroup.subtree_control", "+memory +pids")?;

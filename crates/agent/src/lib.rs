@@ -14,11 +14,13 @@ mod identity;
 mod interpreter;
 mod launcher;
 mod owners;
+mod pressure;
 mod process;
 mod processes;
 mod ring;
 mod serve;
 mod signals;
+mod task;
 mod terminal;
 mod users;
 
@@ -27,9 +29,13 @@ use std::process::ExitCode;
 /// For measuring, in a guest: whose its pages are.
 const OWNERS_VERB: &str = "owners";
 
+/// Does something with files; started by the agent alone.
+pub const FILES_VERB: &str = task::VERB;
+
 fn verb(words: &str) -> Option<std::io::Result<()>> {
     match words {
         OWNERS_VERB => Some(owners::print()),
+        FILES_VERB => Some(task::run(std::env::args().nth(2))),
         _ => None,
     }
 }

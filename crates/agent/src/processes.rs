@@ -26,8 +26,10 @@ pub struct Processes {
     all: Vec<Process>,
     /// Those that have told their end, and only keep memory.
     remains: Vec<u32>,
-    /// Out-of-memory kills that are known.
+    /// Out-of-memory kills of the kernel's that are known.
     kills: u64,
+    /// Those of our own that have not been told.
+    own_kills: u64,
     /// Whose output is sent first.
     turn: usize,
     /// What programs write passes through here.
@@ -41,6 +43,7 @@ impl Processes {
             all: Vec::new(),
             remains: Vec::new(),
             kills: 0,
+            own_kills: 0,
             turn: 0,
             scratch: vec![0; STREAM_CHUNK_MAX_BYTES],
         }
@@ -346,8 +349,14 @@ impl Processes {
     fn exit_status(&mut self, status: i32) -> ExitStatus {
         exit_status(status, || {
             let known = std::mem::replace(&mut self.kills, cgroup::out_of_memory_kills());
-            self.kills > known
+            let own = std::mem::take(&mut self.own_kills);
+            self.kills > known || own > 0
         })
+    }
+
+    /// A process was killed because memory is used up.
+    pub fn has_killed_for_memory(&mut self) {
+        self.own_kills += 1;
     }
 
     /// Nobody will ask for this one any more. What still writes to its streams is read, for nobody.

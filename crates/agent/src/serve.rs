@@ -12,6 +12,7 @@ use crate::gets::Gets;
 use crate::identity::{HostClock, Papers};
 use crate::interpreter::{Interpreter, cold_context};
 use crate::launcher::Launcher;
+use crate::pressure::{self, Pressure};
 use crate::process::{HOME, Plan, Process, Spawned, spawn};
 use crate::processes::Processes;
 use crate::signals::Signals;
@@ -33,9 +34,17 @@ const REMAINS_MAX: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
+/// How often it is looked whether memory is still used up.
+const PRESSED_LOOK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: pressure::LOOK_EVERY.as_nanos() as i64,
+};
 
 /// The second finds what the first has left.
 const REHEARSALS: usize = 3;
+
+/// This program (proc_pid_exe(5)).
+const SELF: &str = "/proc/self/exe";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -56,6 +65,8 @@ struct Server {
     state: State,
     /// `None` where it is no guest.
     clock: Option<HostClock>,
+    /// Likewise.
+    pressure: Option<Pressure>,
     /// What the next fork needs to become somebody.
     frozen: Option<(Papers, Option<Thaw>)>,
     files: Files,
@@ -99,6 +110,7 @@ impl Server {
             entrance,
             interpreter: None,
             state,
+            pressure: clock.as_ref().map(|_| Pressure::watch()).transpose()?,
             clock,
             frozen: None,
             files: Files::default(),
@@ -147,13 +159,31 @@ impl Server {
             PollFd::new(&channel, interest),
             PollFd::new(&self.signals, PollFlags::IN),
         ];
+        if let Some(pressure) = &self.pressure {
+            fds.push(PollFd::from_borrowed_fd(pressure.fd(), PollFlags::PRI));
+        }
         self.processes.watch(&mut fds, self.channel.is_full());
+        let is_pressed = self.pressure.as_ref().is_some_and(Pressure::is_pressed);
         // For as long as the machine lives; its host has the deadlines.
-        let limit = self.processes.has_remains().then_some(&REMAINS_MAX);
-        match poll(&mut fds, limit) {
-            Ok(0) => self.processes.clear_remains(),
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        let limit = match (self.processes.has_remains(), is_pressed) {
+            (true, _) => Some(&REMAINS_MAX),
+            (false, true) => Some(&PRESSED_LOOK),
+            (false, false) => None,
+        };
+        let has_news = |fds: &[PollFd<'_>]| fds[2].revents().contains(PollFlags::PRI);
+        let (count, is_near_limit) = match poll(&mut fds, limit) {
+            Ok(count) => (count, self.pressure.is_some() && has_news(&fds)),
+            Err(rustix::io::Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),
+        };
+        if count == 0 {
+            self.processes.clear_remains();
+        }
+        if (is_near_limit || is_pressed)
+            && let Some(pressure) = &mut self.pressure
+            && pressure.look()
+        {
+            self.processes.has_killed_for_memory();
         }
         Ok(())
     }
@@ -432,6 +462,12 @@ impl Server {
                 self.reseed_interpreter()?;
                 self.spawn(arguments, start, user.as_ref())?
             }
+            Program::Files(task) => {
+                let task = task.to_word().map_err(io::Error::other)?;
+                let words = [SELF, crate::FILES_VERB, &task];
+                let words = words.map(|word| word.as_bytes().to_vec());
+                self.spawn(&words, start, user.as_ref())?
+            }
             Program::Python { source, arguments } => match self.interpreter.take() {
                 Some(warm) if warm.can_become(start) => {
                     tells = true;
@@ -495,6 +531,7 @@ fn start_failure(start: &Start, error: &io::Error) -> (StartFailure, String) {
             String::from_utf8_lossy(arguments.first().map_or(b"", |word| word))
         }
         Program::Python { .. } | Program::Context => "python3".into(),
+        Program::Files(_) => "a task with files".into(),
     };
     match error.kind() {
         io::ErrorKind::NotFound => (

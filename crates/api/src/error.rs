@@ -60,6 +60,10 @@ pub enum ErrorCode {
     ProcessEnded,
     /// 409: the process has no terminal.
     NoTerminal,
+    /// 404: there is no such file in the sandbox.
+    FileNotFound,
+    /// 409: a file of the sandbox cannot be had or changed; `cause` is the kernel's name for why.
+    FileFailed,
     /// 404: the sandbox has no such context.
     ContextNotFound,
     /// 409: the context's interpreter has ended; the message says how.
@@ -123,6 +127,7 @@ impl ErrorCode {
             | Self::SandboxNotFound
             | Self::ProcessNotFound
             | Self::ContextNotFound
+            | Self::FileNotFound
             | Self::TemplateNotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::BuildFailed
@@ -134,7 +139,8 @@ impl ErrorCode {
             | Self::SandboxEnded
             | Self::ProcessEnded
             | Self::NoTerminal
-            | Self::ContextDead => 409,
+            | Self::ContextDead
+            | Self::FileFailed => 409,
             Self::LimitReached => 429,
             Self::TooLarge => 413,
             Self::TemplateUnusable | Self::Internal => 500,

@@ -5,6 +5,7 @@ mod code;
 mod collect;
 mod error;
 mod exec;
+mod file;
 mod lines;
 mod octets;
 mod sandbox;
@@ -21,8 +22,9 @@ pub use exec::{
     CommandRequest, ExecEvent, ExecInput, ExecRequest, ExecResult, GetPiece, GotFile, ProgramFile,
     SentFile, SignalRequest,
 };
+pub use file::{FileAction, FileEvent, FileInfo, FileList, FileType};
 pub use lines::{LineSplitter, LineTooLong};
-pub use octets::{Octets, base64};
+pub use octets::{Octets, base64, from_base64};
 pub use sandbox::{
     AttachRequest, CreateEvent, OnTimeout, ProcessEvent, ProcessInfo, ProcessInput, ProcessList,
     ProcessOutput, ProcessRequest, ProcessResult, ProcessSignal, SandboxChange, SandboxEnd,

@@ -187,7 +187,7 @@ impl Subject {
     fn ahead(&self, program: &Program) -> Ahead {
         let kind = match program {
             Program::Python { .. } => RunKind::Python,
-            Program::Command(_) | Program::Context => RunKind::Command,
+            Program::Command(_) | Program::Context | Program::Files(_) => RunKind::Command,
         };
         let sets = &self.snapshot.manifest().working_sets;
         let set = sets.iter().find(|set| set.of == kind);

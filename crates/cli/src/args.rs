@@ -29,6 +29,7 @@ pub const COUNT_MAX: u32 = 1000;
         zygote run -- uname -a                        any program\n  \
         zygote create --name box                      a sandbox that lives\n  \
         zygote exec box -- uname -a                   a program in it\n  \
+        zygote python box -c 'x = 6*7; x'             Python in it, whose state stays\n  \
         zygote rm box\n\n\
         Exit codes: the program's own; 128+n if signal n ended it; 124 at the time limit; 126, 127 if\n\
         it cannot be run, or is not there; 125 for every failure of Zygote's own, with a sentence on\n\
@@ -121,6 +122,8 @@ pub enum Verb {
     Create(CreateArgs),
     /// Run a program in a sandbox
     Exec(ExecArgs),
+    /// Run Python in an interpreter of a sandbox, whose state stays from call to call
+    Python(PythonArgs),
     /// Read on what a process of a sandbox says, and write to it
     Attach(AttachArgs),
     /// Show what a process of a sandbox has said

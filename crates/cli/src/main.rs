@@ -67,6 +67,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Run(args) => run::run(global, args),
         Verb::Create(args) => live::create(global, args),
         Verb::Exec(args) => live::exec(global, args),
+        Verb::Python(args) => live::python(global, args),
         Verb::Attach(args) => live::attach(global, args),
         Verb::Logs(args) => live::logs(global, args),
         Verb::Ps(args) => live::ps(global, args),

@@ -7,6 +7,7 @@ mod lines;
 mod live;
 
 pub use error::ClientError;
+pub use live::Octets;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};

@@ -1,14 +1,19 @@
 //! Asking for live sandboxes.
 
-use crate::{Client, ClientError, Events, escaped, line, whole_body};
+use crate::{Client, ClientError, Events, escaped, line, whole, whole_body};
 use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, StreamBody};
 use hyper::Method;
+use hyper::body::{Frame, Incoming};
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use zygote_api::{
     AttachRequest, CodeEvent, CodeRequest, ContextInfo, ContextList, ContextRequest, CreateEvent,
-    ProcessEvent, ProcessInfo, ProcessInput, ProcessList, ProcessOutput, ProcessRequest,
-    ProcessSignal, SandboxChange, SandboxEvent, SandboxInfo, SandboxList, SandboxRequest,
-    SandboxStats,
+    FileAction, FileEvent, FileInfo, ProcessEvent, ProcessInfo, ProcessInput, ProcessList,
+    ProcessOutput, ProcessRequest, ProcessSignal, SandboxChange, SandboxEvent, SandboxInfo,
+    SandboxList, SandboxRequest, SandboxStats, base64,
 };
 
 /// How long one request waits for an end; it is asked again.
@@ -20,6 +25,33 @@ fn path(id: &str, rest: &str) -> String {
 
 fn process_path(id: &str, process: u32, rest: &str) -> String {
     path(id, &format!("/processes/{process}{rest}"))
+}
+
+/// A path, for a query.
+fn named(file: &[u8]) -> String {
+    match std::str::from_utf8(file) {
+        Ok(text) => format!("path={}", escaped(text)),
+        Err(_) => format!("path_base64={}", escaped(&base64(file))),
+    }
+}
+
+/// Bytes as they come.
+pub struct Octets(Incoming);
+
+impl Octets {
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// If they break off before that.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        while let Some(frame) = self.0.frame().await {
+            let frame = frame.map_err(ClientError::broken)?;
+            if let Ok(data) = frame.into_data() {
+                return Ok(Some(data));
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// All may fail with [`ClientError`].
@@ -151,6 +183,100 @@ impl Client {
     pub async fn restart(&self, id: &str, name: &str) -> Result<ContextInfo, ClientError> {
         let path = path(id, &format!("/contexts/{}/restart", escaped(name)));
         self.ask(Method::POST, &path, None::<&()>).await
+    }
+
+    /// `POST …/files`: something to do with files; what it is answered with is up to that.
+    pub async fn files<T: DeserializeOwned>(
+        &self,
+        id: &str,
+        action: &FileAction,
+    ) -> Result<T, ClientError> {
+        self.ask(Method::POST, &path(id, "/files"), Some(action))
+            .await
+    }
+
+    /// `GET …/files`: a file's bytes, from an offset on.
+    pub async fn read_file(
+        &self,
+        id: &str,
+        file: &[u8],
+        offset: u64,
+        length: Option<u64>,
+    ) -> Result<Octets, ClientError> {
+        let length = length.map(|n| format!("&length={n}")).unwrap_or_default();
+        let rest = format!("/files?offset={offset}{length}&{}", named(file));
+        self.bytes(&path(id, &rest)).await
+    }
+
+    /// `PUT …/files`: writes one. `options`: further parts of the query, such as `append=true`.
+    pub async fn write_file(
+        &self,
+        id: &str,
+        file: &[u8],
+        options: &str,
+        input: mpsc::Receiver<std::io::Result<Bytes>>,
+    ) -> Result<FileInfo, ClientError> {
+        let rest = format!("/files?{}{options}", named(file));
+        self.put(&path(id, &rest), input).await
+    }
+
+    /// `GET …/tar`: a file or folder as a tar archive.
+    pub async fn pack(&self, id: &str, file: &[u8]) -> Result<Octets, ClientError> {
+        self.bytes(&path(id, &format!("/tar?{}", named(file))))
+            .await
+    }
+
+    /// `PUT …/tar`: unpacks a tar archive into a folder.
+    pub async fn unpack(
+        &self,
+        id: &str,
+        folder: &[u8],
+        input: mpsc::Receiver<std::io::Result<Bytes>>,
+    ) -> Result<(), ClientError> {
+        let path = path(id, &format!("/tar?{}", named(folder)));
+        self.put(&path, input).await.map(|_: serde_json::Value| ())
+    }
+
+    /// `GET …/watch`: what changes in a file or folder.
+    pub async fn watch(
+        &self,
+        id: &str,
+        file: &[u8],
+        recursive: bool,
+    ) -> Result<Events<FileEvent>, ClientError> {
+        let rest = format!("/watch?recursive={recursive}&{}", named(file));
+        self.events(
+            Method::GET,
+            &path(id, &rest),
+            whole_body(Bytes::new()),
+            None,
+        )
+        .await
+    }
+
+    async fn bytes(&self, path: &str) -> Result<Octets, ClientError> {
+        let kind = "application/octet-stream";
+        let body = whole_body(Bytes::new());
+        let answer = self.send(Method::GET, path, kind, body, None).await?;
+        Ok(Octets(answer.into_body()))
+    }
+
+    /// A body that breaks off with an error is not taken for a whole one.
+    async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        input: mpsc::Receiver<std::io::Result<Bytes>>,
+    ) -> Result<T, ClientError> {
+        let pieces = stream::unfold(input, |mut input| async {
+            let next = input.recv().await?;
+            let piece = next.map(Frame::data).map_err(crate::BodyError::from);
+            Some((piece, input))
+        });
+        let body = UnsyncBoxBody::new(StreamBody::new(pieces));
+        let kind = "application/octet-stream";
+        let answer = self.send(Method::PUT, path, kind, body, None).await?;
+        let bytes = whole(answer.into_body()).await?;
+        serde_json::from_slice(&bytes).map_err(ClientError::nonsense)
     }
 
     /// `GET …/processes`.

@@ -24,7 +24,7 @@ pub use embedded::Embedded;
 pub use serve::{Ready, serve};
 pub use socket::{SocketError, default_socket};
 pub use start::{Found, READY, Starter, find};
-pub use zygote_client::{Client, ClientError, Events};
+pub use zygote_client::{Client, ClientError, Events, Octets};
 pub use zygote_server::{recipe_failure, template_detail, template_failure, template_list};
 
 /// Tells the program in a lab who holds the lock of builds.

@@ -13,9 +13,11 @@
 
 #![forbid(unsafe_code)]
 
+mod files;
 mod frame;
 mod message;
 
+pub use files::*;
 pub use frame::{FrameDecoder, FrameError, Message, encode};
 pub use message::*;
 

@@ -310,6 +310,8 @@ pub enum Program {
     /// An interpreter that stays and is given cells of code: the warm one, or, when that one is used up,
     /// a new one.
     Context,
+    /// Something to do with files, by a process of the agent's own program.
+    Files(crate::FileTask),
 }
 
 /// Python code, and what Python should believe about where it came from.

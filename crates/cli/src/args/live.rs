@@ -103,6 +103,50 @@ pub struct ExecArgs {
 
 #[derive(Args)]
 #[command(
+    override_usage = "zygote python [OPTIONS] <SANDBOX> <-c CODE | FILE | ->",
+    after_help = "The value of the last expression is printed, as in a notebook; a semicolon behind it \
+        keeps it. What else a cell shows (figures, tables) goes into files with --save. Ctrl-C interrupts \
+        the code. The exit code is 1 if it raises an exception.\n\nExamples:\n  \
+        zygote python box -c 'x = 20'\n  \
+        zygote python box -c 'x + 22'\n  \
+        zygote python box script.py --context other\n  \
+        echo 'print(6*7)' | zygote python box -\n  \
+        zygote python box --restart"
+)]
+pub struct PythonArgs {
+    /// The sandbox
+    #[arg(add = sandboxes())]
+    pub sandbox: String,
+    /// Python code
+    #[arg(
+        short = 'c',
+        value_name = "CODE",
+        allow_hyphen_values = true,
+        conflicts_with = "file"
+    )]
+    pub code: Option<OsString>,
+    /// A file of this host, or - for standard input
+    #[arg(value_name = "FILE")]
+    pub file: Option<OsString>,
+    /// Which interpreter; it is made if it is not there
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    pub context: String,
+    /// How long it may run, such as 500ms, 30s, 5m; then it is interrupted. 0: as long as it likes
+    #[arg(long, default_value = "0", value_parser = parse_duration, value_name = "TIME")]
+    pub timeout: Timeout,
+    /// Write what it shows (PNG, SVG, HTML …) into this folder, as 1.png, 2.html …
+    #[arg(long, value_name = "DIR")]
+    pub save: Option<std::path::PathBuf>,
+    /// Begin with a new interpreter
+    #[arg(long)]
+    pub restart: bool,
+    /// Print one JSON object instead of its output
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(
     after_help = "Signals go to the process; a second one ends this command alone. A process on a \
         terminal is left with Ctrl-P Ctrl-Q.\n\nExample:\n  zygote exec -d box -- sleep 1\n  \
         zygote attach box 1"

@@ -5,6 +5,7 @@ mod create;
 mod exec;
 mod list;
 mod logs;
+mod python;
 mod streams;
 mod terminal;
 mod top;
@@ -14,6 +15,7 @@ pub use create::create;
 pub use exec::{attach, exec};
 pub use list::{inspect, ps};
 pub use logs::{events, logs};
+pub use python::python;
 pub use top::{stats, top};
 
 use crate::args::Global;

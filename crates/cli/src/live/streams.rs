@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
 use zygote_api::{Collected, ProcessEvent, ProcessInput, ProcessResult};
 use zygote_daemon::{ClientError, Events};
 
@@ -112,6 +113,48 @@ pub enum Sink<'a> {
     Kept(&'a mut Collected),
 }
 
+/// This program's own output, from a thread of its own: who reads it may be slow.
+pub struct Printer {
+    sender: Option<mpsc::Sender<(bool, Vec<u8>)>>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Printer {
+    /// Begins. Needs a runtime.
+    pub fn new() -> Self {
+        let (sender, pieces) = mpsc::channel(OUTPUT_MAX);
+        Self {
+            sender: Some(sender),
+            thread: tokio::task::spawn_blocking(move || print(pieces)),
+        }
+    }
+
+    /// Prints to standard output, or error.
+    pub async fn print(&self, is_stdout: bool, data: Vec<u8>) {
+        if let Some(sender) = &self.sender {
+            // Gone with its reader, which is told elsewhere.
+            let _ = sender.send((is_stdout, data)).await;
+        }
+    }
+
+    /// Waits until nobody reads any more; gives back the exit code for that.
+    pub async fn gone(&mut self) -> u8 {
+        match (&mut self.thread).await {
+            Ok(Err(error)) => out::code(&error),
+            Ok(Ok(())) | Err(_) => out::READER_GONE,
+        }
+    }
+
+    /// Waits until all is printed.
+    pub async fn end(&mut self) -> anyhow::Result<()> {
+        self.sender = None;
+        (&mut self.thread)
+            .await
+            .context("printing panicked")?
+            .context("cannot write the output")
+    }
+}
+
 /// Follows a process to its end.
 pub async fn follow(
     mut events: Events<ProcessEvent>,
@@ -119,39 +162,32 @@ pub async fn follow(
     left: &Notify,
     mut on_started: impl FnMut(u32),
 ) -> anyhow::Result<End> {
-    let (printer, lines) = mpsc::channel(OUTPUT_MAX);
-    let mut printing = tokio::task::spawn_blocking(move || print(lines));
-    let following = async {
-        loop {
-            let broken = || ClientError::Broken("it ended without a result".to_owned());
-            match events.next().await?.ok_or_else(broken)? {
-                ProcessEvent::Started { process, .. } => on_started(process),
-                ProcessEvent::Stdout { data, .. } => match &mut sink {
-                    Sink::Ours => drop(printer.send((true, data.0)).await),
-                    Sink::Kept(kept) => kept.push_stdout(&data.0),
-                },
-                ProcessEvent::Stderr { data, .. } => match &mut sink {
-                    Sink::Ours => drop(printer.send((false, data.0)).await),
-                    Sink::Kept(kept) => kept.push_stderr(&data.0),
-                },
-                ProcessEvent::Skipped { from, to } => skipped(to - from),
-                ProcessEvent::Result(result) => return Ok(result),
-                ProcessEvent::Error { error } => {
-                    return Err(ClientError::Refused(Box::new(error)));
-                }
-            }
+    let mut printer = Printer::new();
+    let result = loop {
+        let broken = || ClientError::Broken("it ended without a result".to_owned());
+        let next = tokio::select! {
+            next = events.next() => next?,
+            () = left.notified() => return Ok(End::Left),
+            code = printer.gone() => return Ok(End::ReaderGone(code)),
+        };
+        match next.ok_or_else(broken)? {
+            ProcessEvent::Started { process, .. } => on_started(process),
+            ProcessEvent::Stdout { data, .. } => match &mut sink {
+                Sink::Ours => printer.print(true, data.0).await,
+                Sink::Kept(kept) => kept.push_stdout(&data.0),
+            },
+            ProcessEvent::Stderr { data, .. } => match &mut sink {
+                Sink::Ours => printer.print(false, data.0).await,
+                Sink::Kept(kept) => kept.push_stderr(&data.0),
+            },
+            ProcessEvent::Skipped { from, to } => skipped(to - from),
+            ProcessEvent::Result(result) => break Ok(result),
+            ProcessEvent::Error { error } => break Err(error),
         }
     };
-    let result = tokio::select! {
-        result = following => result,
-        () = left.notified() => return Ok(End::Left),
-        // Only an error ends it first.
-        printed = &mut printing => return gone(printed.context("printing panicked")?),
-    };
-    drop(printer);
-    let printed = printing.await.context("printing panicked")?;
-    if printed.is_err() {
-        return gone(printed);
+    printer.sender = None;
+    if let Err(error) = (&mut printer.thread).await.context("printing panicked")? {
+        return Ok(End::ReaderGone(out::code(&error)));
     }
     Ok(End::Result(result?))
 }
@@ -166,11 +202,6 @@ pub fn skipped(bytes: u64) {
         "of its output"
     };
     out::complain!("zygote: {bytes} bytes {often} were not kept");
-}
-
-fn gone(printed: io::Result<()>) -> anyhow::Result<End> {
-    let code = printed.map_or_else(|error| out::code(&error), |()| out::READER_GONE);
-    Ok(End::ReaderGone(code))
 }
 
 fn print(mut pieces: mpsc::Receiver<(bool, Vec<u8>)>) -> io::Result<()> {

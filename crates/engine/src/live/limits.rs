@@ -15,6 +15,8 @@ pub struct LiveLimits {
     pub ended_processes_max: usize,
     /// Open streams of one process.
     pub readers_max: usize,
+    /// Tasks with files of one sandbox that go on at once.
+    pub files_max: usize,
     /// Interpreters that stay, of one sandbox.
     pub contexts_max: usize,
     /// Cells that wait for one interpreter.
@@ -35,6 +37,7 @@ impl Default for LiveLimits {
             processes_max: 256,
             ended_processes_max: 256,
             readers_max: 32,
+            files_max: 64,
             contexts_max: 64,
             cells_max: 64,
             ring_bytes: 256 * 1024,

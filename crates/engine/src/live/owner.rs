@@ -291,7 +291,11 @@ impl Owner {
     fn start(&mut self, spec: ProcessSpec, reply: oneshot::Sender<StartReply>) {
         let (starting, started) = oneshot::channel();
         let id = self.next_process;
-        if let Err(error) = self.check_processes() {
+        let checked = match &spec.task {
+            Some(_) => self.check_tasks(),
+            None => self.check_processes(),
+        };
+        if let Err(error) = checked {
             let _ = starting.send(Err(error));
             let output = None;
             let _ = reply.send(StartReply { started, output });
@@ -320,7 +324,13 @@ impl Owner {
                 bytes: self.sandbox.limits.ring_bytes,
                 limit,
             }),
-            ..Start::new(id, Program::Command(spec.command))
+            ..Start::new(
+                id,
+                match spec.task {
+                    Some(task) => Program::Files(task),
+                    None => Program::Command(spec.command),
+                },
+            )
         };
         let _ = reply.send(StartReply { started, output });
         // What does not fit has been told to who waits for the start.
@@ -331,13 +341,26 @@ impl Owner {
     pub(super) fn check_processes(&self) -> Result<(), LiveError> {
         let limit = self.sandbox.limits.processes_max;
         let running = self.processes.values();
-        let running = running.filter(|process| !process.info.state.is_over());
+        let running = running.filter(|process| !process.is_task && !process.info.state.is_over());
         if running.count() < limit {
             return Ok(());
         }
         self.note(Happening::LimitHit { limit: "processes" });
         Err(LiveError::TooMany {
             what: "processes run in this sandbox",
+            count: limit,
+        })
+    }
+
+    fn check_tasks(&self) -> Result<(), LiveError> {
+        let limit = self.sandbox.limits.files_max;
+        let tasks = self.processes.values().filter(|process| process.is_task);
+        if tasks.count() < limit {
+            return Ok(());
+        }
+        self.note(Happening::LimitHit { limit: "files" });
+        Err(LiveError::TooMany {
+            what: "files are in flight",
             count: limit,
         })
     }
@@ -387,7 +410,7 @@ impl Owner {
 
     /// The oldest of those that have ended give way.
     fn forget_old(&mut self) {
-        let over = self.processes.values();
+        let over = self.processes.values().filter(|process| !process.is_task);
         let over =
             over.filter(|process| process.info.state.is_over() && process.readers.is_empty());
         let over: Vec<ProcessId> = over.map(|process| process.info.id).collect();
@@ -395,9 +418,30 @@ impl Owner {
             .len()
             .saturating_sub(self.sandbox.limits.ended_processes_max);
         for process in over.into_iter().take(excess) {
-            self.processes.remove(&process);
-            self.sandbox.table().remove(&process);
-            self.say_small(&HostMessage::Forget { process });
+            self.forget(process);
+        }
+    }
+
+    fn forget(&mut self, process: ProcessId) {
+        self.processes.remove(&process);
+        self.sandbox.table().remove(&process);
+        self.say_small(&HostMessage::Forget { process });
+    }
+
+    /// A task with files is for its reader alone.
+    fn end_task(&mut self, process: ProcessId) {
+        let known = self.processes.get(&process);
+        let Some(task) = known.filter(|known| known.is_task && known.is_abandoned) else {
+            return;
+        };
+        if task.info.state.is_over() {
+            self.forget(process);
+        } else {
+            self.say_small(&HostMessage::Signal {
+                process,
+                signal: KILL,
+                group: true,
+            });
         }
     }
 
@@ -447,6 +491,10 @@ impl Owner {
                         self.shown(process);
                     }
                 }
+                if let Some(known) = self.processes.get_mut(&process) {
+                    known.is_abandoned = true;
+                }
+                self.end_task(process);
             }
         }
     }
@@ -459,15 +507,15 @@ impl Owner {
                 let known = self.known(process)?;
                 known.info.pid = Some(pid);
                 known.set(ProcessState::Running);
-                let info = known.info.clone();
+                let (info, is_task) = (known.info.clone(), known.is_task);
                 if let Some(starting) = known.starting.take() {
                     let _ = starting.send(Ok(info.clone()));
                 }
                 self.show_change(process);
-                self.note(Happening::ProcessStarted {
-                    process,
-                    command: info.command,
-                });
+                if !is_task {
+                    let command = info.command;
+                    self.note(Happening::ProcessStarted { process, command });
+                }
             }
             AgentMessage::StartFailed {
                 process,
@@ -505,16 +553,20 @@ impl Owner {
                 let timed_out = known.timed_out;
                 known.output_end = Some(output_end);
                 known.set(ProcessState::Ended { status, timed_out });
-                let state = known.info.state.clone();
+                let (state, is_task) = (known.info.state.clone(), known.is_task);
                 self.end_readers(process);
                 self.context_ended(process, &state, "");
                 self.last_used = Instant::now();
                 self.show_change(process);
-                self.note(Happening::ProcessEnded {
-                    process,
-                    status,
-                    timed_out,
-                });
+                if is_task {
+                    self.end_task(process);
+                } else {
+                    self.note(Happening::ProcessEnded {
+                        process,
+                        status,
+                        timed_out,
+                    });
+                }
             }
             AgentMessage::CellPiece {
                 process,
@@ -669,6 +721,7 @@ impl Owner {
             info: process.info.clone(),
             state: process.state.subscribe(),
             input: Arc::clone(&process.input),
+            is_task: process.is_task,
         };
         self.sandbox.table().insert(process.info.id, seen);
     }

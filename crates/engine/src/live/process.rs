@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
-use zygote_protocol::{CellEvent, ExitStatus, ProcessId, ReaderId, Stream, TerminalSize};
+use zygote_protocol::{CellEvent, ExitStatus, FileTask, ProcessId, ReaderId, Stream, TerminalSize};
 
 /// A process to start.
 #[derive(Clone, Debug, Default)]
 pub struct ProcessSpec {
     /// The program and its arguments.
     pub command: Vec<Vec<u8>>,
+    /// Something to do with files, in place of a program: ended with its reader, and shown to nobody.
+    pub task: Option<FileTask>,
     /// Comes to the sandbox's environment.
     pub env: Vec<(String, String)>,
     /// Directory in the guest; empty: the user's home.
@@ -213,6 +215,10 @@ pub struct Process {
     /// When it is killed.
     pub deadline: Option<Instant>,
     pub timed_out: bool,
+    /// Whether it is a task with files.
+    pub is_task: bool,
+    /// Whether its last reader has gone.
+    pub is_abandoned: bool,
 }
 
 impl Process {
@@ -243,6 +249,8 @@ impl Process {
             begun: Instant::now(),
             deadline: None,
             timed_out: false,
+            is_task: spec.task.is_some(),
+            is_abandoned: false,
         }
     }
 

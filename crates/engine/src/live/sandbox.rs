@@ -54,6 +54,7 @@ pub(super) struct Seen {
     pub info: ProcessInfo,
     pub state: watch::Receiver<ProcessState>,
     pub input: Arc<Semaphore>,
+    pub is_task: bool,
 }
 
 /// A live sandbox. It lives on when this is dropped.
@@ -144,10 +145,9 @@ impl Sandbox {
 
     /// All processes that are known of it, in the order of their starts.
     pub fn processes(&self) -> Vec<ProcessInfo> {
-        self.table()
-            .values()
-            .map(|seen| seen.info.clone())
-            .collect()
+        let table = self.table();
+        let shown = table.values().filter(|seen| !seen.is_task);
+        shown.map(|seen| seen.info.clone()).collect()
     }
 
     fn seen(&self, process: ProcessId) -> Result<Seen, LiveError> {

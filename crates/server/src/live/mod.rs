@@ -1,7 +1,9 @@
 //! `/v1/sandboxes` and `/v1/events`: sandboxes that live.
 
 mod code;
+mod errno;
 mod events;
+mod files;
 mod process;
 mod routes;
 mod words;

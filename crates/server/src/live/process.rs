@@ -144,6 +144,7 @@ fn spec(asked: &ProcessRequest) -> Result<ProcessSpec, Failure> {
         terminal: asked.terminal.map(size),
         timeout: time_limit(asked.timeout_seconds)?,
         follow: !asked.detach,
+        task: None,
     })
 }
 

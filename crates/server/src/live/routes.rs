@@ -2,6 +2,7 @@
 
 use super::code;
 use super::events::{self, events};
+use super::files;
 use super::process::{attach, exec, output};
 use super::words::{live_failure, process_info, running, sandbox_info, state};
 use crate::answer::{Failed, json};
@@ -66,6 +67,18 @@ pub fn router<B: Backend>(backend: &Arc<B>) -> Router<Arc<B>> {
         .route(
             "/v1/sandboxes/{id}/contexts/{name}/restart",
             post(restart::<B>),
+        )
+        .route(
+            "/v1/sandboxes/{id}/files",
+            get(read_file::<B>)
+                .put(write_file::<B>)
+                .post(act_on_files::<B>)
+                .delete(remove_file::<B>),
+        )
+        .route("/v1/sandboxes/{id}/watch", get(watch_files::<B>))
+        .route(
+            "/v1/sandboxes/{id}/tar",
+            get(pack_files::<B>).put(unpack_files::<B>),
         )
         .route("/v1/sandboxes/{id}/processes", get(processes::<B>))
         .route("/v1/sandboxes/{id}/processes/{process}", get(process::<B>))
@@ -371,6 +384,69 @@ async fn restart<B: Backend>(
 ) -> Answer {
     let restarted = find(&*backend, &id)?.restart(&name).await;
     Ok(json(&code::context_info(restarted.map_err(told)?)))
+}
+
+async fn read_file<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    uri: axum::http::Uri,
+) -> Answer {
+    let sandbox = find(&*backend, &id)?;
+    Ok(files::read(sandbox, query(&uri)?, &headers).await?)
+}
+
+async fn write_file<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    uri: axum::http::Uri,
+    body: Body,
+) -> Answer {
+    Ok(files::write(find(&*backend, &id)?, query(&uri)?, body).await?)
+}
+
+async fn act_on_files<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    uri: axum::http::Uri,
+    body: Body,
+) -> Answer {
+    Ok(files::act(find(&*backend, &id)?, query(&uri)?, body).await?)
+}
+
+async fn remove_file<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    uri: axum::http::Uri,
+) -> Answer {
+    Ok(files::remove(find(&*backend, &id)?, query(&uri)?).await?)
+}
+
+async fn watch_files<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    uri: axum::http::Uri,
+) -> Answer {
+    let sandbox = find(&*backend, &id)?;
+    Ok(files::watch(sandbox, query(&uri)?, form(&headers)).await?)
+}
+
+async fn pack_files<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    uri: axum::http::Uri,
+) -> Answer {
+    Ok(files::pack(find(&*backend, &id)?, query(&uri)?).await?)
+}
+
+async fn unpack_files<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    uri: axum::http::Uri,
+    body: Body,
+) -> Answer {
+    Ok(files::unpack(find(&*backend, &id)?, query(&uri)?, body).await?)
 }
 
 async fn processes<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Answer {
