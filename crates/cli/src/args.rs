@@ -128,6 +128,8 @@ pub enum Verb {
     Attach(AttachArgs),
     /// Show what a process of a sandbox has said
     Logs(LogsArgs),
+    /// Copy files and folders into a sandbox, or out of it
+    Cp(CpArgs),
     /// List sandboxes, or the processes of one
     Ps(PsArgs),
     /// Show what a sandbox is and does

@@ -163,12 +163,18 @@ impl Received {
         Ok(())
     }
 
-    /// Puts what has come into a result, and what has not: that is an error if there is no other.
-    pub fn into_result(mut self, result: &mut ExecResult) {
+    /// What has come, and what has not.
+    pub fn finish(mut self) -> (Vec<GotFile>, Vec<Failure>) {
         // What has come whole has been closed; the rest is dropped.
         self.open = None;
-        result.files = self.files;
-        let mut failures = self.failures.into_iter();
+        (self.files, self.failures)
+    }
+
+    /// Puts what has come into a result, and what has not: that is an error if there is no other.
+    pub fn into_result(self, result: &mut ExecResult) {
+        let (files, failures) = self.finish();
+        result.files = files;
+        let mut failures = failures.into_iter();
         if let Some(first) = failures.next()
             && result.error.is_none()
         {

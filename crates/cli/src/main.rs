@@ -70,6 +70,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Python(args) => live::python(global, args),
         Verb::Attach(args) => live::attach(global, args),
         Verb::Logs(args) => live::logs(global, args),
+        Verb::Cp(args) => live::cp(global, args),
         Verb::Ps(args) => live::ps(global, args),
         Verb::Inspect(args) => live::inspect(global, args),
         Verb::Stats(args) => live::stats(global, args),

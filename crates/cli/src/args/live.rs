@@ -2,7 +2,9 @@
 
 use super::{Timeout, parse_duration, parse_variable};
 use crate::complete::{names, sandboxes};
+use crate::copy::Pair;
 use clap::Args;
+use clap::builder::TypedValueParser;
 use std::ffi::OsString;
 
 #[derive(Args)]
@@ -31,6 +33,10 @@ pub struct CreateArgs {
     /// Set a variable for all of its processes (repeatable)
     #[arg(long, value_parser = parse_variable, value_name = "K=V")]
     pub env: Vec<(String, String)>,
+    /// Copy a file or folder into it: to its own name in /root, or to DST (repeatable)
+    #[arg(long, value_name = "SRC[:DST]",
+          value_parser = clap::builder::OsStringValueParser::new().try_map(|text| Pair::parse(&text)))]
+    pub copy: Vec<Pair>,
     /// Run although this host does not allow all walls between it and untrusted code; says so
     #[arg(long, env = "ZYGOTE_ALLOW_MISSING_WALLS", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_missing_walls: bool,
@@ -181,6 +187,31 @@ pub struct LogsArgs {
     pub from: Option<u64>,
     /// Print one JSON object
     #[arg(long, conflicts_with = "follow")]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(
+    override_usage = "zygote cp [OPTIONS] <SRC> <SANDBOX>:<DST>\n       \
+        zygote cp [OPTIONS] <SANDBOX>:<SRC> <DST>",
+    after_help = "As cp(1) does it: into a folder that is there, else by that name. Links in a folder \
+        stay links; what goes in belongs to root. With - for a path of this host, a tar archive is read \
+        from standard input, or written to standard output. Relative paths in a sandbox start at \
+        /root.\n\nExamples:\n  \
+        zygote cp data.csv box:/srv/\n  \
+        zygote cp box:/srv/data.csv copy.csv\n  \
+        tar c data.csv | zygote cp - box:/srv\n  \
+        zygote cp box:/srv - | tar t"
+)]
+pub struct CpArgs {
+    /// SANDBOX:PATH, a path of this host, or -
+    #[arg(value_name = "SRC")]
+    pub source: OsString,
+    /// The same, where the other is not
+    #[arg(value_name = "DST")]
+    pub target: OsString,
+    /// Print one JSON object
+    #[arg(long)]
     pub json: bool,
 }
 

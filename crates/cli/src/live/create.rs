@@ -1,5 +1,6 @@
 //! `zygote create`.
 
+use super::cp::put_file;
 use crate::args::{CreateArgs, Global};
 use crate::engine::Engine;
 use crate::interrupt::Interrupts;
@@ -9,6 +10,7 @@ use crate::report::die_of;
 use crate::{host, template};
 use serde_json::json;
 use std::io::IsTerminal;
+use std::path::Path;
 use zygote_api::{CreateEvent, SandboxInfo, SandboxRequest};
 use zygote_daemon::{Client, ClientError};
 
@@ -23,7 +25,13 @@ pub fn create(global: &Global, args: &CreateArgs) -> anyhow::Result<u8> {
             if missing {
                 template::build_missing(engine.client(), &args.template).await?;
             }
-            made(engine.client(), args).await
+            let info = made(engine.client(), args).await?;
+            if let Err(error) = fill(engine.client(), &info.id, args).await {
+                // One without its files is of no use.
+                let _ = engine.client().end_sandbox(&info.id).await;
+                return Err(error);
+            }
+            anyhow::Ok(info)
         };
         // What was begun ends with the connection.
         let info = tokio::select! {
@@ -37,6 +45,15 @@ pub fn create(global: &Global, args: &CreateArgs) -> anyhow::Result<u8> {
         }
         Ok(0)
     })
+}
+
+/// Copies files into it.
+async fn fill(client: &Client, id: &str, args: &CreateArgs) -> anyhow::Result<()> {
+    for copy in &args.copy {
+        let target = copy.target.as_deref().unwrap_or(Path::new("."));
+        put_file(client, id, &copy.source, target).await?;
+    }
+    Ok(())
 }
 
 fn request(args: &CreateArgs) -> SandboxRequest {

@@ -1,6 +1,8 @@
 //! The verbs for sandboxes that live. Each is a call or two of the API; none knows more than that.
 
+mod archive;
 mod control;
+mod cp;
 mod create;
 mod exec;
 mod list;
@@ -11,6 +13,7 @@ mod terminal;
 mod top;
 
 pub use control::{kill, rm, wait};
+pub use cp::cp;
 pub use create::create;
 pub use exec::{attach, exec};
 pub use list::{inspect, ps};
