@@ -102,6 +102,34 @@ fn socket() -> String {
     status[0]["socket"].as_str().unwrap().to_owned()
 }
 
+/// Their order matters: a sandbox is made, used and removed.
+#[test]
+fn the_page_about_sandboxes_works_from_top_to_bottom() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = on_path(folder.path());
+    let page = fs::read_to_string(root().join("docs/sandboxes.md")).unwrap();
+    let is_command = |line: &&str| line.starts_with("    ");
+    let mut count = 0;
+    for line in page.lines().filter(is_command) {
+        let line = line.split("     (").next().unwrap().trim();
+        let ran = shell(folder.path(), &path, line);
+        assert_eq!(ran.code, 0, "{line}: {ran:?}");
+        let expected = match line {
+            "zygote python box -c 'x + 22'" => "42\n",
+            "zygote exec box -- cat /tmp/file" => "hello\n",
+            "zygote wait web 1; echo $?" => "143\n",
+            _ => "",
+        };
+        assert!(ran.text().ends_with(expected), "{line}: {ran:?}");
+        count += 1;
+    }
+    assert!(count > 25, "only {count} commands were found");
+    assert_eq!(
+        fs::read(folder.path().join("copy.csv")).unwrap(),
+        b"1,2,3\n"
+    );
+}
+
 #[test]
 fn every_command_that_is_printed_works_as_printed() {
     let folder = tempfile::tempdir().unwrap();

@@ -6,7 +6,7 @@ use crate::cgroup;
 use crate::channel::Channel;
 use crate::context::{Context, Part};
 use crate::process::{Output, Process, read_output};
-use crate::ring::Piece;
+use crate::ring::{Piece, Ring};
 use crate::signals::{Signal, Signals};
 use rustix::event::{PollFd, PollFlags};
 use std::io;
@@ -18,6 +18,8 @@ use zygote_protocol::{
 const INPUT_HIGH_BYTES: usize = 1024 * 1024;
 /// What is read of one process before others have their turn.
 const TURN_BYTES: usize = 256 * 1024;
+/// Most output that is kept of all processes: it is the agent's memory, which is not the user's.
+const KEPT_MAX_BYTES: usize = 16 << 20;
 /// So much input taken is told at once; less, when a process has taken all.
 const INPUT_TOLD_BYTES: u64 = 64 * 1024;
 
@@ -161,7 +163,28 @@ impl Processes {
             }
         }
         self.send_kept(channel)?;
+        self.make_room();
         self.finish(channel)
+    }
+
+    /// Where all of them together have kept too much, the one that has most of it gives half away.
+    fn make_room(&mut self) {
+        loop {
+            let kept = self
+                .all
+                .iter_mut()
+                .filter_map(|process| process.kept.as_mut());
+            let mut rings: Vec<&mut Ring> = kept.map(|kept| &mut kept.ring).collect();
+            let total: usize = rings.iter().map(|ring| ring.kept()).sum();
+            if total <= KEPT_MAX_BYTES {
+                return;
+            }
+            rings.sort_by_key(|ring| std::cmp::Reverse(ring.kept()));
+            if !rings.into_iter().any(|ring| ring.halve() > 0) {
+                // All of it is for readers who have yet to have it.
+                return;
+            }
+        }
     }
 
     /// Sends what a process has written, while the host keeps up.

@@ -83,9 +83,28 @@ impl Ring {
             self.runs.push_back((self.end(), stream));
         }
         self.bytes.extend(data);
-        let excess = self.bytes.len().saturating_sub(self.capacity);
-        self.bytes.drain(..excess);
-        self.start += excess as u64;
+        self.drop_oldest(self.bytes.len().saturating_sub(self.capacity));
+    }
+
+    /// Bytes that are kept.
+    pub fn kept(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Drops the oldest half, as far as no holding reader has yet to have it; gives back how much.
+    pub fn halve(&mut self) -> usize {
+        let held = self.readers.iter().filter(|reader| reader.holds);
+        let oldest = held.map(|reader| reader.next).min().unwrap_or(u64::MAX);
+        let free = usize::try_from(oldest.saturating_sub(self.start)).unwrap_or(usize::MAX);
+        let count = self.bytes.len().div_ceil(2).min(free).min(self.bytes.len());
+        self.drop_oldest(count);
+        self.bytes.shrink_to_fit();
+        count
+    }
+
+    fn drop_oldest(&mut self, count: usize) {
+        self.bytes.drain(..count);
+        self.start += count as u64;
         while self.runs.get(1).is_some_and(|(at, _)| *at <= self.start) {
             self.runs.pop_front();
         }
@@ -254,6 +273,18 @@ mod tests {
         ring.discard();
         ring.push(Stream::Stdout, b"more");
         assert_eq!((ring.start(), ring.end(), ring.next()), (7, 7, None));
+    }
+
+    #[test]
+    fn what_makes_room_is_the_oldest_that_nobody_has_yet_to_have() {
+        let mut ring = Ring::new(100);
+        ring.push(Stream::Stdout, b"0123456789");
+        assert_eq!((ring.halve(), ring.start(), ring.kept()), (5, 5, 5));
+        ring.follow(1, 6, 100, true);
+        assert_eq!((ring.halve(), ring.halve(), ring.start()), (1, 0, 6));
+        ring.unfollow(1);
+        assert_eq!((ring.halve(), ring.halve(), ring.halve()), (2, 1, 1));
+        assert_eq!((ring.halve(), ring.start(), ring.end()), (0, 10, 10));
     }
 
     #[test]

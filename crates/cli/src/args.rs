@@ -593,6 +593,21 @@ pub struct Settings {
     /// After so long without a run a template is unloaded [default: 10m]
     #[arg(long, value_name = "TIME")]
     pub unload_after: Option<String>,
+    /// Sandboxes that live at once [default: 1000]
+    #[arg(long, value_name = "N")]
+    pub sandboxes_max: Option<usize>,
+    /// Processes of one sandbox that run because somebody asked for them [default: 256]
+    #[arg(long, value_name = "N")]
+    pub processes_max: Option<usize>,
+    /// Streams of one process that are open [default: 32]
+    #[arg(long, value_name = "N")]
+    pub streams_max: Option<usize>,
+    /// Files of one sandbox that are in flight [default: 64]
+    #[arg(long, value_name = "N")]
+    pub files_max: Option<usize>,
+    /// Output that is kept of each process, such as 256K, up to 4M [default: 256K]
+    #[arg(long, value_name = "SIZE")]
+    pub output_kept: Option<String>,
     /// Memory of the lab, all that it can ever take [default: 6G]
     #[arg(long, value_name = "SIZE")]
     pub lab_memory: Option<String>,

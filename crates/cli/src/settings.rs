@@ -26,6 +26,9 @@ pub fn socket(global: &Global, store: &Store) -> anyhow::Result<PathBuf> {
     }
 }
 
+/// Most output that a guest keeps of each process.
+const OUTPUT_KEPT_MAX: u64 = 4 << 20;
+
 /// The log of an engine in the background.
 pub fn log(store: &Store) -> PathBuf {
     store.state_dir().join("log/engine.log")
@@ -59,6 +62,11 @@ impl Settings {
             pool_memory: self.pool_memory.or(other.pool_memory),
             drain_after: self.drain_after.or(other.drain_after),
             unload_after: self.unload_after.or(other.unload_after),
+            sandboxes_max: self.sandboxes_max.or(other.sandboxes_max),
+            processes_max: self.processes_max.or(other.processes_max),
+            streams_max: self.streams_max.or(other.streams_max),
+            files_max: self.files_max.or(other.files_max),
+            output_kept: self.output_kept.or(other.output_kept),
             lab_memory: self.lab_memory.or(other.lab_memory),
         }
     }
@@ -76,6 +84,11 @@ impl Settings {
             ("--pool-memory", self.pool_memory.clone()),
             ("--drain-after", self.drain_after.clone()),
             ("--unload-after", self.unload_after.clone()),
+            ("--sandboxes-max", number(&self.sandboxes_max)),
+            ("--processes-max", number(&self.processes_max)),
+            ("--streams-max", number(&self.streams_max)),
+            ("--files-max", number(&self.files_max)),
+            ("--output-kept", self.output_kept.clone()),
         ];
         let given = options.into_iter().filter_map(|(name, value)| {
             let value = value?;
@@ -171,6 +184,18 @@ fn apply(engine: &mut EngineSettings, settings: &Settings) -> anyhow::Result<()>
         &mut engine.unload_after,
         time("unload_after", settings.unload_after.as_ref())?,
     );
+    let live = &mut engine.live;
+    set(&mut live.sandboxes_max, settings.sandboxes_max);
+    set(&mut live.processes_max, settings.processes_max);
+    set(&mut live.readers_max, settings.streams_max);
+    set(&mut live.files_max, settings.files_max);
+    let kept = size("output_kept", settings.output_kept.as_ref())?;
+    if kept.is_some_and(|kept| !(4096..=OUTPUT_KEPT_MAX).contains(&kept)) {
+        return Err(anyhow!(
+            "output_kept: from 4K to 4M; it is memory of the guest"
+        ));
+    }
+    live.ring_bytes = kept.map_or(live.ring_bytes, |kept| kept as u32);
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! The API's description, OpenAPI 3.1, from its types.
 
+mod live;
+
 use utoipa::openapi::OpenApi as Document;
 use utoipa::{OpenApi, openapi};
 use zygote_api::*;
@@ -11,9 +13,58 @@ use zygote_api::*;
         description = "Fork real virtual machines the way fork(2) forks processes."
     ),
     paths(
-        health, status, stop, exec, signal, lab_exec, lab_down, templates, build, template, remove
+        health,
+        status,
+        stop,
+        exec,
+        signal,
+        lab_exec,
+        lab_down,
+        templates,
+        build,
+        template,
+        remove,
+        live::create,
+        live::list,
+        live::inspect,
+        live::end,
+        live::change,
+        live::wait,
+        live::stats,
+        live::exec,
+        live::processes,
+        live::process,
+        live::wait_process,
+        live::output,
+        live::attach,
+        live::input,
+        live::signal,
+        live::resize,
+        live::code,
+        live::contexts,
+        live::create_context,
+        live::remove_context,
+        live::interrupt,
+        live::restart,
+        live::read,
+        live::write,
+        live::act,
+        live::remove,
+        live::watch,
+        live::pack,
+        live::unpack,
+        live::events
     ),
-    components(schemas(ExecInput, ExecEvent, BuildEvent))
+    components(schemas(
+        ExecInput,
+        ExecEvent,
+        BuildEvent,
+        ProcessInput,
+        ProcessEvent,
+        CodeEvent,
+        CreateEvent,
+        FileEvent
+    ))
 )]
 struct Api;
 
