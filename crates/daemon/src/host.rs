@@ -15,9 +15,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use zygote_api::{
-    BuildEvent, BuildRequest, Built, CommandRequest, CreateEvent, ErrorCode, ExecEvent, ExecInput,
-    ExecRequest, Failure, Health, Removed, SandboxEvents, SandboxInfo, SandboxList, SandboxRequest,
-    SignalRequest, Status, StopRequest, Stopped, TemplateDetail, TemplateList, rfc3339,
+    AttachRequest, BuildEvent, BuildRequest, Built, CommandRequest, CreateEvent, ErrorCode,
+    ExecEvent, ExecInput, ExecRequest, Failure, Health, ProcessEvent, ProcessInput, Removed,
+    SandboxEvents, SandboxInfo, SandboxList, SandboxRequest, SignalRequest, Status, StopRequest,
+    Stopped, TemplateDetail, TemplateList, rfc3339,
 };
 use zygote_client::{ClientError, Events};
 use zygote_engine::Engine;
@@ -298,13 +299,14 @@ fn without_lab(request: &Forwarded) -> Result<Response, Failure> {
     match path.trim_start_matches("/v1/") {
         "sandboxes" => Ok(Json(SandboxList::default()).into_response()),
         "events" => Ok(Json(SandboxEvents::default()).into_response()),
-        _ => {
-            let id = path.split('/').nth(3).unwrap_or_default();
-            let message = format!("there is no sandbox {id}");
-            let failure = Failure::new(ErrorCode::SandboxNotFound, message);
-            Err(failure.remedy("see which there are: zygote ps"))
-        }
+        _ => Err(no_sandbox(path.split('/').nth(3).unwrap_or_default())),
     }
+}
+
+fn no_sandbox(id: &str) -> Failure {
+    let message = format!("there is no sandbox {id}");
+    let failure = Failure::new(ErrorCode::SandboxNotFound, message);
+    failure.remedy("see which there are: zygote ps")
 }
 
 /// Tells of what takes its time; who does not keep up misses some.
@@ -483,6 +485,37 @@ impl Backend for Host {
         match self.config.machines {
             Machines::Here => self.local.create(request, key.as_deref(), &events).await,
             Machines::InLab => self.create_in_lab(request, key.as_deref(), &events).await,
+        }
+    }
+
+    async fn attach(
+        &self,
+        id: &str,
+        process: u32,
+        request: AttachRequest,
+        input: mpsc::Receiver<ProcessInput>,
+        events: mpsc::Sender<ProcessEvent>,
+    ) -> Result<(), Failure> {
+        if self.config.machines == Machines::Here {
+            return self.local.attach(id, process, request, input, events).await;
+        }
+        let Some(lab) = self.keeper.is_up() else {
+            return Err(no_sandbox(id));
+        };
+        let passing = async {
+            let mut happening = lab.client.attach(id, process, request, Some(input)).await?;
+            while let Some(event) = happening.next().await? {
+                if let ProcessEvent::Error { error } = event {
+                    return Err(ClientError::Refused(Box::new(error)));
+                }
+                // Who does not listen any more drops this.
+                let _ = events.send(event).await;
+            }
+            Ok(())
+        };
+        match passing.await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.keeper.reason(&lab, error).await),
         }
     }
 

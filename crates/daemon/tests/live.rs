@@ -8,6 +8,8 @@
 mod fake;
 #[path = "support/home.rs"]
 mod home;
+#[path = "support/model.rs"]
+mod model;
 
 use fake::AGENT_VERB;
 use home::*;
@@ -82,6 +84,8 @@ tests!(
     folders_go_in_and_out_as_archives,
     changes_of_files_are_told,
     ranges_of_files_are_those_of_http,
+    a_terminal_on_a_websocket,
+    random_sequences_of_verbs_do_what_a_model_does,
 );
 
 /// The program behind [`AGENT_VERB`].
@@ -1635,4 +1639,81 @@ fn ranges_of_files_are_those_of_http() {
         assert_eq!(ask("bytes=-3").0, 206);
         assert_eq!(ask("bytes=10-").0, 416);
     });
+}
+
+fn a_terminal_on_a_websocket() {
+    use futures_util::{SinkExt, StreamExt};
+    use tokio_tungstenite::tungstenite::Message;
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let asked = ProcessRequest {
+            detach: true,
+            terminal: Some(TerminalSize {
+                rows: 24,
+                columns: 80,
+            }),
+            ..shell("read x; stty size; echo got $x; exit 4")
+        };
+        it.client.start_in(&it.id, &asked).await.unwrap();
+        let it = &it;
+        let connect = |process: u32| async move {
+            let stream = tokio::net::UnixStream::connect(it.home.socket())
+                .await
+                .unwrap();
+            let url = format!(
+                "ws://localhost/v1/sandboxes/{}/processes/{process}/socket",
+                it.id
+            );
+            tokio_tungstenite::client_async(url, stream)
+                .await
+                .map(|(socket, _)| socket)
+        };
+        let mut socket = connect(1).await.unwrap();
+        let resize = r#"{"type": "resize", "rows": 30, "columns": 90}"#;
+        socket.send(Message::text(resize)).await.unwrap();
+        socket
+            .send(Message::binary(b"word\r".to_vec()))
+            .await
+            .unwrap();
+        let (mut shown, mut texts) = (Vec::new(), Vec::new());
+        while let Some(Ok(message)) = socket.next().await {
+            match message {
+                Message::Binary(data) => shown.extend(data),
+                Message::Text(text) => texts.push(text.to_string()),
+                _ => {}
+            }
+        }
+        let shown = String::from_utf8(shown).unwrap();
+        assert!(
+            shown.contains("30 90") && shown.contains("got word"),
+            "{shown}"
+        );
+        let last: ProcessEvent = serde_json::from_str(texts.last().unwrap()).unwrap();
+        assert!(matches!(last, ProcessEvent::Result(result) if result.exit_code == 4));
+        // What is not there, and what makes no sense.
+        let mut none = connect(99).await.unwrap();
+        let told = none.next().await.unwrap().unwrap().into_text().unwrap();
+        assert!(told.contains("process_not_found"), "{told}");
+        it.detached("sleep 1000").await;
+        let mut odd = connect(2).await.unwrap();
+        odd.send(Message::text("{\"type\": \"nope\"}"))
+            .await
+            .unwrap();
+        let told = odd.next().await.unwrap().unwrap().into_text().unwrap();
+        assert!(told.contains("bad_request"), "{told}");
+        // Who goes away leaves the process.
+        drop(odd);
+        assert_eq!(it.client.process(&it.id, 2).await.unwrap().state, "running");
+        let mut stream = std::os::unix::net::UnixStream::connect(it.home.socket()).unwrap();
+        let plain = format!(
+            "GET /v1/sandboxes/{}/processes/2/socket HTTP/1.1\r\nhost: localhost\r\nconnection: \
+             close\r\n\r\n",
+            it.id
+        );
+        assert_eq!(raw(&mut stream, &plain).0, 400);
+    });
+}
+
+fn random_sequences_of_verbs_do_what_a_model_does() {
+    model::check();
 }

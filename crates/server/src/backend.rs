@@ -5,9 +5,9 @@ use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use zygote_api::{
-    BuildEvent, BuildRequest, Built, CommandRequest, CreateEvent, ExecEvent, ExecInput,
-    ExecRequest, Failure, Health, Removed, SandboxInfo, SandboxRequest, SignalRequest, Status,
-    StopRequest, Stopped, TemplateDetail, TemplateList,
+    AttachRequest, BuildEvent, BuildRequest, Built, CommandRequest, CreateEvent, ExecEvent,
+    ExecInput, ExecRequest, Failure, Health, ProcessEvent, ProcessInput, Removed, SandboxInfo,
+    SandboxRequest, SignalRequest, Status, StopRequest, Stopped, TemplateDetail, TemplateList,
 };
 use zygote_engine::Engine;
 
@@ -68,6 +68,16 @@ pub trait Backend: Send + Sync + 'static {
         key: Option<String>,
         events: mpsc::Sender<CreateEvent>,
     ) -> impl Future<Output = Result<SandboxInfo, Failure>> + Send;
+
+    /// Reads on what a process of a live sandbox says, to its end, and gives it input.
+    fn attach(
+        &self,
+        id: &str,
+        process: u32,
+        request: AttachRequest,
+        input: mpsc::Receiver<ProcessInput>,
+        events: mpsc::Sender<ProcessEvent>,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
 
     /// Passes a request on to the engine that has the live sandboxes.
     fn forward(&self, request: Forwarded)

@@ -41,6 +41,13 @@ fn refusal(request: &Request) -> Option<Failure> {
         );
         return Some(failure.remedy("address it to 127.0.0.1, [::1] or localhost"));
     }
+    // A page may open a WebSocket here, and its browser says whose page it is.
+    let origin =
+        value(header::ORIGIN).map(|origin| origin.split_once("://").map_or("", |(_, host)| host));
+    if origin.is_some_and(|host| !is_loopback(host)) {
+        let message = "this request comes from a page of another site";
+        return Some(Failure::new(ErrorCode::Forbidden, message));
+    }
     let kind = value(header::CONTENT_TYPE).and_then(|kind| kind.split(';').next());
     let is_json = matches!(kind.map(str::trim), Some("application/json" | NDJSON));
     if request.method() == Method::POST && !is_json {
@@ -82,6 +89,16 @@ mod tests {
             "",
         ] {
             assert!(refusal(&request(host, json)).is_some(), "{host}");
+        }
+        for (origin, is_good) in [
+            ("http://127.0.0.1:8080", true),
+            ("https://evil.example", false),
+            ("null", false),
+        ] {
+            let mut request = request("localhost", json);
+            let value = origin.parse().unwrap();
+            request.headers_mut().insert("origin", value);
+            assert_eq!(refusal(&request).is_none(), is_good, "{origin}");
         }
         let form = request("localhost", "application/x-www-form-urlencoded");
         assert!(refusal(&form).is_some());

@@ -1,15 +1,16 @@
 //! The engine of this process, asked in the API's words.
 
 use crate::backend::Input;
-use crate::live::{live_failure, sandbox_info};
+use crate::live::{attached, live_failure, sandbox_info};
 use crate::template::template_failure;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use zygote_api::{
-    CreateEvent, ErrorCode, ExecEvent, ExecInput, ExecRequest, ExecResult, Failure, GetPiece,
-    Octets, PlaceKind, PoolStatus, RunsStatus, SandboxInfo, SandboxRequest, SignalRequest,
+    AttachRequest, CreateEvent, ErrorCode, ExecEvent, ExecInput, ExecRequest, ExecResult, Failure,
+    GetPiece, Octets, PlaceKind, PoolStatus, ProcessEvent, ProcessInput, RunsStatus, SandboxInfo,
+    SandboxRequest, SignalRequest,
 };
 use zygote_engine::live::SandboxSpec;
 use zygote_engine::{
@@ -159,6 +160,23 @@ impl Local {
         let created = self.engine.create(spec, key, &notes).await;
         let sandbox = created.map_err(|error| live_failure(&error))?;
         Ok(sandbox_info(&sandbox))
+    }
+
+    /// See [`crate::Backend::attach`].
+    ///
+    /// # Errors
+    /// If there is no such process.
+    pub async fn attach(
+        &self,
+        id: &str,
+        process: u32,
+        request: AttachRequest,
+        input: mpsc::Receiver<ProcessInput>,
+        events: mpsc::Sender<ProcessEvent>,
+    ) -> Result<(), Failure> {
+        let found = self.engine.live().find(id);
+        let sandbox = found.map_err(|error| live_failure(&error))?;
+        attached(sandbox, process, request, input, events).await
     }
 
     /// What is loaded.

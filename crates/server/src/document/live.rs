@@ -108,6 +108,16 @@ pub fn output() {}
         (status = "default", body = ErrorBody)))]
 pub fn attach() {}
 
+/// The same on a WebSocket (RFC 6455): binary messages are output and standard input, text messages the
+/// other events and lines.
+#[utoipa::path(get, path = "/v1/sandboxes/{id}/processes/{process}/socket",
+    params(("id" = String, Path, description = "Id or name"),
+        ("process" = u32, Path, description = "Its number"),
+        ("from" = Option<u64>, Query, description = "The offset to begin at"),
+        ("hold" = Option<bool>, Query, description = "Whether the process waits for this client")),
+    responses((status = 101), (status = "default", body = ErrorBody)))]
+pub fn socket() {}
+
 /// Gives it input: the body.
 #[utoipa::path(post, path = "/v1/sandboxes/{id}/processes/{process}/input",
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),

@@ -6,7 +6,9 @@ mod events;
 mod files;
 mod process;
 mod routes;
+mod socket;
 mod words;
 
+pub use process::attached;
 pub use routes::router;
 pub use words::{live_failure, sandbox_info};

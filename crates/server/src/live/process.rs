@@ -94,6 +94,31 @@ pub async fn attach(
     serve(form, sandbox, output, None, feed).await
 }
 
+/// The same, by channels.
+pub async fn attached(
+    sandbox: Arc<Sandbox>,
+    process: u32,
+    asked: AttachRequest,
+    mut input: mpsc::Receiver<ProcessInput>,
+    events: mpsc::Sender<ProcessEvent>,
+) -> Result<(), Failure> {
+    let attached = sandbox.attach(Attach {
+        process,
+        from: asked.from,
+        follow: true,
+        holds: asked.hold,
+    });
+    let output = attached.await.map_err(|error| live_failure(&error))?;
+    let following = follow(Arc::clone(&sandbox), output, None, events);
+    tokio::pin!(following);
+    loop {
+        tokio::select! {
+            ended = &mut following => return ended,
+            Some(line) = input.recv() => take(&sandbox, process, line).await,
+        }
+    }
+}
+
 /// `GET …/output`.
 pub async fn output(
     sandbox: Arc<Sandbox>,

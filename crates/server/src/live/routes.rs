@@ -4,6 +4,7 @@ use super::code;
 use super::events::{self, events};
 use super::files;
 use super::process::{attach, exec, output};
+use super::socket as ws;
 use super::words::{live_failure, process_info, running, sandbox_info, state};
 use crate::answer::{Failed, json};
 use crate::backend::Backend;
@@ -12,6 +13,8 @@ use crate::local::time_limit;
 use crate::stream::{EVENTS_MAX, Form, answer};
 use axum::Router;
 use axum::body::Body;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::{self, Next};
@@ -23,8 +26,9 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use zygote_api::{
-    ContextList, ContextRequest, CreateEvent, ErrorCode, Failure, ProcessList, ProcessSignal,
-    SandboxChange, SandboxList, SandboxRequest, SandboxState, SandboxStats, TerminalSize,
+    AttachRequest, ContextList, ContextRequest, CreateEvent, ErrorCode, Failure, ProcessList,
+    ProcessSignal, SandboxChange, SandboxList, SandboxRequest, SandboxState, SandboxStats,
+    TerminalSize,
 };
 use zygote_engine::live::{Attach, ContextSpec, EndReason, LiveError, Sandbox};
 use zygote_engine::{Engine, STREAM_CHUNK_MAX_BYTES};
@@ -37,6 +41,8 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const KEY_MAX_BYTES: usize = 255;
 /// Sandboxes of a page, at most and by default.
 const PAGE_MAX: usize = 1000;
+/// Largest message of a WebSocket.
+const WS_MESSAGE_MAX_BYTES: usize = 1 << 20;
 /// The path of all sandboxes.
 const ALL: &str = "/v1/sandboxes";
 
@@ -112,6 +118,10 @@ pub fn router<B: Backend>(backend: &Arc<B>) -> Router<Arc<B>> {
             elsewhere::<B>,
         ))
         .route(ALL, post(create::<B>))
+        .route(
+            "/v1/sandboxes/{id}/processes/{process}/socket",
+            get(socket::<B>),
+        )
 }
 
 /// Where the sandboxes are another engine's, it is asked.
@@ -384,6 +394,21 @@ async fn restart<B: Backend>(
 ) -> Answer {
     let restarted = find(&*backend, &id)?.restart(&name).await;
     Ok(json(&code::context_info(restarted.map_err(told)?)))
+}
+
+async fn socket<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path((id, process)): Path<(String, u32)>,
+    uri: axum::http::Uri,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Answer {
+    let asked: AttachRequest = query(&uri)?;
+    let upgrade = upgrade.map_err(|error| {
+        Failure::bad_request("this is a WebSocket (RFC 6455)").cause(error.body_text())
+    })?;
+    Ok(upgrade
+        .max_message_size(WS_MESSAGE_MAX_BYTES)
+        .on_upgrade(move |socket| ws::serve(backend, id, process, asked, socket)))
 }
 
 async fn read_file<B: Backend>(

@@ -1,0 +1,105 @@
+//! A process on a WebSocket (RFC 6455): for browsers, and for terminals in them.
+//!
+//! To the client, binary messages are output (that of a terminal; of a process without one, standard output
+//! and error as they come), text messages are `ProcessEvent`s but for output: the last is `result` or
+//! `error`. From the client, binary messages are standard input, text messages are `ProcessInput`s.
+
+use crate::backend::Backend;
+use axum::extract::ws::{CloseFrame, Message, WebSocket};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use zygote_api::{AttachRequest, ErrorCode, Failure, ProcessEvent, ProcessInput};
+
+/// Messages on their way.
+const WAITING_MAX: usize = 16;
+/// How long a client may take for one message.
+const SEND_MAX: Duration = Duration::from_secs(60);
+/// Of RFC 6455 §7.4.1: all is told, or what came makes no sense.
+const NORMAL: u16 = 1000;
+const INVALID: u16 = 1007;
+
+/// Serves one to its end. A client that goes away leaves the process.
+pub async fn serve<B: Backend>(
+    backend: Arc<B>,
+    id: String,
+    process: u32,
+    asked: AttachRequest,
+    mut socket: WebSocket,
+) {
+    let (input, taken) = mpsc::channel(WAITING_MAX);
+    let (events, mut happening) = mpsc::channel(WAITING_MAX);
+    let attached = backend.attach(&id, process, asked, taken, events);
+    tokio::pin!(attached);
+    let mut end = None;
+    loop {
+        tokio::select! {
+            event = happening.recv() => match event {
+                Some(event) => if send(&mut socket, message(event)).await.is_none() {
+                    return;
+                },
+                // All has been told.
+                None if end.is_some() => break,
+                None => end = Some((&mut attached).await),
+            },
+            ended = &mut attached, if end.is_none() => end = Some(ended),
+            came = socket.recv() => match came {
+                Some(Ok(came)) => match line(came) {
+                    Ok(Some(line)) => drop(input.send(line).await),
+                    Ok(None) => {}
+                    Err(failure) => {
+                        tell(&mut socket, failure, INVALID).await;
+                        return;
+                    }
+                },
+                // It has gone.
+                Some(Err(_)) | None => return,
+            },
+        }
+    }
+    match end {
+        Some(Err(failure)) => tell(&mut socket, failure, NORMAL).await,
+        _ => close(&mut socket, NORMAL).await,
+    }
+}
+
+async fn tell(socket: &mut WebSocket, error: Failure, code: u16) {
+    let told = send(socket, message(ProcessEvent::Error { error })).await;
+    if told.is_some() {
+        close(socket, code).await;
+    }
+}
+
+async fn close(socket: &mut WebSocket, code: u16) {
+    let reason = "".into();
+    send(socket, Message::Close(Some(CloseFrame { code, reason }))).await;
+}
+
+async fn send(socket: &mut WebSocket, message: Message) -> Option<()> {
+    timeout(SEND_MAX, socket.send(message)).await.ok()?.ok()
+}
+
+fn message(event: ProcessEvent) -> Message {
+    match event {
+        ProcessEvent::Stdout { data, .. } | ProcessEvent::Stderr { data, .. } => {
+            Message::Binary(data.0.into())
+        }
+        // None of our types fails.
+        event => Message::Text(serde_json::to_string(&event).unwrap_or_default().into()),
+    }
+}
+
+fn line(message: Message) -> Result<Option<ProcessInput>, Failure> {
+    match message {
+        Message::Binary(data) => {
+            let data = data.to_vec().into();
+            Ok(Some(ProcessInput::Stdin { data }))
+        }
+        Message::Text(text) => serde_json::from_str(&text).map(Some).map_err(|error| {
+            let message = "a message is not what it should be";
+            Failure::new(ErrorCode::BadRequest, message).cause(error.to_string())
+        }),
+        Message::Ping(_) | Message::Pong(_) | Message::Close(_) => Ok(None),
+    }
+}
