@@ -359,7 +359,7 @@ impl World {
 }
 
 /// Sequences of verbs do what a model of them does.
-pub fn check() {
+pub fn random_sequences_of_verbs_do_what_a_model_does() {
     let mut runner = TestRunner::new(Cases {
         cases: 64,
         max_shrink_iters: 40,
