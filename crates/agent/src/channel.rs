@@ -20,6 +20,8 @@ pub struct Channel {
     socket: OwnedFd,
     decoder: FrameDecoder,
     outgoing: VecDeque<u8>,
+    /// Whether what waits is to wait for more that goes with it.
+    is_held: bool,
     scratch: Vec<u8>,
 }
 
@@ -57,6 +59,7 @@ impl Channel {
             socket,
             decoder: FrameDecoder::default(),
             outgoing: VecDeque::new(),
+            is_held: false,
             scratch: vec![0; READ_BYTES],
         })
     }
@@ -68,7 +71,26 @@ impl Channel {
 
     /// Whether bytes wait to be written.
     pub fn is_behind(&self) -> bool {
-        !self.outgoing.is_empty()
+        !self.outgoing.is_empty() && !self.is_held
+    }
+
+    /// Whether a message waits for others.
+    pub fn is_held(&self) -> bool {
+        self.is_held
+    }
+
+    /// It waits no longer.
+    pub fn release(&mut self) {
+        self.is_held = false;
+    }
+
+    /// Queues a message that is in no hurry: it goes with the next one, or when it is released. Each
+    /// writing has the host's kernel and the guest's stop for each other.
+    pub fn send_with_next(&mut self, message: &AgentMessage) -> io::Result<()> {
+        let is_alone = self.outgoing.is_empty();
+        self.send(message)?;
+        self.is_held = is_alone;
+        Ok(())
     }
 
     /// Whether the host is so far behind that programs should wait.
@@ -78,6 +100,7 @@ impl Channel {
 
     /// Queues a message; [`Channel::flush`] writes it, with the others of its turn.
     pub fn send(&mut self, message: &AgentMessage) -> io::Result<()> {
+        self.is_held = false;
         self.outgoing
             .extend(encode(message).map_err(io::Error::other)?);
         Ok(())
@@ -85,7 +108,7 @@ impl Channel {
 
     /// Writes what can be written.
     pub fn flush(&mut self) -> io::Result<()> {
-        while !self.outgoing.is_empty() {
+        while self.is_behind() {
             let (front, _) = self.outgoing.as_slices();
             match rustix::io::write(&self.socket, front) {
                 Ok(count) => drop(self.outgoing.drain(..count)),

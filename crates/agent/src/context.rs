@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use zygote_protocol::{CellEvent, STREAM_CHUNK_MAX_BYTES};
+use zygote_protocol::{CellEvent, ReaderId, STREAM_CHUNK_MAX_BYTES};
 
 const HEADER_BYTES: usize = 4;
 const READ_BYTES: usize = 64 * 1024;
@@ -20,6 +20,10 @@ pub struct Context {
     event: Option<Event>,
     /// Whether the host has to take what was displayed before there is more.
     waits: bool,
+    /// Who reads what the cells print that have not ended, in their order.
+    readers: VecDeque<ReaderId>,
+    /// Whether the event that is being sent is a cell's end.
+    is_end: bool,
     is_closed: bool,
 }
 
@@ -47,6 +51,8 @@ impl Context {
             outgoing: VecDeque::new(),
             event: None,
             waits: false,
+            readers: VecDeque::new(),
+            is_end: false,
             is_closed: false,
         })
     }
@@ -54,6 +60,20 @@ impl Context {
     /// Queues a request, in the driver's framing.
     pub fn ask(&mut self, items: &[&[u8]]) {
         self.outgoing.extend(crate::interpreter::framed(items));
+    }
+
+    /// Gives it a cell.
+    pub fn begin(&mut self, code: &[u8], reader: ReaderId) {
+        self.readers.push_back(reader);
+        self.ask(&[b"cell", code]);
+    }
+
+    /// Who has read what a cell has printed, once its end has been sent.
+    pub fn ended_cell(&mut self) -> Option<ReaderId> {
+        if self.event.is_some() || !std::mem::take(&mut self.is_end) {
+            return None;
+        }
+        self.readers.pop_front()
     }
 
     /// Whether what it says is to be waited for, or whether it can be written to.
@@ -100,6 +120,7 @@ impl Context {
         while self.event.is_none() && !self.waits && !self.is_closed {
             if let Some(data) = self.take()? {
                 self.waits = data.first() == Some(&CellEvent::DISPLAY);
+                self.is_end = !self.waits;
                 self.event = Some(Event {
                     data,
                     sent: 0,

@@ -80,6 +80,26 @@ struct Order {
 impl Launcher {
     /// Makes one, in a cgroup of its own.
     pub fn prepare() -> io::Result<Self> {
+        let launcher = Self::make(None)?;
+        // Until it waits: our end of its descriptors is closed after that.
+        match launcher.hear() {
+            Ok(1) => Ok(launcher),
+            heard => Err(launcher.why_not(heard)),
+        }
+    }
+
+    /// A process that becomes a command at once.
+    pub fn launch_now(
+        arguments: &[Vec<u8>],
+        additions: &[(String, String)],
+        cwd: &str,
+        stdin: bool,
+    ) -> io::Result<Spawned> {
+        let order = Order::new(arguments, additions, cwd, stdin)?;
+        Self::make(Some(order))?.launched(stdin)
+    }
+
+    fn make(order: Option<Order>) -> io::Result<Self> {
         let entrance = cgroup::launchers_entrance()?;
         let (control, theirs) = UnixStream::pair()?;
         let pipe = || pipe_with(PipeFlags::CLOEXEC);
@@ -92,12 +112,13 @@ impl Launcher {
             entrance: entrance.as_raw_fd(),
             streams: [&in_read, &out_write, &err_write].map(AsRawFd::as_raw_fd),
             null: null.as_raw_fd(),
-            order: None,
+            order,
             error: 0,
         });
         let mut stack = vec![0; STACK_BYTES];
         // SAFETY: the stack is the child's alone, aligned down to 16 bytes (System V ABI §3.2.2), and lives
-        // as long as this; so does the pad, which the child reads only when it is told to.
+        // as long as this; so does the pad, which the child reads only when it is told to, or at once if
+        // its order is there.
         let pid = unsafe {
             let top = stack.as_mut_ptr().add(STACK_BYTES);
             let top = top.sub(top as usize % 16);
@@ -125,11 +146,7 @@ impl Launcher {
             stderr,
         };
         launcher.control.set_read_timeout(Some(LAUNCH_MAX))?;
-        // Until it waits: our end of its descriptors is closed after that.
-        match launcher.hear() {
-            Ok(1) => Ok(launcher),
-            heard => Err(launcher.why_not(heard)),
-        }
+        Ok(launcher)
     }
 
     /// Its process id.
@@ -153,6 +170,10 @@ impl Launcher {
     ) -> io::Result<Spawned> {
         self.child.pad.order = Some(Order::new(arguments, additions, cwd, stdin)?);
         (&self.control).write_all(&[1])?;
+        self.launched(stdin)
+    }
+
+    fn launched(mut self, stdin: bool) -> io::Result<Spawned> {
         match self.hear() {
             // Closed by execve: it runs, on memory of its own.
             Ok(0) => {
@@ -240,9 +261,13 @@ extern "C" fn child(pad: *mut libc::c_void) -> libc::c_int {
     unsafe {
         let pad = pad.cast::<Pad>();
         let control = (*pad).control;
-        let ready = settle(&*pad) && tell(control);
-        let mut word = 0_u8;
-        if ready && libc::read(control, (&raw mut word).cast(), 1) == 1 {
+        let is_now = (*pad).order.is_some();
+        let mut ready = settle(&*pad);
+        if ready && !is_now {
+            let mut word = 0_u8;
+            ready = tell(control) && libc::read(control, (&raw mut word).cast(), 1) == 1;
+        }
+        if ready {
             (*pad).error = become_command(&*pad);
             tell(control);
         }

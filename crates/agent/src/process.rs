@@ -16,7 +16,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
-use zygote_protocol::{ExitStatus, Keep, ProcessId, Start, Stream, TerminalSize};
+use zygote_protocol::{ExitStatus, Keep, ProcessId, ReaderId, Start, Stream, TerminalSize};
 
 /// Linux's last signal.
 const SIGNAL_MAX: libc::c_int = 64;
@@ -85,7 +85,7 @@ impl Kept {
     pub fn new(keep: Keep) -> Self {
         let mut ring = Ring::new(keep.bytes as usize);
         if keep.limit > 0 {
-            ring.follow(0, 0, keep.limit, true);
+            ring.follow_to_end(0, 0, keep.limit);
         }
         Self {
             ring,
@@ -308,6 +308,23 @@ impl Process {
         let is_lost = self.context.as_mut().is_some_and(|context| !context.turn());
         if is_lost {
             self.signal(libc::SIGKILL as u8, true);
+        }
+    }
+
+    /// Gives its context a cell, and who reads what that prints.
+    pub fn begin_cell(&mut self, code: &[u8], reader: ReaderId, from: u64, limit: u64) {
+        if let (Some(context), Some(kept)) = (&mut self.context, &mut self.kept) {
+            kept.ring.follow_to_end(reader, from, limit);
+            context.begin(code, reader);
+        }
+    }
+
+    /// The end of an event has been sent: if it was that of a cell, who reads ends there.
+    pub fn end_cell(&mut self, offset: u64, is_last: bool) {
+        if let (Some(context), Some(kept)) = (&mut self.context, &mut self.kept)
+            && let Some(reader) = context.ended_cell().filter(|_| is_last)
+        {
+            kept.ring.end_reader(reader, offset);
         }
     }
 

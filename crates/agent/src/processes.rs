@@ -264,6 +264,7 @@ impl Processes {
             && let Some(part) = self.all[index].context.as_mut().and_then(Context::part)
         {
             let Part { offset, last, data } = part;
+            self.all[index].end_cell(offset, last);
             channel.send(&AgentMessage::CellPiece {
                 process,
                 offset,
@@ -359,6 +360,7 @@ impl Processes {
             return Ok(());
         };
         kept.status = Some(status);
+        kept.ring.close();
         if kept.is_forgotten {
             return Ok(());
         }

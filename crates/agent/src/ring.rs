@@ -18,6 +18,8 @@ pub struct Ring {
     readers: Vec<Reader>,
     /// Whose turn it is.
     turn: usize,
+    /// Where the process's own output has ended.
+    closed_at: Option<u64>,
 }
 
 struct Reader {
@@ -25,6 +27,20 @@ struct Reader {
     next: u64,
     limit: u64,
     holds: bool,
+    /// Whether it ends where the process does.
+    ends_itself: bool,
+    /// Where it ends in any case.
+    until: Option<u64>,
+}
+
+impl Reader {
+    fn end(&self, closed_at: Option<u64>) -> Option<u64> {
+        self.until.or(closed_at.filter(|_| self.ends_itself))
+    }
+
+    fn is_done(&self, closed_at: Option<u64>) -> bool {
+        self.end(closed_at).is_some_and(|end| self.next >= end)
+    }
 }
 
 /// What a reader is to be sent.
@@ -50,6 +66,7 @@ impl Ring {
             runs: VecDeque::new(),
             readers: Vec::new(),
             turn: 0,
+            closed_at: None,
         }
     }
 
@@ -110,6 +127,16 @@ impl Ring {
         }
     }
 
+    /// A reader from the start of a process, or of a cell, which holds it and ends where that does.
+    pub fn follow_to_end(&mut self, id: ReaderId, from: u64, limit: u64) {
+        if self.follow(id, from, limit, true)
+            && let Some(reader) = self.readers.last_mut()
+        {
+            reader.ends_itself = true;
+        }
+        self.drop_done();
+    }
+
     /// A new reader, or more for one that is known. False if there are too many.
     pub fn follow(&mut self, id: ReaderId, from: u64, limit: u64, holds: bool) -> bool {
         if let Some(reader) = self.readers.iter_mut().find(|reader| reader.id == id) {
@@ -125,8 +152,29 @@ impl Ring {
             next,
             limit,
             holds,
+            ends_itself: false,
+            until: None,
         });
         true
+    }
+
+    /// The process has ended, and all of its own output is here: who has had that reads no more.
+    pub fn close(&mut self) {
+        self.closed_at = Some(self.end());
+        self.drop_done();
+    }
+
+    /// A reader ends at an offset, which may lie behind it.
+    pub fn end_reader(&mut self, id: ReaderId, at: u64) {
+        if let Some(reader) = self.readers.iter_mut().find(|reader| reader.id == id) {
+            reader.until = Some(at);
+        }
+        self.drop_done();
+    }
+
+    fn drop_done(&mut self) {
+        let closed_at = self.closed_at;
+        self.readers.retain(|reader| !reader.is_done(closed_at));
     }
 
     /// A reader wants no more.
@@ -147,7 +195,11 @@ impl Ring {
     }
 
     fn has_more(&self, reader: &Reader) -> bool {
-        reader.next < reader.limit.min(self.end())
+        reader.next < reader.limit.min(self.end()).min(self.end_of(reader))
+    }
+
+    fn end_of(&self, reader: &Reader) -> u64 {
+        reader.end(self.closed_at).unwrap_or(u64::MAX)
     }
 
     /// The next piece for one of its readers, in turn.
@@ -157,7 +209,8 @@ impl Ring {
             .map(|step| (self.turn + step) % count)
             .find(|index| self.has_more(&self.readers[*index]))?;
         self.turn = index + 1;
-        let (next, limit) = (self.readers[index].next, self.readers[index].limit);
+        let reader = &self.readers[index];
+        let (next, limit) = (reader.next, reader.limit.min(self.end_of(reader)));
         let piece = if next < self.start {
             Piece::Skipped {
                 from: next,
@@ -171,7 +224,11 @@ impl Ring {
             Piece::Skipped { to, .. } => *to,
             Piece::Bytes { offset, data, .. } => offset + data.len() as u64,
         };
-        Some((reader.id, piece))
+        let id = reader.id;
+        if reader.is_done(self.closed_at) {
+            self.readers.remove(index);
+        }
+        Some((id, piece))
     }
 
     /// The run of bytes at an offset that is kept.
@@ -273,6 +330,26 @@ mod tests {
         ring.discard();
         ring.push(Stream::Stdout, b"more");
         assert_eq!((ring.start(), ring.end(), ring.next()), (7, 7, None));
+    }
+
+    #[test]
+    fn readers_end_where_the_process_does_or_where_they_are_told_to() {
+        let mut ring = Ring::new(4);
+        ring.push(Stream::Stdout, b"ab");
+        ring.follow_to_end(1, 0, 100);
+        ring.follow_to_end(2, 2, 100);
+        ring.close();
+        // Who has yet to have it holds on; what comes behind it is for nobody.
+        assert_eq!(ring.room(), 2);
+        assert_eq!(ring.next(), Some((1, bytes(0, Stream::Stdout, b"ab"))));
+        assert_eq!((ring.room(), ring.next()), (usize::MAX, None));
+        let mut ring = Ring::new(4);
+        ring.push(Stream::Stdout, b"ab");
+        ring.follow_to_end(1, 0, 100);
+        ring.end_reader(1, 2);
+        ring.push(Stream::Stdout, b"c");
+        assert_eq!(ring.next(), Some((1, bytes(0, Stream::Stdout, b"ab"))));
+        assert_eq!((ring.next(), ring.room()), (None, usize::MAX));
     }
 
     #[test]

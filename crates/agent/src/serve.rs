@@ -34,6 +34,11 @@ const REMAINS_MAX: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
 };
+/// How long a message that is in no hurry waits for one that it can go with.
+const HELD_MAX: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
 /// How often it is looked whether memory is still used up.
 const PRESSED_LOOK: Timespec = Timespec {
     tv_sec: 0,
@@ -166,6 +171,7 @@ impl Server {
         let is_pressed = self.pressure.as_ref().is_some_and(Pressure::is_pressed);
         // For as long as the machine lives; its host has the deadlines.
         let limit = match (self.processes.has_remains(), is_pressed) {
+            _ if self.channel.is_held() => Some(&HELD_MAX),
             (true, _) => Some(&REMAINS_MAX),
             (false, true) => Some(&PRESSED_LOOK),
             (false, false) => None,
@@ -176,7 +182,9 @@ impl Server {
             Err(rustix::io::Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),
         };
-        if count == 0 {
+        if count == 0 && self.channel.is_held() {
+            self.channel.release();
+        } else if count == 0 {
             self.processes.clear_remains();
         }
         if (is_near_limit || is_pressed)
@@ -249,11 +257,13 @@ impl Server {
         let ring = process.kept.as_mut().map(|kept| &mut kept.ring);
         let context = process.context.as_mut();
         match message {
-            HostMessage::Cell { code, .. } => {
-                if let Some(context) = context {
-                    context.ask(&[b"cell", &code]);
-                }
-            }
+            HostMessage::Cell {
+                code,
+                reader,
+                from,
+                limit,
+                ..
+            } => process.begin_cell(&code, reader, from, limit),
             HostMessage::CellTaken { .. } => {
                 if let Some(context) = context {
                     context.taken();
@@ -377,8 +387,13 @@ impl Server {
             Ok(process) => {
                 let pid = process.pid;
                 self.processes.add(process);
-                self.channel
-                    .send(&AgentMessage::Started { process: id, pid })
+                let started = AgentMessage::Started { process: id, pid };
+                // Who follows it from the start hears more soon.
+                if start.keep.is_some_and(|keep| keep.limit > 0) {
+                    self.channel.send_with_next(&started)
+                } else {
+                    self.channel.send(&started)
+                }
             }
             Err(error) => {
                 let (reason, message) = start_failure(&start, &error);
@@ -410,18 +425,16 @@ impl Server {
             env, cwd, stdin, ..
         } = start;
         if user.is_none() && start.terminal.is_none() {
-            let again = start.keep.is_some() && self.clock.is_some();
-            let launcher = match self.launcher.take() {
-                // Cheaper than a fork, whose pages must be copied.
-                None if again => Some(Launcher::prepare()?),
-                launcher => launcher,
-            };
-            if let Some(launcher) = launcher {
+            if let Some(launcher) = self.launcher.take() {
                 match launcher.launch(arguments, env, cwd, *stdin) {
                     // Somebody has killed it.
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
                     launched => return launched,
                 }
+            }
+            if start.keep.is_some() && self.clock.is_some() {
+                // Cheaper than a fork, whose pages must be copied.
+                return Launcher::launch_now(arguments, env, cwd, *stdin);
             }
         }
         let plan = Plan {

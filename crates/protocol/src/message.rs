@@ -101,6 +101,12 @@ pub enum HostMessage {
         /// Source text.
         #[serde(with = "serde_bytes")]
         code: Vec<u8>,
+        /// A new reader, which holds the process and ends with the cell.
+        reader: ReaderId,
+        /// Where it begins.
+        from: u64,
+        /// The offset up to which output may be sent.
+        limit: u64,
     },
     /// What a context has displayed has been passed on: it goes on.
     CellTaken {
@@ -441,7 +447,8 @@ pub enum AgentMessage {
         /// How much so far, in bytes.
         total: u64,
     },
-    /// A kept process has ended. What it has left behind may still write.
+    /// A kept process has ended. What it has left behind may still write, but the reader that was there from
+    /// its start is followed no longer than to `output_end`.
     Ended {
         /// Which process.
         process: ProcessId,

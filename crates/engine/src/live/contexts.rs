@@ -283,21 +283,19 @@ impl Owner {
                 }
                 None => return,
             };
-            let (attachment, reader) = self.reader(process, number, seen, None);
-            let limit = reader.limit;
-            let follow = HostMessage::Follow {
+            let (attachment, mut reader) = self.reader(process, number, seen, None);
+            reader.ends_itself = true;
+            let said = self.say(&HostMessage::Cell {
                 process,
+                code: spec.code,
                 reader: number,
                 from: seen,
-                limit,
-                holds: true,
-            };
-            let code = spec.code;
-            if let Err(error) = self.say(&HostMessage::Cell { process, code }) {
+                limit: reader.limit,
+            });
+            if let Err(error) = said {
                 let _ = reply.send(Err(error));
                 continue;
             }
-            self.say_small(&follow);
             if let Some(known) = self.processes.get_mut(&process) {
                 known.readers.insert(number, reader);
             }

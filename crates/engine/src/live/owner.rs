@@ -26,8 +26,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use zygote_protocol::{HostMessage, ProcessId, encode};
 
-/// Messages to the guest that wait to be written before commands wait too.
-const OUTGOING_MAX: usize = 64;
+/// Bytes for the guest that wait to be written before commands wait too.
+const OUTGOING_MAX_BYTES: usize = 256 * 1024;
 /// The signal at a process's time limit.
 const KILL: u8 = 9;
 
@@ -43,9 +43,8 @@ pub struct Owner {
     journal: Arc<Journal>,
     listener: Listener,
     writer: OwnedWriteHalf,
-    outgoing: VecDeque<Vec<u8>>,
-    /// What of the first has been written.
-    written: usize,
+    /// What is to be said to the guest, in one piece if it takes it so.
+    outgoing: VecDeque<u8>,
     control: ControlSocket,
     runner: Runner,
     pub(super) processes: BTreeMap<ProcessId, Process>,
@@ -86,7 +85,6 @@ impl Owner {
             listener: guest.listener,
             writer: guest.writer,
             outgoing: VecDeque::new(),
-            written: 0,
             control: guest.control,
             runner: guest.runner,
             processes: BTreeMap::new(),
@@ -117,12 +115,12 @@ impl Owner {
                         Err(broken) => return self.why(broken).await,
                     }
                 }
-                written = write(&mut self.writer, &self.outgoing, self.written) => match written {
-                    Ok(count) => self.has_written(count),
+                written = write(&mut self.writer, &self.outgoing) => match written {
+                    Ok(count) => drop(self.outgoing.drain(..count)),
                     Err(_) => return self.why(Broken::Ended).await,
                 },
                 Some(notice) = inbox.notices.recv() => self.take_notice(notice),
-                command = inbox.commands.recv(), if self.outgoing.len() < OUTGOING_MAX => {
+                command = inbox.commands.recv(), if self.outgoing.len() < OUTGOING_MAX_BYTES => {
                     match command {
                         Some(Command::End(reason)) => return reason,
                         Some(command) => self.obey(command),
@@ -144,19 +142,9 @@ impl Owner {
         })
     }
 
-    fn has_written(&mut self, count: usize) {
-        self.written += count;
-        if let Some(front) = self.outgoing.front()
-            && self.written >= front.len()
-        {
-            self.outgoing.pop_front();
-            self.written = 0;
-        }
-    }
-
     pub(super) fn say(&mut self, message: &HostMessage) -> Result<(), LiveError> {
         let bytes = encode(message).map_err(|error| LiveError::TooLarge(error.to_string()))?;
-        self.outgoing.push_back(bytes);
+        self.outgoing.extend(bytes);
         Ok(())
     }
 
@@ -297,14 +285,10 @@ pub fn step(sandbox: &Sandbox, step: Step, end: Option<&End>) {
 }
 
 /// Writes some of what waits; for ever, if nothing does.
-async fn write(
-    writer: &mut OwnedWriteHalf,
-    outgoing: &VecDeque<Vec<u8>>,
-    written: usize,
-) -> std::io::Result<usize> {
-    match outgoing.front() {
-        Some(front) => writer.write(&front[written..]).await,
-        None => pending().await,
+async fn write(writer: &mut OwnedWriteHalf, outgoing: &VecDeque<u8>) -> std::io::Result<usize> {
+    match outgoing.as_slices().0 {
+        [] => pending().await,
+        front => writer.write(front).await,
     }
 }
 

@@ -114,6 +114,8 @@ pub struct Reader {
     pub limit: u64,
     /// Where it ends by itself, if not at the process's end.
     pub until: Option<u64>,
+    /// Whether the guest ends it there by itself, as it does at the process's end.
+    pub ends_itself: bool,
     /// What is told once it is at an offset.
     pub events: VecDeque<(u64, CellEvent)>,
 }
@@ -128,6 +130,7 @@ impl Reader {
             at,
             limit,
             until,
+            ends_itself: false,
             events: VecDeque::new(),
         }
     }
@@ -265,16 +268,16 @@ impl Process {
         self.state.send_replace(state);
     }
 
-    /// Ends readers that have had all; gives them back.
+    /// Ends readers that have had all; gives back those that the guest has yet to be told of.
     pub fn end_readers(&mut self) -> Vec<ReaderId> {
         let end = self.output_end;
         let done = self.readers.extract_if(|_, reader| {
             let is_at = |offset: u64| reader.at >= offset;
             reader.until.is_some_and(is_at) || (reader.until.is_none() && end.is_some_and(is_at))
         });
-        let done = done.map(|(id, reader)| {
+        let done = done.filter_map(|(id, reader)| {
             let _ = reader.pieces.send(Piece::End);
-            id
+            (!reader.ends_itself).then_some(id)
         });
         done.collect()
     }

@@ -91,7 +91,8 @@ impl Owner {
         }
         let mut process = Process::new(id, &spec);
         let (output, limit) = if spec.follow {
-            let (attachment, reader) = self.reader(id, 0, 0, None);
+            let (attachment, mut reader) = self.reader(id, 0, 0, None);
+            reader.ends_itself = true;
             let limit = reader.limit;
             process.readers.insert(0, reader);
             (Some(attachment), limit)
