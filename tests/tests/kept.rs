@@ -140,6 +140,44 @@ fn an_interrupt_is_the_programs_and_a_killed_client_ends_its_run() {
 }
 
 #[test]
+fn a_sandbox_lives_behind_the_host_s_engine() {
+    zygote(&["create", "--name", "kept-box"]).good();
+    let bytes: Vec<u8> = (0..3_000_000_u32)
+        .map(|n| (n.wrapping_mul(7919) >> 5) as u8)
+        .collect();
+    let cat = zygote_with_input(&["exec", "-i", "kept-box", "--", "cat"], &bytes).good();
+    assert!(cat.stdout == bytes, "{} bytes", cat.stdout.len());
+    zygote(&["python", "kept-box", "-c", "x = 20"]).good();
+    assert_eq!(
+        zygote(&["python", "kept-box", "-c", "x + 22"])
+            .good()
+            .text(),
+        "42\n"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let (data, back) = (folder.path().join("data"), folder.path().join("back"));
+    std::fs::write(&data, &bytes).unwrap();
+    zygote(&["cp", data.to_str().unwrap(), "kept-box:/srv/"]).good();
+    zygote(&["cp", "kept-box:/srv/data", back.to_str().unwrap()]).good();
+    assert!(std::fs::read(&back).unwrap() == bytes);
+    assert_eq!(status()["sandboxes"], 1);
+    // What lives is not ended without a word, and refusals come through as they are.
+    let refused = zygote(&["stop"]);
+    assert_eq!(refused.code, 125);
+    assert!(refused.error().contains("zygote rm"), "{refused:?}");
+    assert_eq!(
+        zygote(&["exec", "kept-box", "--", "no-such-program"]).code,
+        127
+    );
+    let missing = zygote(&["cp", "kept-box:/no/such", "."]);
+    assert!(missing.error().contains("No such file"), "{missing:?}");
+    zygote(&["rm", "kept-box"]).good();
+    assert_eq!(status()["sandboxes"], 0);
+    let gone = zygote(&["exec", "kept-box", "--", "true"]);
+    assert!(gone.error().contains("removed"), "{gone:?}");
+}
+
+#[test]
 fn ended_it_leaves_nothing() {
     zygote(&["run", "-c", "print(1)"]).good();
     let (engine, lab) = (status()["pid"].as_u64().unwrap(), emulator());

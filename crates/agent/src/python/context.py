@@ -267,21 +267,32 @@ def _describe(error):
     return _blob(type(error).__name__) + _blob(words) + _list(map(_blob, lines))
 
 
-class _Backend(types.ModuleType):
-    """A backend of matplotlib's whose figures are shown by the context (matplotlib.backend_bases)."""
+class _Backend:
+    """Finds and fills the module of a backend of matplotlib's whose figures the context shows
+    (matplotlib.backend_bases). It is made when matplotlib is: nothing is imported before that."""
 
-    backend_version = "zygote"
+    name = "zygote_figures"
 
-    def __getattr__(self, name):
-        if name == "FigureCanvas":
-            from matplotlib.backends.backend_agg import FigureCanvasAgg
+    def __init__(self, context):
+        self.context = context
 
-            return FigureCanvasAgg
-        if name == "FigureManager":
-            from matplotlib.backend_bases import FigureManagerBase
+    def find_spec(self, name, path=None, target=None):
+        if name != self.name:
+            return None
+        import importlib.machinery
 
-            return FigureManagerBase
-        raise AttributeError(name)
+        return importlib.machinery.ModuleSpec(name, self)
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        from matplotlib.backend_bases import FigureManagerBase
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        module.FigureCanvas = FigureCanvasAgg
+        module.FigureManager = FigureManagerBase
+        module.show = lambda *arguments, **options: self.context._show_figures()
 
 
 def _context(request, control):
@@ -299,10 +310,12 @@ def _context(request, control):
     sys.path[0] = ""
     sys.stdout.reconfigure(line_buffering=True)
     context = _Context(control, main.__dict__)
-    backend = _Backend("zygote_figures")
-    backend.show = lambda *arguments, **options: context._show_figures()
-    sys.modules[backend.__name__] = backend
-    os.environ.setdefault("MPLBACKEND", f"module://{backend.__name__}")
+    sys.meta_path.append(_Backend(context))
+    if "MPLBACKEND" not in os.environ:
+        os.environ["MPLBACKEND"] = f"module://{_Backend.name}"
+        if "matplotlib" in sys.modules:
+            # Of the template, which had none to show figures by.
+            sys.modules["matplotlib"].use(os.environ["MPLBACKEND"])
     builtins.display = context.display
     sys.modules["zygote"].display = context.display
     context.serve()

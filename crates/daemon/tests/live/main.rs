@@ -88,6 +88,8 @@ tests!(
     files::changes_of_files_are_told,
     files::ranges_of_files_are_those_of_http,
     a_terminal_on_a_websocket,
+    a_guest_that_breaks_the_rules_loses_its_sandbox_alone,
+    a_guest_that_does_not_answer_is_told_to_be_late,
     model::random_sequences_of_verbs_do_what_a_model_does,
 );
 
@@ -929,5 +931,63 @@ fn a_terminal_on_a_websocket() {
             it.id
         );
         assert_eq!(raw(&mut stream, &plain).0, 400);
+    });
+}
+
+fn a_guest_that_breaks_the_rules_loses_its_sandbox_alone() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let lies = [
+            "unknown",
+            "ended",
+            "offset",
+            "window",
+            "input",
+            "described",
+            "stranger",
+            "garbage",
+            "hangup",
+        ];
+        for lie in lies {
+            let liar = SandboxRequest {
+                template: LIAR.to_owned(),
+                ..request()
+            };
+            let id = made(&it.client, &liar).await.unwrap().id;
+            let begun = it.client.exec_in(&id, &process(&[lie]), None).await;
+            let info = it.client.wait_sandbox(&id).await.unwrap();
+            // Not read before: nothing is taken but what may be sent ahead.
+            if let Ok(mut events) = begun {
+                while let Ok(Some(event)) = events.next().await {
+                    assert!(
+                        !matches!(event, ProcessEvent::Result(_)),
+                        "{lie}: {event:?}"
+                    );
+                }
+            }
+            let end = info.end.unwrap();
+            assert_eq!(end.reason, "died", "{lie}: {end:?}");
+            assert_eq!(
+                it.client.process(&id, 1).await.unwrap().state,
+                "lost",
+                "{lie}"
+            );
+            assert_eq!(it.sh("echo on").await.0, "on\n");
+        }
+    });
+}
+
+fn a_guest_that_does_not_answer_is_told_to_be_late() {
+    runtime().block_on(async {
+        let liar = SandboxRequest {
+            template: LIAR.to_owned(),
+            ..request()
+        };
+        let it = sandbox_with(liar, &["start_ms=300"]).await;
+        let late = it.client.exec_in(&it.id, &process(&["silent"]), None).await;
+        assert_eq!(code(late.map(drop)), ErrorCode::Busy);
+        // It can be ended all the same.
+        let ended = it.client.end_sandbox(&it.id).await.unwrap();
+        assert_eq!(ended.end.unwrap().reason, "removed");
     });
 }

@@ -1,5 +1,6 @@
 //! A zygote process without any VM. Its guests do what the program's first word says; those of the
-//! template `here` are the real agent, on the machine where it is.
+//! template `here` are the real agent, on the machine where it is; those of `liar` break the rules of live
+//! sandboxes, each as its first program says.
 
 use rustix::net::{SendFlags, send};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -26,6 +27,7 @@ pub fn zygote() -> ! {
     let ToZygote::Load(load) = decode(&bytes[..length]).unwrap() else {
         panic!("it is loaded first");
     };
+    let is_liar = load.snapshot.to_string_lossy().contains("/liar-");
     let is_here = load.snapshot.to_string_lossy().contains("/here-");
     tell(
         &control,
@@ -61,6 +63,10 @@ pub fn zygote() -> ! {
                 drop(agent);
                 let parked = encode_packet(&FromRunner::Parked).unwrap();
                 let _ = packet::send(&runner, &parked, &[]);
+                process.wait().unwrap();
+            } else if is_liar {
+                let _ = lie(number, UnixStream::from(agent), &runner);
+                let _ = process.kill();
                 process.wait().unwrap();
             } else {
                 let _ = play(number, UnixStream::from(agent), &runner);
@@ -156,6 +162,69 @@ fn play(number: u32, stream: UnixStream, control: &OwnedFd) -> Option<()> {
     obey(&mut agent, &start, &files)?;
     // Until the engine lets go.
     let _ = packet::receive(control, &mut [0]);
+    Some(())
+}
+
+/// Becomes somebody, and breaks a rule once it is asked for a process. `None` once the engine has let go.
+fn lie(number: u32, stream: UnixStream, control: &OwnedFd) -> Option<()> {
+    stream.set_nonblocking(false).ok()?;
+    let mut agent = Agent {
+        stream,
+        decoder: FrameDecoder::default(),
+    };
+    let parked = encode_packet(&FromRunner::Parked).unwrap();
+    let _ = packet::send(control, &parked, &[]);
+    agent.hear()?;
+    let mut random_sample = vec![0; 32];
+    random_sample[..4].copy_from_slice(&number.to_le_bytes());
+    agent.say(&AgentMessage::Activated { random_sample })?;
+    let (process, words) = loop {
+        if let HostMessage::Start(start) = agent.hear()? {
+            let Program::Command(words) = start.program else {
+                continue;
+            };
+            break (start.process, words);
+        }
+    };
+    let status = ExitStatus::Code(0);
+    let output = |offset, length: usize| AgentMessage::Output {
+        process,
+        reader: 0,
+        offset,
+        stream: zygote_protocol::Stream::Stdout,
+        data: vec![b'x'; length],
+    };
+    if words[0] != b"silent" {
+        agent.say(&AgentMessage::Started { process, pid: 7 })?;
+    }
+    match &words[0][..] {
+        b"unknown" => agent.say(&AgentMessage::Started {
+            process: 99,
+            pid: 1,
+        })?,
+        b"ended" => agent.say(&AgentMessage::Ended {
+            process: 99,
+            status,
+            output_end: 0,
+        })?,
+        b"offset" => agent.say(&output(5, 1))?,
+        b"window" => {
+            for piece in 0..200 {
+                agent.say(&output(piece * 60_000, 60_000))?;
+            }
+        }
+        b"input" => agent.say(&AgentMessage::InputTaken {
+            process,
+            total: 1000,
+        })?,
+        b"described" => agent.say(&AgentMessage::Described { processes: vec![] })?,
+        b"stranger" => agent.say(&AgentMessage::Warmed)?,
+        b"garbage" => agent.stream.write_all(&[0xff; 64]).ok()?,
+        b"hangup" => return None,
+        b"silent" => {}
+        other => panic!("{other:?}"),
+    }
+    while agent.hear().is_some() {}
     Some(())
 }
 

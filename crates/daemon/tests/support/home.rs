@@ -20,6 +20,8 @@ pub const SERVE_VERB: &str = "--serve";
 pub const TEMPLATE: &str = "fake";
 /// Its guests are the real agent, on this machine.
 pub const HERE: &str = "here";
+/// Its guests break the rules of live sandboxes.
+pub const LIAR: &str = "liar";
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -33,7 +35,7 @@ impl Home {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("state");
         fs::create_dir_all(state.join("templates")).unwrap();
-        for template in [TEMPLATE, HERE] {
+        for template in [TEMPLATE, HERE, LIAR] {
             let generation = format!("{template}-1-1");
             let folder = state.join("generations").join(&generation);
             fs::create_dir_all(folder.join("replica-0")).unwrap();
@@ -116,6 +118,7 @@ pub fn config(home: &Path, options: &[String]) -> Config {
     };
     let live = &mut engine.live;
     live.sandboxes_max = number("live_max").map_or(live.sandboxes_max, |max| max as usize);
+    live.start_max = number("start_ms").map_or(live.start_max, Duration::from_millis);
     live.processes_max = number("processes_max").map_or(live.processes_max, |max| max as usize);
     engine.pool = PoolConfig {
         idle_min: 1,

@@ -257,8 +257,13 @@ impl Owner {
             sandbox,
             journal,
             runner,
+            listener,
+            writer,
+            control,
             ..
         } = self;
+        // What ends it, should killing it take its time.
+        drop((listener, writer, control));
         runner.end().await;
         step(&sandbox, Step::Gone, None);
         let happening = Happening::Ended {
