@@ -47,7 +47,7 @@ pub fn zygote() -> ! {
         };
         // A process that the engine can measure, and ends.
         let mut process = if is_here {
-            agent_here(&agent)
+            agent_here(&agent, &load.snapshot.join(number.to_string()))
         } else {
             Command::new("cat").stdin(Stdio::piped()).spawn().unwrap()
         };
@@ -87,9 +87,11 @@ pub fn zygote() -> ! {
 }
 
 /// The real agent, as the first process of a namespace, so that nothing of it is left when it is killed.
-fn agent_here(stream: &OwnedFd) -> std::process::Child {
+fn agent_here(stream: &OwnedFd, temporary: &std::path::Path) -> std::process::Child {
     let program = std::env::current_exe().unwrap();
+    std::fs::create_dir_all(temporary).unwrap();
     Command::new("unshare")
+        .env("TMPDIR", temporary)
         .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
         .arg(program)
         .arg(AGENT_VERB)
