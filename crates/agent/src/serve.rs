@@ -388,8 +388,9 @@ impl Server {
                 let pid = process.pid;
                 self.processes.add(process);
                 let started = AgentMessage::Started { process: id, pid };
-                // Who follows it from the start hears more soon.
-                if start.keep.is_some_and(|keep| keep.limit > 0) {
+                // Who follows it from the start hears more soon, unless it waits for input.
+                let is_followed = start.keep.is_some_and(|keep| keep.limit > 0);
+                if is_followed && !start.stdin && start.terminal.is_none() {
                     self.channel.send_with_next(&started)
                 } else {
                     self.channel.send(&started)

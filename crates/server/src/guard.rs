@@ -49,9 +49,12 @@ fn refusal(request: &Request) -> Option<Failure> {
         return Some(Failure::new(ErrorCode::Forbidden, message));
     }
     let kind = value(header::CONTENT_TYPE).and_then(|kind| kind.split(';').next());
-    let is_json = matches!(kind.map(str::trim), Some("application/json" | NDJSON));
-    if request.method() == Method::POST && !is_json {
-        let message = "over TCP the content type must be application/json or application/x-ndjson";
+    // None of these can a page send without asking first.
+    let kinds = ["application/json", NDJSON, "application/octet-stream"];
+    let is_ours = kind.is_some_and(|kind| kinds.contains(&kind.trim()));
+    if request.method() == Method::POST && !is_ours {
+        let message = "over TCP the content type must be application/json, application/x-ndjson or \
+                       application/octet-stream";
         return Some(Failure::bad_request(message));
     }
     None

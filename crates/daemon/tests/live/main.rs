@@ -881,7 +881,7 @@ fn a_terminal_on_a_websocket() {
                 .await
                 .unwrap();
             let url = format!(
-                "ws://localhost/v1/sandboxes/{}/processes/{process}/socket",
+                "ws://localhost/v1/sandboxes/{}/processes/{process}/socket?hold=true",
                 it.id
             );
             tokio_tungstenite::client_async(url, stream)
@@ -921,6 +921,35 @@ fn a_terminal_on_a_websocket() {
             .unwrap();
         let told = odd.next().await.unwrap().unwrap().into_text().unwrap();
         assert!(told.contains("bad_request"), "{told}");
+        // Much goes in while as much comes out.
+        let cat = ProcessRequest {
+            stdin_stream: true,
+            detach: true,
+            ..process(&["cat"])
+        };
+        let number = it.client.start_in(&it.id, &cat).await.unwrap().process;
+        let (mut writer, mut reader) = connect(number).await.unwrap().split();
+        let writing = async {
+            for _ in 0..60 {
+                writer
+                    .send(Message::binary(vec![b'x'; 50_000]))
+                    .await
+                    .unwrap();
+            }
+            let end = r#"{"type": "stdin_end"}"#;
+            writer.send(Message::text(end)).await.unwrap();
+        };
+        let reading = async {
+            let mut count = 0;
+            while let Some(Ok(message)) = reader.next().await {
+                if let Message::Binary(data) = message {
+                    count += data.len();
+                }
+            }
+            count
+        };
+        let ((), count) = tokio::join!(writing, reading);
+        assert_eq!(count, 3_000_000);
         // Who goes away leaves the process.
         drop(odd);
         assert_eq!(it.client.process(&it.id, 2).await.unwrap().state, "running");

@@ -171,12 +171,12 @@ impl Registry {
     pub async fn end_all(&self) {
         self.close();
         let all = self.all();
-        let ends = all
-            .iter()
-            .map(|sandbox| sandbox.end(EndReason::EngineStopped));
-        let mut tasks: Vec<_> = ends.map(Box::pin).collect();
-        for task in &mut tasks {
-            task.await;
+        // All are told before any is waited for.
+        for sandbox in &all {
+            sandbox.ask_to_end(EndReason::EngineStopped).await;
+        }
+        for sandbox in &all {
+            sandbox.ended().await;
         }
     }
 }

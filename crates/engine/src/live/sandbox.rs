@@ -90,6 +90,7 @@ pub(super) enum Command {
     Extend {
         ttl: Option<Option<Duration>>,
         idle: Option<Option<Duration>>,
+        reply: oneshot::Sender<()>,
     },
     Measure(oneshot::Sender<Option<Usage>>),
     Context(ContextCommand),
@@ -313,7 +314,7 @@ impl Sandbox {
         ttl: Option<Option<Duration>>,
         idle: Option<Option<Duration>>,
     ) -> Result<(), LiveError> {
-        self.tell(Command::Extend { ttl, idle }).await
+        self.ask(|reply| Command::Extend { ttl, idle, reply }).await
     }
 
     /// Makes a context.
@@ -382,8 +383,12 @@ impl Sandbox {
 
     /// Ends it, and waits until nothing is left of it.
     pub async fn end(&self, reason: super::EndReason) -> Option<End> {
+        self.ask_to_end(reason).await;
+        self.ended().await
+    }
+
+    pub(super) async fn ask_to_end(&self, reason: super::EndReason) {
         // One that takes no commands is ending already.
         let _ = self.commands.send(Command::End(reason)).await;
-        self.ended().await
     }
 }

@@ -110,12 +110,16 @@ pub async fn attached(
     });
     let output = attached.await.map_err(|error| live_failure(&error))?;
     let following = follow(Arc::clone(&sandbox), output, None, events);
-    tokio::pin!(following);
-    loop {
-        tokio::select! {
-            ended = &mut following => return ended,
-            Some(line) = input.recv() => take(&sandbox, process, line).await,
+    // Side by side: a process may take no input before its output is taken.
+    let feeding = async {
+        while let Some(line) = input.recv().await {
+            take(&sandbox, process, line).await;
         }
+    };
+    tokio::pin!(following);
+    tokio::select! {
+        ended = &mut following => ended,
+        () = feeding => following.await,
     }
 }
 

@@ -270,8 +270,6 @@ async fn change<B: Backend>(
     let ttl = asked.ttl_seconds.map(time_limit).transpose()?;
     let idle = asked.idle_seconds.map(time_limit).transpose()?;
     sandbox.extend(ttl, idle).await.map_err(told)?;
-    // Behind the change, in the order of its owner.
-    sandbox.rings().await.map_err(told)?;
     Ok(json(&sandbox_info(&sandbox)))
 }
 

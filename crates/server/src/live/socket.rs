@@ -9,6 +9,7 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zygote_api::{AttachRequest, ErrorCode, Failure, ProcessEvent, ProcessInput};
 
@@ -30,9 +31,10 @@ pub async fn serve<B: Backend>(
 ) {
     let (input, taken) = mpsc::channel(WAITING_MAX);
     let (events, mut happening) = mpsc::channel(WAITING_MAX);
-    let attached = backend.attach(&id, process, asked, taken, events);
-    tokio::pin!(attached);
-    let mut end = None;
+    // By itself: it takes input while output waits for the client, and the other way round.
+    let mut attached = Attached(tokio::spawn(async move {
+        backend.attach(&id, process, asked, taken, events).await
+    }));
     loop {
         tokio::select! {
             event = happening.recv() => match event {
@@ -40,13 +42,13 @@ pub async fn serve<B: Backend>(
                     return;
                 },
                 // All has been told.
-                None if end.is_some() => break,
-                None => end = Some((&mut attached).await),
+                None => break,
             },
-            ended = &mut attached, if end.is_none() => end = Some(ended),
             came = socket.recv() => match came {
                 Some(Ok(came)) => match line(came) {
-                    Ok(Some(line)) => drop(input.send(line).await),
+                    Ok(Some(line)) => if !pass(&input, line, &mut happening, &mut socket).await {
+                        return;
+                    },
                     Ok(None) => {}
                     Err(failure) => {
                         tell(&mut socket, failure, INVALID).await;
@@ -58,9 +60,40 @@ pub async fn serve<B: Backend>(
             },
         }
     }
-    match end {
-        Some(Err(failure)) => tell(&mut socket, failure, NORMAL).await,
-        _ => close(&mut socket, NORMAL).await,
+    match (&mut attached.0).await {
+        Ok(Err(failure)) => tell(&mut socket, failure, NORMAL).await,
+        Ok(Ok(())) | Err(_) => close(&mut socket, NORMAL).await,
+    }
+}
+
+/// Ended with its client.
+struct Attached(JoinHandle<Result<(), Failure>>);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Passes a line on, and output meanwhile. False once the client has gone.
+async fn pass(
+    input: &mpsc::Sender<ProcessInput>,
+    line: ProcessInput,
+    happening: &mut mpsc::Receiver<ProcessEvent>,
+    socket: &mut WebSocket,
+) -> bool {
+    let passing = input.send(line);
+    tokio::pin!(passing);
+    loop {
+        tokio::select! {
+            // One that takes none any more has ended.
+            _ = &mut passing => return true,
+            Some(event) = happening.recv() => {
+                if send(socket, message(event)).await.is_none() {
+                    return false;
+                }
+            }
+        }
     }
 }
 

@@ -38,7 +38,10 @@ impl Owner {
             Command::Resize(process, size) => {
                 self.say_small(&HostMessage::Resize { process, size });
             }
-            Command::Extend { ttl, idle } => self.extend(ttl, idle),
+            Command::Extend { ttl, idle, reply } => {
+                self.extend(ttl, idle);
+                let _ = reply.send(());
+            }
             Command::Measure(reply) => self.measure(reply),
             Command::Context(command) => self.obey_context(command),
             // Taken care of before.
