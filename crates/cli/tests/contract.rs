@@ -52,7 +52,7 @@ fn every_failure_is_one_object_with_a_code_that_is_known() {
     let state = tempfile::tempdir().unwrap();
     let bad_recipe = state.path().join("bad.toml");
     fs::write(&bad_recipe, "name = \"x\"\npackage = [\"python3\"]\n").unwrap();
-    let cases: [(&[&str], &str); 27] = [
+    let cases: [(&[&str], &str); 40] = [
         (&["run", "--json"], "usage"),
         (&["run", "--json", "-c"], "usage"),
         (&["run", "--json", "nofile.py"], "file"),
@@ -89,6 +89,25 @@ fn every_failure_is_one_object_with_a_code_that_is_known() {
         (&["bench", "--json", "--runs", "0"], "usage"),
         (&["prune", "--json", "--al"], "usage"),
         (&["lab", "up", "--json", "now"], "usage"),
+        (&["create", "--json", "-t", "nope"], "template_not_found"),
+        (&["create", "--json", "--ttl", "soon"], "usage"),
+        (
+            &["exec", "--json", "nope", "--", "true"],
+            "sandbox_not_found",
+        ),
+        (&["exec", "--json", "nope"], "usage"),
+        (
+            &["python", "--json", "nope", "-c", "1"],
+            "sandbox_not_found",
+        ),
+        (&["python", "--json", "nope"], "usage"),
+        (&["logs", "--json", "nope"], "sandbox_not_found"),
+        (&["ps", "--json", "nope"], "sandbox_not_found"),
+        (&["inspect", "--json", "nope"], "sandbox_not_found"),
+        (&["kill", "--json", "--signal", "NOPE", "box"], "usage"),
+        (&["rm", "--json", "nope"], "sandbox_not_found"),
+        (&["wait", "--json", "nope"], "sandbox_not_found"),
+        (&["cp", "--json", "here", "there"], "usage"),
     ];
     for (case, code) in cases {
         let output = zygote(state.path(), case);
@@ -147,6 +166,9 @@ fn every_answer_is_one_object_and_a_template_has_one_name_in_all() {
         good(&["template", "init", "fresh", "--json"])["template"],
         "fresh"
     );
+    assert_eq!(good(&["ps", "--json"])["sandboxes"], json!([]));
+    assert_eq!(good(&["stats", "--json"])["sandboxes"], json!([]));
+    assert_eq!(good(&["rm", "--all", "--json"])["removed"], json!([]));
     let removed = good(&["template", "rm", "mine", "--json"]);
     assert_eq!(removed["template"], "mine");
     assert!(removed["freed_bytes"].as_u64().unwrap() > 0, "{removed}");
