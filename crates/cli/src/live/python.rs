@@ -1,6 +1,6 @@
 //! `zygote python`: code in an interpreter of a sandbox, whose state stays.
 
-use super::streams::{Printer, skipped};
+use super::streams::Printer;
 use crate::args::{Global, PythonArgs};
 use crate::failure;
 use crate::interrupt::Interrupts;
@@ -157,7 +157,7 @@ fn ended(
         complain!("{}", exception.traceback.join("\n"));
     }
     if result.truncated {
-        skipped(0);
+        complain!("zygote: some of its output was not kept");
     }
     Ok(code)
 }

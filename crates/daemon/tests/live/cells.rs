@@ -360,6 +360,33 @@ pub fn a_cell_goes_on_when_its_client_has_gone() {
     });
 }
 
+pub fn a_cell_goes_on_when_nobody_has_taken_what_it_displays() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let file = it.home.folder.path().join("begun");
+        let code = format!(
+            "for n in range(100):\n    display('y' * 200_000)\n    open({:?}, 'a').write('.')\nx = 7",
+            file.to_str().unwrap()
+        );
+        let events = it.client.run_code(&it.id, &cell(&code)).await.unwrap();
+        // Some have been taken, on the way to a client that reads none, and one waits.
+        let count = || std::fs::read(&file).map_or(0, |data| data.len());
+        let (mut last, begun) = (0, Instant::now());
+        loop {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let now = count();
+            if now > 0 && now == last {
+                break;
+            }
+            last = now;
+            assert!(begun.elapsed() < Duration::from_secs(60));
+        }
+        assert!(last < 100, "nothing held it up");
+        drop(events);
+        assert_eq!(it.cell("x").await.1, value("7"));
+    });
+}
+
 pub fn a_flood_of_output_and_of_displays_is_slowed_by_its_reader() {
     runtime().block_on(async {
         let it = sandbox(request()).await;

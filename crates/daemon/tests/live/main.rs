@@ -76,6 +76,7 @@ tests!(
     cells::contexts_have_states_of_their_own,
     cells::cells_wait_for_each_other,
     cells::a_cell_goes_on_when_its_client_has_gone,
+    cells::a_cell_goes_on_when_nobody_has_taken_what_it_displays,
     cells::a_flood_of_output_and_of_displays_is_slowed_by_its_reader,
     cells::an_interpreter_that_breaks_the_rules_harms_itself_alone,
     files::files_are_written_read_listed_and_removed,
@@ -89,6 +90,7 @@ tests!(
     files::ranges_of_files_are_those_of_http,
     a_terminal_on_a_websocket,
     a_guest_that_breaks_the_rules_loses_its_sandbox_alone,
+    a_guest_that_tells_an_end_twice_or_displays_without_end_loses_its_sandbox,
     a_guest_that_does_not_answer_is_told_to_be_late,
     model::random_sequences_of_verbs_do_what_a_model_does,
 );
@@ -969,6 +971,7 @@ fn a_guest_that_breaks_the_rules_loses_its_sandbox_alone() {
         let lies = [
             "unknown",
             "ended",
+            "overflow",
             "offset",
             "window",
             "input",
@@ -1003,6 +1006,31 @@ fn a_guest_that_breaks_the_rules_loses_its_sandbox_alone() {
             );
             assert_eq!(it.sh("echo on").await.0, "on\n");
         }
+    });
+}
+
+fn a_guest_that_tells_an_end_twice_or_displays_without_end_loses_its_sandbox() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let liar = SandboxRequest {
+            template: LIAR.to_owned(),
+            ..request()
+        };
+        for lie in ["twice", "display"] {
+            let id = made(&it.client, &liar).await.unwrap().id;
+            let begun = if lie == "twice" {
+                it.client
+                    .exec_in(&id, &process(&[lie]), None)
+                    .await
+                    .map(drop)
+            } else {
+                it.client.run_code(&id, &cell("1")).await.map(drop)
+            };
+            begun.unwrap();
+            let end = it.client.wait_sandbox(&id).await.unwrap().end.unwrap();
+            assert_eq!(end.reason, "died", "{lie}: {end:?}");
+        }
+        assert_eq!(it.sh("echo on").await.0, "on\n");
     });
 }
 

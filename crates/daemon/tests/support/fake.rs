@@ -182,10 +182,11 @@ fn lie(number: u32, stream: UnixStream, control: &OwnedFd) -> Option<()> {
     agent.say(&AgentMessage::Activated { random_sample })?;
     let (process, words) = loop {
         if let HostMessage::Start(start) = agent.hear()? {
-            let Program::Command(words) = start.program else {
-                continue;
-            };
-            break (start.process, words);
+            match start.program {
+                Program::Command(words) => break (start.process, words),
+                Program::Context => return display_without_end(&mut agent, start.process),
+                _ => {}
+            }
         }
     };
     let status = ExitStatus::Code(0);
@@ -209,6 +210,16 @@ fn lie(number: u32, stream: UnixStream, control: &OwnedFd) -> Option<()> {
             status,
             output_end: 0,
         })?,
+        b"overflow" => agent.say(&output(u64::MAX, 1))?,
+        b"twice" => {
+            for _ in 0..2 {
+                agent.say(&AgentMessage::Ended {
+                    process,
+                    status,
+                    output_end: 0,
+                })?;
+            }
+        }
         b"offset" => agent.say(&output(5, 1))?,
         b"window" => {
             for piece in 0..200 {
@@ -226,6 +237,24 @@ fn lie(number: u32, stream: UnixStream, control: &OwnedFd) -> Option<()> {
         b"silent" => {}
         other => panic!("{other:?}"),
     }
+    while agent.hear().is_some() {}
+    Some(())
+}
+
+/// An interpreter waits until what it displays has been taken; this one does not.
+fn display_without_end(agent: &mut Agent, process: u32) -> Option<()> {
+    agent.say(&AgentMessage::Started { process, pid: 7 })?;
+    while !matches!(agent.hear()?, HostMessage::Cell { .. }) {}
+    let piece = AgentMessage::CellPiece {
+        process,
+        offset: 0,
+        last: true,
+        // A display of nothing (CellEvent, as postcard).
+        data: vec![0, 0],
+    };
+    // In one piece: each is there before the one before it can have been taken.
+    let all = encode(&piece).unwrap().repeat(50);
+    agent.stream.write_all(&all).ok()?;
     while agent.hear().is_some() {}
     Some(())
 }

@@ -86,6 +86,8 @@ struct Context {
     waiting: VecDeque<(CellSpec, CellReply)>,
     /// An event whose parts are coming.
     assembling: Vec<u8>,
+    /// Whether something was displayed that nobody has taken yet: its interpreter waits for that.
+    untaken: bool,
     /// Up to where its output belongs to cells that have ended.
     seen: u64,
     dead: Option<String>,
@@ -113,12 +115,6 @@ impl Contexts {
     fn of(&mut self, process: ProcessId) -> Option<&mut Context> {
         let mut all = self.by_name.values_mut();
         all.find(|context| context.process == process)
-    }
-
-    /// Whether a process is a context's.
-    pub fn has(&self, process: ProcessId) -> bool {
-        let mut all = self.by_name.values();
-        all.any(|context| context.process == process)
     }
 
     /// The next time that a cell is to be interrupted, or killed.
@@ -192,6 +188,7 @@ impl Owner {
             running: None,
             waiting: VecDeque::new(),
             assembling: Vec::new(),
+            untaken: false,
             seen: 0,
             dead: None,
             spec: spec.clone(),
@@ -346,7 +343,7 @@ impl Owner {
         let process = self.start_interpreter(&spec)?;
         let context = self.context(name)?;
         (context.process, context.count, context.seen) = (process, 0, 0);
-        (context.dead, context.assembling) = (None, Vec::new());
+        (context.dead, context.assembling, context.untaken) = (None, Vec::new(), false);
         Ok(context.info())
     }
 
@@ -431,11 +428,13 @@ impl Owner {
             return Ok(());
         };
         let name = context.spec.name.clone();
+        if context.untaken {
+            return Err("an event of a context before what it displayed was taken".to_owned());
+        }
+        context.untaken = matches!(event, CellEvent::Display { .. });
         let Some(running) = &context.running else {
             // What is shown between cells, by a thread, is for nobody.
-            if matches!(event, CellEvent::Display { .. }) {
-                self.say_small(&HostMessage::CellTaken { process });
-            }
+            self.shown(process);
             return Ok(());
         };
         let number = running.reader;
@@ -459,8 +458,7 @@ impl Owner {
                 }
             }
             // Nobody listens any more; the cell goes on.
-            None if done.is_none() => self.say_small(&HostMessage::CellTaken { process }),
-            None => {}
+            None => self.shown(process),
         }
         if let Some(count) = done {
             self.cell_done(&name, process, offset, count);
@@ -481,7 +479,8 @@ impl Owner {
 
     /// What a context has displayed has been passed on to who listens.
     pub(super) fn shown(&mut self, process: ProcessId) {
-        if self.contexts.has(process) {
+        let context = self.contexts.of(process);
+        if context.is_some_and(|context| std::mem::take(&mut context.untaken)) {
             self.say_small(&HostMessage::CellTaken { process });
         }
     }

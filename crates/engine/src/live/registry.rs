@@ -93,6 +93,8 @@ impl Registry {
             });
         }
         if let Some(key) = key {
+            // One whose sandbox is remembered no longer.
+            inner.keys.retain(|(other, _)| other != key);
             if inner.keys.len() >= KEYS_MAX {
                 inner.keys.pop_front();
             }

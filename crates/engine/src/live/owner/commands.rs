@@ -10,7 +10,7 @@ use crate::usage::Meter;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use zygote_protocol::{CellEvent, HostMessage, Keep, ProcessId, Program, ReaderId, Start};
+use zygote_protocol::{HostMessage, Keep, ProcessId, Program, ReaderId, Start};
 
 impl Owner {
     pub(super) fn obey(&mut self, command: Command) {
@@ -274,14 +274,11 @@ impl Owner {
             Notice::Shown { process } => self.shown(process),
             Notice::Gone { process, reader } => {
                 let known = self.processes.get_mut(&process);
-                let gone = known.and_then(|known| known.readers.remove(&reader));
-                if let Some(gone) = gone {
+                if known.is_some_and(|known| known.readers.remove(&reader).is_some()) {
                     self.last_used = Instant::now();
                     self.say_small(&HostMessage::Unfollow { process, reader });
-                    let is_display = |event: &CellEvent| matches!(event, CellEvent::Display { .. });
-                    if gone.events.iter().any(|(_, event)| is_display(event)) {
-                        self.shown(process);
-                    }
+                    // What was displayed for it alone has nobody left to take it.
+                    self.shown(process);
                 }
                 if let Some(known) = self.processes.get_mut(&process) {
                     known.is_abandoned = true;

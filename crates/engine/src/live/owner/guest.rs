@@ -15,6 +15,7 @@ impl Owner {
         match message {
             AgentMessage::Started { process, pid } => {
                 let known = self.known(process)?;
+                check(known, &ProcessState::Starting)?;
                 known.info.pid = Some(pid);
                 known.set(ProcessState::Running);
                 let (info, is_task) = (known.info.clone(), known.is_task);
@@ -39,7 +40,8 @@ impl Owner {
                 stream,
                 data,
             } => {
-                let end = offset + data.len() as u64;
+                let end = offset.checked_add(data.len() as u64);
+                let end = end.ok_or("output behind all offsets")?;
                 let piece = Piece::Output {
                     offset,
                     stream,
@@ -60,6 +62,7 @@ impl Owner {
                 output_end,
             } => {
                 let known = self.known(process)?;
+                check(known, &ProcessState::Running)?;
                 let timed_out = known.timed_out;
                 known.output_end = Some(output_end);
                 known.set(ProcessState::Ended { status, timed_out });
@@ -103,6 +106,7 @@ impl Owner {
         message: String,
     ) -> Result<(), String> {
         let known = self.known(process)?;
+        check(known, &ProcessState::Starting)?;
         known.set(ProcessState::Lost);
         for reader in known.readers.values() {
             let _ = reader.pieces.send(Piece::End);
@@ -223,4 +227,13 @@ impl Owner {
         self.end_readers(id);
         Ok(attachment)
     }
+}
+
+/// What a guest tells of a process must follow from what it has told before.
+fn check(process: &Process, expected: &ProcessState) -> Result<(), String> {
+    if process.info.state == *expected {
+        return Ok(());
+    }
+    let (id, state) = (process.info.id, &process.info.state);
+    Err(format!("a word about process {id}, which is {state:?}"))
 }
