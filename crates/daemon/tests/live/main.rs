@@ -8,16 +8,17 @@ mod cells;
 #[path = "../support/fake.rs"]
 mod fake;
 mod files;
+mod guests;
 #[path = "../support/home.rs"]
 mod home;
 mod model;
+mod processes;
 
 use cells::{cell, cell_end, code_of};
 use fake::AGENT_VERB;
 use files::{all_of, pieces};
 use home::*;
 use libtest_mimic::{Arguments, Trial};
-use rustix::process::{Pid, Signal, kill_process};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -50,23 +51,23 @@ tests!(
     a_sandbox_is_made_used_and_ended,
     what_cannot_be_done_is_refused_with_its_code,
     names_and_beginnings_of_ids_find_a_sandbox,
-    input_goes_in_with_back_pressure_and_has_an_end,
-    a_detached_process_goes_on_and_its_newest_output_is_kept,
-    who_comes_back_reads_on_from_an_offset,
-    a_slow_reader_holds_its_process_and_nobody_else,
-    two_clients_may_read_one_process,
-    sixty_four_processes_at_once_lose_no_byte,
-    signals_reach_a_process_or_its_group,
-    a_terminal_is_one_and_has_a_size,
-    a_process_runs_as_a_user,
+    processes::input_goes_in_with_back_pressure_and_has_an_end,
+    processes::a_detached_process_goes_on_and_its_newest_output_is_kept,
+    processes::who_comes_back_reads_on_from_an_offset,
+    processes::a_slow_reader_holds_its_process_and_nobody_else,
+    processes::two_clients_may_read_one_process,
+    processes::sixty_four_processes_at_once_lose_no_byte,
+    processes::signals_reach_a_process_or_its_group,
+    processes::a_terminal_is_one_and_has_a_size,
+    processes::a_process_runs_as_a_user,
     time_limits_of_processes_and_of_sandboxes_hold,
     an_idle_sandbox_ends_and_a_used_one_does_not,
     a_request_that_is_sent_twice_makes_one_sandbox,
     events_tell_what_has_happened,
-    what_a_process_leaves_behind_may_still_write,
+    processes::what_a_process_leaves_behind_may_still_write,
     limits_are_told_by_name,
     stop_does_not_end_sandboxes_without_a_word,
-    a_sandbox_whose_guest_dies_is_told_to_have_died,
+    guests::a_sandbox_whose_guest_dies_is_told_to_have_died,
     cells::a_cell_has_output_a_value_and_a_number_and_state_stays,
     cells::what_is_displayed_comes_between_what_is_printed,
     cells::an_exception_is_told_with_its_lines,
@@ -88,10 +89,10 @@ tests!(
     files::folders_go_in_and_out_as_archives,
     files::changes_of_files_are_told,
     files::ranges_of_files_are_those_of_http,
-    a_terminal_on_a_websocket,
-    a_guest_that_breaks_the_rules_loses_its_sandbox_alone,
-    a_guest_that_tells_an_end_twice_or_displays_without_end_loses_its_sandbox,
-    a_guest_that_does_not_answer_is_told_to_be_late,
+    processes::a_terminal_on_a_websocket,
+    guests::a_guest_that_breaks_the_rules_loses_its_sandbox_alone,
+    guests::a_guest_that_tells_an_end_twice_or_displays_without_end_loses_its_sandbox,
+    guests::a_guest_that_does_not_answer_is_told_to_be_late,
     model::random_sequences_of_verbs_do_what_a_model_does,
 );
 
@@ -383,296 +384,6 @@ fn names_and_beginnings_of_ids_find_a_sandbox() {
     });
 }
 
-fn input_goes_in_with_back_pressure_and_has_an_end() {
-    runtime().block_on(async {
-        let it = sandbox(request()).await;
-        let (sender, input) = mpsc::channel(4);
-        let with_input = ProcessRequest {
-            stdin_stream: true,
-            ..shell("wc -c; echo done")
-        };
-        let started = it.client.exec_in(&it.id, &with_input, Some(input)).await;
-        let mut events = started.unwrap();
-        let pieces = 200;
-        let feeding = async move {
-            for _ in 0..pieces {
-                let data = vec![b'x'; 60_000].into();
-                sender.send(ProcessInput::Stdin { data }).await.unwrap();
-            }
-            sender.send(ProcessInput::StdinEnd).await.unwrap();
-            // The request goes on: its end is not what ends the input.
-            sender
-        };
-        let (sender, ended) = tokio::join!(feeding, finished(&mut events));
-        drop(sender);
-        let stdout = String::from_utf8(ended.unwrap().0).unwrap();
-        assert_eq!(stdout, format!("{}\ndone\n", 60_000 * pieces));
-        // All of it in the request.
-        let whole = ProcessRequest {
-            stdin: Some("one\ntwo\n".into()),
-            ..process(&["cat"])
-        };
-        assert_eq!(it.run(&whole).await.0, "one\ntwo\n");
-        // One that reads nothing and ends does not keep its client.
-        let deaf = ProcessRequest {
-            stdin: Some(vec![b'x'; 1 << 20].into()),
-            ..shell("exit 3")
-        };
-        assert_eq!(it.run(&deaf).await.2.exit_code, 3);
-    });
-}
-
-fn a_detached_process_goes_on_and_its_newest_output_is_kept() {
-    runtime().block_on(async {
-        let it = sandbox(request()).await;
-        let number = it.detached("seq 1 200000; echo end >&2").await;
-        let ended = it.client.wait_process(&it.id, number).await.unwrap();
-        assert_eq!(ended.result.unwrap().exit_code, 0);
-        let whole: String = (1..=200_000).map(|n| format!("{n}\n")).collect();
-        let total = whole.len() as u64 + 4;
-        let info = it.client.process(&it.id, number).await.unwrap();
-        let (kept, dropped) = (
-            info.output_kept_bytes.unwrap(),
-            info.output_dropped_bytes.unwrap(),
-        );
-        assert_eq!((kept, kept + dropped), (256 * 1024, total));
-        let output = it.client.output(&it.id, number, None).await.unwrap();
-        assert_eq!(output.stderr.unwrap(), "end\n");
-        assert_eq!(output.stdout.unwrap(), whole[dropped as usize..]);
-        assert_eq!((output.next, output.skipped_bytes), (total, 0));
-        let from_start = it.client.output(&it.id, number, Some(0)).await.unwrap();
-        assert_eq!(from_start.skipped_bytes, dropped);
-    });
-}
-
-fn who_comes_back_reads_on_from_an_offset() {
-    runtime().block_on(async {
-        let it = sandbox(request()).await;
-        let script = "for i in 1 2 3 4 5 6 7 8 9; do echo line $i; done; read x; echo got $x";
-        let request = ProcessRequest {
-            stdin_stream: true,
-            ..shell(script)
-        };
-        let (keep, input) = mpsc::channel(4);
-        let started = it.client.exec_in(&it.id, &request, Some(input)).await;
-        let mut events = started.unwrap();
-        let mut seen = 0;
-        while seen < 30 {
-            if let ProcessEvent::Stdout { data, offset } = events.next().await.unwrap().unwrap() {
-                seen = offset + data.0.len() as u64;
-            }
-        }
-        // The connection breaks off; the process goes on.
-        drop((events, keep));
-        let from = 21;
-        let (sender, input) = mpsc::channel(4);
-        let attach = AttachRequest {
-            from: Some(from),
-            hold: true,
-        };
-        let attached = it.client.attach(&it.id, 1, attach, Some(input)).await;
-        let mut events = attached.unwrap();
-        let data = "hello\n".into();
-        sender.send(ProcessInput::Stdin { data }).await.unwrap();
-        let mut text = Vec::new();
-        let result = loop {
-            match events.next().await.unwrap().unwrap() {
-                ProcessEvent::Stdout { data, offset } => {
-                    assert_eq!(offset, from + text.len() as u64);
-                    text.extend(data.0);
-                }
-                ProcessEvent::Result(result) => break result,
-                other => panic!("{other:?}"),
-            }
-        };
-        let text = String::from_utf8(text).unwrap();
-        assert!(
-            text.starts_with("line 4\n") && text.ends_with("line 9\ngot hello\n"),
-            "{text}"
-        );
-        assert_eq!(result.exit_code, 0);
-    });
-}
-
-fn a_slow_reader_holds_its_process_and_nobody_else() {
-    runtime().block_on(async {
-        let it = sandbox(request()).await;
-        let flood = process(&["sh", "-c", "head -c 50000000 /dev/zero"]);
-        let mut slow = it.client.exec_in(&it.id, &flood, None).await.unwrap();
-        while !matches!(
-            slow.next().await.unwrap(),
-            Some(ProcessEvent::Stdout { .. })
-        ) {}
-        // Not read any further: its process waits, others do not.
-        for number in 0..20 {
-            assert_eq!(
-                it.sh(&format!("echo {number}")).await.0,
-                format!("{number}\n")
-            );
-        }
-        let info = it.client.process(&it.id, 1).await.unwrap();
-        assert_eq!(info.state, "running");
-        let mut count = 0;
-        let result = loop {
-            match slow.next().await.unwrap().unwrap() {
-                ProcessEvent::Stdout { data, offset } => {
-                    assert!(data.0.iter().all(|byte| *byte == 0));
-                    count = offset + data.0.len() as u64;
-                }
-                ProcessEvent::Result(result) => break result,
-                other => panic!("{other:?}"),
-            }
-        };
-        assert_eq!((count, result.exit_code), (50_000_000, 0));
-    });
-}
-
-fn two_clients_may_read_one_process() {
-    runtime().block_on(async {
-        let it = sandbox(request()).await;
-        let request = ProcessRequest {
-            stdin_stream: true,
-            ..process(&["cat"])
-        };
-        let (sender, input) = mpsc::channel(4);
-        let started = it.client.exec_in(&it.id, &request, Some(input)).await;
-        let mut first = started.unwrap();
-        assert!(matches!(
-            first.next().await.unwrap(),
-            Some(ProcessEvent::Started { process: 1, .. })
-        ));
-        let attach = AttachRequest::default();
-        let attached = it.client.attach(&it.id, 1, attach, None).await;
-        let mut second = attached.unwrap();
-        let data: Octets = "for both".into();
-        sender
-            .send(ProcessInput::Stdin { data: data.clone() })
-            .await
-            .unwrap();
-        sender.send(ProcessInput::StdinEnd).await.unwrap();
-        for events in [&mut first, &mut second] {
-            let (stdout, _, result) = finished(events).await.unwrap();
-            assert_eq!((stdout, result.exit_code), (data.0.clone(), 0));
-        }
-    });
-}
-
-fn sixty_four_processes_at_once_lose_no_byte() {
-    runtime().block_on(async {
-        let it = sandbox(request()).await;
-        let it = &it;
-        let one = |number: u32| async move {
-            let script = format!("seq {number} 3 30000; seq {number} 7 20000 >&2");
-            let (stdout, stderr, code) = it.sh(&script).await;
-            let lines = |step: usize, end: u32| -> String {
-                (number..=end)
-                    .step_by(step)
-                    .map(|n| format!("{n}\n"))
-                    .collect()
-            };
-            assert_eq!(code, 0);
-            assert!(stdout == lines(3, 30_000) && stderr == lines(7, 20_000));
-        };
-        futures_util::future::join_all((0..64).map(one)).await;
-    });
-}
-
-fn signals_reach_a_process_or_its_group() {
-    runtime().block_on(async {
-        let it = sandbox(request()).await;
-        let number = it.detached("sleep 1000 & sleep 1000").await;
-        let signal = |signal, only_process| ProcessSignal {
-            signal,
-            only_process,
-        };
-        let kill = it.client.signal_process(&it.id, number, signal(9, false));
-        kill.await.unwrap();
-        let ended = it.client.wait_process(&it.id, number).await.unwrap();
-        let result = ended.result.unwrap();
-        assert_eq!((result.exit_code, result.signal), (137, Some(9)));
-        let number = it
-            .detached("trap 'echo term; exit 5' TERM; echo up; while :; do sleep 0.01; done")
-            .await;
-        let begun = Instant::now();
-        while it.client.output(&it.id, number, None).await.unwrap().next < 3 {
-            assert!(begun.elapsed() < Duration::from_secs(30));
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        let term = it.client.signal_process(&it.id, number, signal(15, true));
-        term.await.unwrap();
-        let ended = it.client.wait_process(&it.id, number).await.unwrap();
-        assert_eq!(ended.result.unwrap().exit_code, 5);
-        let bad = it.client.signal_process(&it.id, number, signal(65, true));
-        assert_eq!(code(bad.await), ErrorCode::BadRequest);
-    });
-}
-
-fn a_terminal_is_one_and_has_a_size() {
-    runtime().block_on(async {
-        let it = sandbox(request()).await;
-        let request = ProcessRequest {
-            terminal: Some(TerminalSize {
-                rows: 40,
-                columns: 100,
-            }),
-            ..shell("test -t 0 -a -t 1 -a -t 2 && stty size; read x; stty size; cat")
-        };
-        let (sender, input) = mpsc::channel(4);
-        let started = it.client.exec_in(&it.id, &request, Some(input)).await;
-        let mut events = started.unwrap();
-        let resize = ProcessInput::Resize {
-            rows: 50,
-            columns: 120,
-        };
-        sender.send(resize).await.unwrap();
-        let typed = |text: &str| ProcessInput::Stdin { data: text.into() };
-        sender.send(typed("go\r")).await.unwrap();
-        sender.send(typed("text\r")).await.unwrap();
-        // A terminal's end of input is a character, which cat takes for its end.
-        sender.send(ProcessInput::StdinEnd).await.unwrap();
-        let (stdout, stderr, result) = finished(&mut events).await.unwrap();
-        let shown = String::from_utf8(stdout).unwrap();
-        // The terminal shows what is typed, and cat what it has read.
-        assert!(shown.contains("50 120\r\n"), "{shown:?}");
-        assert_eq!(shown.matches("text\r\n").count(), 2, "{shown:?}");
-        assert_eq!((stderr.len(), result.exit_code), (0, 0));
-        let number = it.detached("sleep 1000").await;
-        let attached = it
-            .client
-            .attach(&it.id, number, AttachRequest::default(), None)
-            .await;
-        drop(attached.unwrap());
-        // Ctrl-C ends what runs in front.
-        let request = ProcessRequest {
-            command: vec!["sleep".into(), "1000".into()],
-            ..request
-        };
-        let (sender, input) = mpsc::channel(4);
-        let started = it.client.exec_in(&it.id, &request, Some(input)).await;
-        let mut events = started.unwrap();
-        sender.send(typed("\u{3}")).await.unwrap();
-        let (_, _, result) = finished(&mut events).await.unwrap();
-        assert_eq!(result.signal, Some(2));
-    });
-}
-
-fn a_process_runs_as_a_user() {
-    runtime().block_on(async {
-        let it = sandbox(request()).await;
-        let as_user = |user: &str| ProcessRequest {
-            user: user.to_owned(),
-            ..shell("id -u; id -g; id -G; echo $HOME")
-        };
-        let (stdout, ..) = it.run(&as_user("nobody")).await;
-        let lines: Vec<&str> = stdout.lines().collect();
-        assert_eq!(lines[0], "65534", "{stdout}");
-        let (stdout, ..) = it.run(&as_user("1234:5678")).await;
-        assert_eq!(stdout, "1234\n5678\n5678\n/\n");
-        let (stdout, ..) = it.run(&as_user("")).await;
-        assert!(stdout.starts_with("0\n0\n"), "{stdout}");
-    });
-}
-
 fn time_limits_of_processes_and_of_sandboxes_hold() {
     runtime().block_on(async {
         let it = sandbox(request()).await;
@@ -785,21 +496,6 @@ fn events_tell_what_has_happened() {
     });
 }
 
-fn what_a_process_leaves_behind_may_still_write() {
-    runtime().block_on(async {
-        let it = sandbox(request()).await;
-        let folder = it.home.folder.path().to_str().unwrap().to_owned();
-        let script = format!(
-            "(while ! test -e {folder}/go; do sleep 0.01; done; echo later; touch {folder}/done) & echo now"
-        );
-        assert_eq!(it.sh(&script).await.0, "now\n");
-        it.sh(&format!("touch {folder}/go; while ! test -e {folder}/done; do sleep 0.01; done"))
-            .await;
-        let output = it.client.output(&it.id, 1, None).await.unwrap();
-        assert_eq!(output.stdout.unwrap(), "now\nlater\n");
-    });
-}
-
 fn limits_are_told_by_name() {
     runtime().block_on(async {
         let it = sandbox_with(request(), &["live_max=2", "processes_max=2"]).await;
@@ -831,220 +527,5 @@ fn stop_does_not_end_sandboxes_without_a_word() {
         it.client.stop(stop(true)).await.unwrap();
         let ended = finished(&mut events).await;
         assert!(ended.is_err());
-    });
-}
-
-fn a_sandbox_whose_guest_dies_is_told_to_have_died() {
-    runtime().block_on(async {
-        let it = sandbox(request()).await;
-        let mut events = it
-            .client
-            .exec_in(&it.id, &shell("sleep 1000"), None)
-            .await
-            .unwrap();
-        events.next().await.unwrap();
-        let daemon = it.client.health().await.unwrap().pid;
-        for guest in children(daemon).into_iter().flat_map(children) {
-            kill_process(Pid::from_raw(guest.cast_signed()).unwrap(), Signal::KILL).unwrap();
-        }
-        let ended = finished(&mut events).await;
-        assert_eq!(code(ended), ErrorCode::SandboxEnded);
-        let info = it.client.wait_sandbox(&it.id).await.unwrap();
-        assert_eq!(info.end.unwrap().reason, "died");
-    });
-}
-
-/// Processes that another's first thread has started.
-fn children(parent: u32) -> Vec<u32> {
-    let path = format!("/proc/{parent}/task/{parent}/children");
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.split_whitespace()
-        .map(|pid| pid.parse().unwrap())
-        .collect()
-}
-
-fn a_terminal_on_a_websocket() {
-    use futures_util::{SinkExt, StreamExt};
-    use tokio_tungstenite::tungstenite::Message;
-    runtime().block_on(async {
-        let it = sandbox(request()).await;
-        let asked = ProcessRequest {
-            detach: true,
-            terminal: Some(TerminalSize {
-                rows: 24,
-                columns: 80,
-            }),
-            ..shell("read x; stty size; echo got $x; exit 4")
-        };
-        it.client.start_in(&it.id, &asked).await.unwrap();
-        let it = &it;
-        let connect = |process: u32| async move {
-            let stream = tokio::net::UnixStream::connect(it.home.socket())
-                .await
-                .unwrap();
-            let url = format!(
-                "ws://localhost/v1/sandboxes/{}/processes/{process}/socket?hold=true",
-                it.id
-            );
-            tokio_tungstenite::client_async(url, stream)
-                .await
-                .map(|(socket, _)| socket)
-        };
-        let mut socket = connect(1).await.unwrap();
-        let resize = r#"{"type": "resize", "rows": 30, "columns": 90}"#;
-        socket.send(Message::text(resize)).await.unwrap();
-        socket
-            .send(Message::binary(b"word\r".to_vec()))
-            .await
-            .unwrap();
-        let (mut shown, mut texts) = (Vec::new(), Vec::new());
-        while let Some(Ok(message)) = socket.next().await {
-            match message {
-                Message::Binary(data) => shown.extend(data),
-                Message::Text(text) => texts.push(text.to_string()),
-                _ => {}
-            }
-        }
-        let shown = String::from_utf8(shown).unwrap();
-        assert!(
-            shown.contains("30 90") && shown.contains("got word"),
-            "{shown}"
-        );
-        let last: ProcessEvent = serde_json::from_str(texts.last().unwrap()).unwrap();
-        assert!(matches!(last, ProcessEvent::Result(result) if result.exit_code == 4));
-        // What is not there, and what makes no sense.
-        let mut none = connect(99).await.unwrap();
-        let told = none.next().await.unwrap().unwrap().into_text().unwrap();
-        assert!(told.contains("process_not_found"), "{told}");
-        it.detached("sleep 1000").await;
-        let mut odd = connect(2).await.unwrap();
-        odd.send(Message::text("{\"type\": \"nope\"}"))
-            .await
-            .unwrap();
-        let told = odd.next().await.unwrap().unwrap().into_text().unwrap();
-        assert!(told.contains("bad_request"), "{told}");
-        // Much goes in while as much comes out.
-        let cat = ProcessRequest {
-            stdin_stream: true,
-            detach: true,
-            ..process(&["cat"])
-        };
-        let number = it.client.start_in(&it.id, &cat).await.unwrap().process;
-        let (mut writer, mut reader) = connect(number).await.unwrap().split();
-        let writing = async {
-            for _ in 0..60 {
-                writer
-                    .send(Message::binary(vec![b'x'; 50_000]))
-                    .await
-                    .unwrap();
-            }
-            let end = r#"{"type": "stdin_end"}"#;
-            writer.send(Message::text(end)).await.unwrap();
-        };
-        let reading = async {
-            let mut count = 0;
-            while let Some(Ok(message)) = reader.next().await {
-                if let Message::Binary(data) = message {
-                    count += data.len();
-                }
-            }
-            count
-        };
-        let ((), count) = tokio::join!(writing, reading);
-        assert_eq!(count, 3_000_000);
-        // Who goes away leaves the process.
-        drop(odd);
-        assert_eq!(it.client.process(&it.id, 2).await.unwrap().state, "running");
-        let mut stream = std::os::unix::net::UnixStream::connect(it.home.socket()).unwrap();
-        let plain = format!(
-            "GET /v1/sandboxes/{}/processes/2/socket HTTP/1.1\r\nhost: localhost\r\nconnection: \
-             close\r\n\r\n",
-            it.id
-        );
-        assert_eq!(raw(&mut stream, &plain).0, 400);
-    });
-}
-
-fn a_guest_that_breaks_the_rules_loses_its_sandbox_alone() {
-    runtime().block_on(async {
-        let it = sandbox(request()).await;
-        let lies = [
-            "unknown",
-            "ended",
-            "overflow",
-            "offset",
-            "window",
-            "input",
-            "described",
-            "stranger",
-            "garbage",
-            "hangup",
-        ];
-        for lie in lies {
-            let liar = SandboxRequest {
-                template: LIAR.to_owned(),
-                ..request()
-            };
-            let id = made(&it.client, &liar).await.unwrap().id;
-            let begun = it.client.exec_in(&id, &process(&[lie]), None).await;
-            let info = it.client.wait_sandbox(&id).await.unwrap();
-            // Not read before: nothing is taken but what may be sent ahead.
-            if let Ok(mut events) = begun {
-                while let Ok(Some(event)) = events.next().await {
-                    assert!(
-                        !matches!(event, ProcessEvent::Result(_)),
-                        "{lie}: {event:?}"
-                    );
-                }
-            }
-            let end = info.end.unwrap();
-            assert_eq!(end.reason, "died", "{lie}: {end:?}");
-            assert_eq!(
-                it.client.process(&id, 1).await.unwrap().state,
-                "lost",
-                "{lie}"
-            );
-            assert_eq!(it.sh("echo on").await.0, "on\n");
-        }
-    });
-}
-
-fn a_guest_that_tells_an_end_twice_or_displays_without_end_loses_its_sandbox() {
-    runtime().block_on(async {
-        let it = sandbox(request()).await;
-        let liar = SandboxRequest {
-            template: LIAR.to_owned(),
-            ..request()
-        };
-        for lie in ["twice", "display"] {
-            let id = made(&it.client, &liar).await.unwrap().id;
-            let begun = if lie == "twice" {
-                it.client
-                    .exec_in(&id, &process(&[lie]), None)
-                    .await
-                    .map(drop)
-            } else {
-                it.client.run_code(&id, &cell("1")).await.map(drop)
-            };
-            begun.unwrap();
-            let end = it.client.wait_sandbox(&id).await.unwrap().end.unwrap();
-            assert_eq!(end.reason, "died", "{lie}: {end:?}");
-        }
-        assert_eq!(it.sh("echo on").await.0, "on\n");
-    });
-}
-
-fn a_guest_that_does_not_answer_is_told_to_be_late() {
-    runtime().block_on(async {
-        let liar = SandboxRequest {
-            template: LIAR.to_owned(),
-            ..request()
-        };
-        let it = sandbox_with(liar, &["start_ms=300"]).await;
-        let late = it.client.exec_in(&it.id, &process(&["silent"]), None).await;
-        assert_eq!(code(late.map(drop)), ErrorCode::Busy);
-        // It can be ended all the same.
-        let ended = it.client.end_sandbox(&it.id).await.unwrap();
-        assert_eq!(ended.end.unwrap().reason, "removed");
     });
 }
