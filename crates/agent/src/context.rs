@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use zygote_protocol::{CellEvent, ReaderId, STREAM_CHUNK_MAX_BYTES};
+use zygote_protocol::{CellEvent, ReaderId, ResumedContext, STREAM_CHUNK_MAX_BYTES};
 
 const HEADER_BYTES: usize = 4;
 const READ_BYTES: usize = 64 * 1024;
@@ -20,8 +20,11 @@ pub struct Context {
     event: Option<Event>,
     /// Whether the host has to take what was displayed before there is more.
     waits: bool,
-    /// Who reads what the cells print that have not ended, in their order.
-    readers: VecDeque<ReaderId>,
+    /// The cells that have not ended, in their order: who reads what each prints, if anybody does, and
+    /// the host's note of it.
+    cells: VecDeque<(Option<ReaderId>, Vec<u8>)>,
+    /// How many have ended.
+    count: u32,
     /// Whether the event that is being sent is a cell's end.
     is_end: bool,
     is_closed: bool,
@@ -51,7 +54,8 @@ impl Context {
             outgoing: VecDeque::new(),
             event: None,
             waits: false,
-            readers: VecDeque::new(),
+            cells: VecDeque::new(),
+            count: 0,
             is_end: false,
             is_closed: false,
         })
@@ -63,8 +67,8 @@ impl Context {
     }
 
     /// Gives it a cell.
-    pub fn begin(&mut self, code: &[u8], reader: ReaderId) {
-        self.readers.push_back(reader);
+    pub fn begin(&mut self, code: &[u8], reader: ReaderId, note: Vec<u8>) {
+        self.cells.push_back((Some(reader), note));
         self.ask(&[b"cell", code]);
     }
 
@@ -73,7 +77,26 @@ impl Context {
         if self.event.is_some() || !std::mem::take(&mut self.is_end) {
             return None;
         }
-        self.readers.pop_front()
+        self.count += 1;
+        self.cells.pop_front().and_then(|(reader, _)| reader)
+    }
+
+    /// Its host has gone: what it has displayed is for nobody, and so is the end of a cell.
+    pub fn lose_host(&mut self) {
+        for (reader, _) in &mut self.cells {
+            *reader = None;
+        }
+        self.event = None;
+        self.ended_cell();
+        self.taken();
+    }
+
+    /// Cells that have ended, and the note of the one that runs.
+    pub fn resumed(&self) -> ResumedContext {
+        ResumedContext {
+            count: self.count,
+            cell: self.cells.front().map(|(_, note)| note.clone()),
+        }
     }
 
     /// Whether what it says is to be waited for, or whether it can be written to.

@@ -65,11 +65,12 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// For tests of who talks to agents: serves over a connected stream as the agent of a fork does, but on
-/// the machine where it is.
+/// For tests of who talks to agents: serves as the agent of a fork does, but on the machine where it is.
+/// Its streams come over a SOCK_SEQPACKET socket, each in a packet: the first, and another when that one
+/// has ended.
 ///
 /// # Errors
-/// When the stream ends.
-pub fn serve_here(stream: std::os::fd::OwnedFd) -> std::io::Result<()> {
-    channel::Channel::over(stream).and_then(serve::serve_here)
+/// When the socket's other end is closed.
+pub fn serve_here(streams: std::os::fd::OwnedFd) -> std::io::Result<()> {
+    channel::Channel::through(streams).and_then(serve::serve_here)
 }

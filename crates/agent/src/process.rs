@@ -16,6 +16,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use zygote_protocol::{ExitStatus, Keep, ProcessId, ReaderId, Start, Stream, TerminalSize};
 
 /// Linux's last signal.
@@ -78,11 +79,16 @@ pub struct Kept {
     pub input_told: u64,
     /// Whether nobody will ask for it any more.
     pub is_forgotten: bool,
+    /// What its host wants to know of it when it has forgotten.
+    pub note: Vec<u8>,
+    pub started: Instant,
+    /// How long it ran, once it has ended.
+    pub ran: Option<Duration>,
 }
 
 impl Kept {
     /// With reader 0, if it may have something.
-    pub fn new(keep: Keep) -> Self {
+    pub fn new(keep: Keep, note: Vec<u8>) -> Self {
         let mut ring = Ring::new(keep.bytes as usize);
         if keep.limit > 0 {
             ring.follow_to_end(0, 0, keep.limit);
@@ -93,6 +99,9 @@ impl Kept {
             is_drained: false,
             input_told: 0,
             is_forgotten: false,
+            note,
+            started: Instant::now(),
+            ran: None,
         }
     }
 }
@@ -290,7 +299,7 @@ impl Process {
             ended: None,
             tells,
             has_terminal: start.terminal.is_some(),
-            kept: start.keep.map(Kept::new),
+            kept: start.keep.map(|keep| Kept::new(keep, start.note.clone())),
             context: None,
         })
     }
@@ -312,10 +321,27 @@ impl Process {
     }
 
     /// Gives its context a cell, and who reads what that prints.
-    pub fn begin_cell(&mut self, code: &[u8], reader: ReaderId, from: u64, limit: u64) {
+    pub fn begin_cell(
+        &mut self,
+        code: &[u8],
+        reader: ReaderId,
+        from: u64,
+        limit: u64,
+        note: Vec<u8>,
+    ) {
         if let (Some(context), Some(kept)) = (&mut self.context, &mut self.kept) {
             kept.ring.follow_to_end(reader, from, limit);
-            context.begin(code, reader);
+            context.begin(code, reader, note);
+        }
+    }
+
+    /// Its host has gone: nobody reads, and nobody takes what is displayed.
+    pub fn lose_host(&mut self) {
+        if let Some(kept) = &mut self.kept {
+            kept.ring.unfollow_all();
+        }
+        if let Some(context) = &mut self.context {
+            context.lose_host();
         }
     }
 

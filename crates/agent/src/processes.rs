@@ -5,13 +5,13 @@
 use crate::cgroup;
 use crate::channel::Channel;
 use crate::context::{Context, Part};
-use crate::process::{Output, Process, read_output};
+use crate::process::{Kept, Output, Process, read_output};
 use crate::ring::{Piece, Ring};
 use crate::signals::{Signal, Signals};
 use rustix::event::{PollFd, PollFlags};
 use std::io;
 use zygote_protocol::{
-    AgentMessage, Described, ExitStatus, ProcessId, STREAM_CHUNK_MAX_BYTES, Stream,
+    AgentMessage, Described, ExitStatus, ProcessId, Resumed, STREAM_CHUNK_MAX_BYTES, Stream,
 };
 
 /// Above this, the host is not listened to until programs have taken their input.
@@ -34,6 +34,8 @@ pub struct Processes {
     own_kills: u64,
     /// Whose output is sent first.
     turn: usize,
+    /// The largest number that one has had.
+    last: ProcessId,
     /// What programs write passes through here.
     pub scratch: Vec<u8>,
 }
@@ -47,12 +49,14 @@ impl Processes {
             kills: 0,
             own_kills: 0,
             turn: 0,
+            last: 0,
             scratch: vec![0; STREAM_CHUNK_MAX_BYTES],
         }
     }
 
     /// One more.
     pub fn add(&mut self, process: Process) {
+        self.last = self.last.max(process.id);
         self.all.push(process);
     }
 
@@ -157,6 +161,10 @@ impl Processes {
             if self.all[index].kept.is_some() {
                 self.all[index].turn_context();
                 self.collect(index);
+                if channel.is_lost() {
+                    // What is displayed meanwhile is for nobody.
+                    self.all[index].lose_host();
+                }
                 self.send_event(index, channel)?;
             } else {
                 self.pump(index, channel)?;
@@ -350,7 +358,7 @@ impl Processes {
 
     fn tell_end(&mut self, index: usize, channel: &mut Channel) -> io::Result<()> {
         let process = &self.all[index];
-        let is_news = |kept: &crate::process::Kept| kept.is_drained && kept.status.is_none();
+        let is_news = |kept: &Kept| kept.is_drained && kept.status.is_none();
         if !process.kept.as_ref().is_some_and(is_news) {
             return Ok(());
         }
@@ -360,6 +368,7 @@ impl Processes {
             return Ok(());
         };
         kept.status = Some(status);
+        kept.ran = Some(kept.started.elapsed());
         kept.ring.close();
         if kept.is_forgotten {
             return Ok(());
@@ -394,17 +403,51 @@ impl Processes {
 
     /// What there is.
     pub fn describe(&self) -> Vec<Described> {
-        let described = self.all.iter().filter_map(|process| {
+        self.known().map(described).collect()
+    }
+
+    fn known(&self) -> impl Iterator<Item = (&Process, &Kept)> {
+        self.all.iter().filter_map(|process| {
             let kept = process.kept.as_ref().filter(|kept| !kept.is_forgotten)?;
-            Some(Described {
-                process: process.id,
-                pid: process.pid,
-                kept_from: kept.ring.start(),
-                kept_to: kept.ring.end(),
-                status: kept.status,
-            })
-        });
-        described.collect()
+            Some((process, kept))
+        })
+    }
+
+    /// The host has gone.
+    pub fn lose_host(&mut self) {
+        self.all.iter_mut().for_each(Process::lose_host);
+    }
+
+    /// Tells another host all that it has to know.
+    pub fn resume(&self, channel: &mut Channel) -> io::Result<()> {
+        for (process, kept) in self.known() {
+            channel.send(&AgentMessage::Resumed(resumed(process, kept)))?;
+        }
+        channel.send(&AgentMessage::ResumedEnd { last: self.last })
+    }
+}
+
+fn described((process, kept): (&Process, &Kept)) -> Described {
+    Described {
+        process: process.id,
+        pid: process.pid,
+        kept_from: kept.ring.start(),
+        kept_to: kept.ring.end(),
+        status: kept.status,
+    }
+}
+
+fn resumed(process: &Process, kept: &Kept) -> Resumed {
+    let ran = kept.ran.unwrap_or_else(|| kept.started.elapsed());
+    Resumed {
+        described: described((process, kept)),
+        output_end: kept.ring.closed_at(),
+        note: kept.note.clone(),
+        ran_ms: u64::try_from(ran.as_millis()).unwrap_or(u64::MAX),
+        input_received: process.input_taken + process.input.len() as u64,
+        input_taken: process.input_taken,
+        takes_input: process.stdin.is_some() && !process.input_ends,
+        context: process.context.as_ref().map(Context::resumed),
     }
 }
 

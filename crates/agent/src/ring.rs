@@ -182,6 +182,16 @@ impl Ring {
         self.readers.retain(|reader| reader.id != id);
     }
 
+    /// Nobody reads any more.
+    pub fn unfollow_all(&mut self) {
+        self.readers.clear();
+    }
+
+    /// Where the process's own output has ended, once it has.
+    pub fn closed_at(&self) -> Option<u64> {
+        self.closed_at
+    }
+
     /// Nobody reads any more, and nothing is kept.
     pub fn discard(&mut self) {
         self.readers.clear();

@@ -131,14 +131,13 @@ impl Server {
 
     /// Waits for something to do, and does all of it.
     fn turn(&mut self) -> io::Result<()> {
-        self.wait()?;
+        let is_hung_up = self.wait()?;
         self.channel.flush()?;
         self.take_signals();
-        if !self.processes.input_is_full() {
-            self.channel.receive()?;
-            while let Some(message) = self.channel.next_message()? {
-                self.handle(message)?;
-            }
+        if self.channel.is_lost() {
+            self.channel.find()?;
+        } else if is_hung_up || !self.processes.input_is_full() {
+            self.hear()?;
         }
         self.processes.turn(&mut self.channel)?;
         while !self.channel.is_full()
@@ -149,8 +148,27 @@ impl Server {
         self.channel.flush()
     }
 
-    fn wait(&mut self) -> io::Result<()> {
-        let mut interest = if self.processes.input_is_full() {
+    fn hear(&mut self) -> io::Result<()> {
+        self.channel.receive();
+        if self.channel.is_lost() {
+            if self.state != State::Active {
+                return Err(io::Error::other("the host has closed the connection"));
+            }
+            // Another one may come.
+            self.processes.lose_host();
+            self.gets = Gets::default();
+            return Ok(());
+        }
+        while let Some(message) = self.channel.next_message()? {
+            self.handle(message)?;
+        }
+        Ok(())
+    }
+
+    /// Gives back whether the host has hung up.
+    fn wait(&mut self) -> io::Result<bool> {
+        let is_deaf = self.processes.input_is_full() && !self.channel.is_lost();
+        let mut interest = if is_deaf {
             PollFlags::empty()
         } else {
             PollFlags::IN
@@ -179,9 +197,10 @@ impl Server {
         let has_news = |fds: &[PollFd<'_>]| fds[2].revents().contains(PollFlags::PRI);
         let (count, is_near_limit) = match poll(&mut fds, limit) {
             Ok(count) => (count, self.pressure.is_some() && has_news(&fds)),
-            Err(rustix::io::Errno::INTR) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => return Ok(false),
             Err(error) => return Err(error.into()),
         };
+        let is_hung_up = fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR);
         if count == 0 && self.channel.is_held() {
             self.channel.release();
         } else if count == 0 {
@@ -193,7 +212,7 @@ impl Server {
         {
             self.processes.has_killed_for_memory();
         }
-        Ok(())
+        Ok(is_hung_up)
     }
 
     fn take_signals(&mut self) {
@@ -231,6 +250,7 @@ impl Server {
                 let processes = self.processes.describe();
                 self.channel.send(&AgentMessage::Described { processes })
             }
+            HostMessage::Resume => self.processes.resume(&mut self.channel),
             message => {
                 self.tell_process(message);
                 Ok(())
@@ -262,8 +282,9 @@ impl Server {
                 reader,
                 from,
                 limit,
+                note,
                 ..
-            } => process.begin_cell(&code, reader, from, limit),
+            } => process.begin_cell(&code, reader, from, limit, note),
             HostMessage::CellTaken { .. } => {
                 if let Some(context) = context {
                     context.taken();

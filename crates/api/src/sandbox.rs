@@ -141,7 +141,8 @@ impl SandboxState {
 /// Why a sandbox has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SandboxEnd {
-    /// `removed`, `ttl`, `idle`, `engine_stopped`, `not_made` or `died`.
+    /// `removed`, `ttl`, `idle`, `engine_stopped`, `not_made`, `died`, or `not_adopted`: the engine that had
+    /// made it was killed, and the one after it could not go on with it.
     pub reason: String,
     /// In words.
     pub message: String,
@@ -460,7 +461,7 @@ pub struct ProcessSignal {
 /// `GET /v1/events`: something that has happened to a sandbox.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct SandboxEvent {
-    /// Counts from 1 since the engine started.
+    /// Counts from 1 since the engine started; after one that was killed, it counts on.
     pub number: u64,
     /// When, RFC 3339.
     pub at: String,
@@ -480,6 +481,8 @@ pub struct SandboxEvent {
 pub enum SandboxHappening {
     /// It runs.
     Made,
+    /// It runs on: the engine that had made it was killed, and this one goes on with it.
+    Adopted,
     /// It has ended.
     Ended {
         /// See [`SandboxEnd`].

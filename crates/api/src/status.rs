@@ -64,6 +64,10 @@ pub struct Status {
     /// Sandboxes that live until they are ended.
     #[serde(default)]
     pub sandboxes: u64,
+    /// Why they would end with the engine, should it be killed; none: they would not, another engine goes
+    /// on with them.
+    #[serde(default)]
+    pub sandboxes_not_held: Option<String>,
     /// Templates that are loaded.
     pub templates: Vec<PoolStatus>,
     /// The emulated host, where machines run on one.

@@ -608,6 +608,10 @@ pub struct Settings {
     /// Output that is kept of each process, such as 256K, up to 4M [default: 256K]
     #[arg(long, value_name = "SIZE")]
     pub output_kept: Option<String>,
+    /// How long live sandboxes run on when the engine was killed, until another one goes on with them; 0:
+    /// not at all [default: 1h]
+    #[arg(long, value_name = "TIME")]
+    pub adopt_within: Option<String>,
     /// Memory of the lab, all that it can ever take [default: 6G]
     #[arg(long, value_name = "SIZE")]
     pub lab_memory: Option<String>,

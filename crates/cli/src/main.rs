@@ -46,6 +46,10 @@ fn main() -> ExitCode {
             let words: Vec<_> = std::env::args_os().skip(2).collect();
             return zygote_daemon::build_main(&words);
         }
+        Some(verb) if verb == settings::HOLDER_VERB => {
+            let words: Vec<_> = std::env::args_os().skip(2).collect();
+            return ExitCode::from(settings::hold(&words));
+        }
         Some(verb) if verb == doctor::JAIL_VERB => return doctor::show_jail(),
         _ => {}
     }

@@ -8,13 +8,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use zygote_api::PlaceKind;
 use zygote_daemon::{Config, LabSettings, Machines};
-use zygote_engine::{PATIENCE_EMULATED, Settings as EngineSettings};
+use zygote_engine::{HolderConfig, PATIENCE_EMULATED, Settings as EngineSettings, holder_main};
 use zygote_template::Store;
 
 /// Hidden verb by which this program becomes a zygote process.
 pub const ZYGOTE_VERB: &str = "zygote-process";
 /// Hidden verb by which this program builds a template for an engine.
 pub const BUILD_VERB: &str = "build-process";
+/// Hidden verb by which this program holds live sandboxes while there is no engine.
+pub const HOLDER_VERB: &str = "holder-process";
+/// How long that is, unless it is said otherwise.
+const ADOPT_WITHIN: Duration = Duration::from_secs(3600);
 /// Runs wait longer for each other where each takes a hundred times longer.
 const WAIT_MAX_EMULATED: Duration = Duration::from_secs(300);
 
@@ -67,6 +71,7 @@ impl Settings {
             streams_max: self.streams_max.or(other.streams_max),
             files_max: self.files_max.or(other.files_max),
             output_kept: self.output_kept.or(other.output_kept),
+            adopt_within: self.adopt_within.or(other.adopt_within),
             lab_memory: self.lab_memory.or(other.lab_memory),
         }
     }
@@ -89,6 +94,7 @@ impl Settings {
             ("--streams-max", number(&self.streams_max)),
             ("--files-max", number(&self.files_max)),
             ("--output-kept", self.output_kept.clone()),
+            ("--adopt-within", self.adopt_within.clone()),
         ];
         let given = options.into_iter().filter_map(|(name, value)| {
             let value = value?;
@@ -126,13 +132,16 @@ pub fn config(
         engine.queue.wait_max = WAIT_MAX_EMULATED;
     }
     apply(&mut engine, settings)?;
+    let socket = socket(global, store)?;
+    let within = time("adopt_within", settings.adopt_within.as_ref())?.unwrap_or(ADOPT_WITHIN);
+    engine.holder = (!within.is_zero()).then(|| holder(&program, &socket, within));
     let mut inner = command("serve");
     inner.push("--lab-port".into());
     inner.extend(settings.words());
     let memory = size("lab_memory", settings.lab_memory.as_ref())?;
     let memory_mib = memory.map(|bytes| u32::try_from(bytes >> 20)).transpose();
     Ok(Config {
-        socket: socket(global, store)?,
+        socket,
         listen: settings.listen,
         lab_port: false,
         idle_exit: time("idle_exit", settings.idle_exit.as_ref())?.filter(|time| !time.is_zero()),
@@ -154,6 +163,32 @@ pub fn config(
             command: inner,
         },
         log: None,
+    })
+}
+
+fn holder(program: &Path, socket: &Path, within: Duration) -> HolderConfig {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".held");
+    let seconds = within.as_secs().max(1).to_string();
+    let words = [
+        program.as_os_str(),
+        HOLDER_VERB.as_ref(),
+        &path,
+        seconds.as_ref(),
+    ];
+    HolderConfig {
+        command: words.map(ToOwned::to_owned).to_vec(),
+        socket: path.into(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// What the hidden verb does: its words are the socket's path and a number of seconds.
+pub fn hold(words: &[OsString]) -> u8 {
+    let [path, seconds] = words else { return 2 };
+    let seconds = seconds.to_str().and_then(|text| text.parse().ok());
+    seconds.map_or(2, |seconds| {
+        holder_main(path.as_ref(), Duration::from_secs(seconds))
     })
 }
 

@@ -86,6 +86,12 @@ fn show(status: &Status) {
         runs.refused,
         runs.cancelled
     );
+    if status.sandboxes > 0 {
+        say!("  sandboxes   {} live", status.sandboxes);
+    }
+    if let Some(why) = &status.sandboxes_not_held {
+        say!("              they would end with the engine, should it be killed: {why}");
+    }
     if health.host == PlaceKind::Kvm {
         say!("  machines    run on this host's KVM");
     }

@@ -354,7 +354,8 @@ impl Backend for Host {
 
     async fn status(&self) -> Status {
         let (mut runs, mut templates) = (self.local.runs(), self.local.pools().await);
-        let mut sandboxes = self.local.engine().live().count() as u64;
+        let live = self.local.engine().live();
+        let (mut sandboxes, mut not_held) = (live.count() as u64, live.why_not_held());
         if let Some(lab) = self
             .keeper
             .is_up()
@@ -362,6 +363,7 @@ impl Backend for Host {
             && let Ok(Ok(inner)) = timeout(STATUS_MAX, lab.client.status()).await
         {
             (runs, templates, sandboxes) = (inner.runs, inner.templates, inner.sandboxes);
+            not_held = inner.sandboxes_not_held;
         }
         Status {
             health: self.health(),
@@ -377,6 +379,7 @@ impl Backend for Host {
             idle_exit_seconds: self.config.idle_exit.map(|limit| limit.as_secs()),
             runs,
             sandboxes,
+            sandboxes_not_held: not_held,
             templates,
             lab: (self.config.machines == Machines::InLab || self.keeper.status().state != "down")
                 .then(|| self.keeper.status()),

@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use zygote_engine::live::Adopted;
 use zygote_server::{Origin, router, serve as serve_connection};
 
 /// How often it is looked whether anybody still wants something.
@@ -66,6 +67,7 @@ async fn run(
     ready: impl FnOnce(&Ready),
 ) -> anyhow::Result<()> {
     let host = Host::new(config);
+    adopt(&host).await;
     let listener = UnixListener::from_std(listener).context("cannot listen")?;
     let tcp = listen(&host.config).await?;
     let address = tcp.as_ref().and_then(|tcp| tcp.local_addr().ok());
@@ -107,6 +109,21 @@ async fn run(
     host.keeper.end(true).await;
     log!("ended");
     Ok(())
+}
+
+/// Before anybody asks: what a killed engine has left lives on.
+async fn adopt(host: &Host) {
+    match host.local.engine().adopt().await {
+        Ok(adopted) => {
+            let Adopted { sandboxes, ended } = adopted;
+            if sandboxes + ended > 0 {
+                log!(
+                    "goes on with {sandboxes} live sandboxes that another engine has left ({ended} have ended)"
+                );
+            }
+        }
+        Err(error) => log!("cannot go on with what another engine may have left: {error}"),
+    }
 }
 
 /// TCP is for this machine alone until there are keys.

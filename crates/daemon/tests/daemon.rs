@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     match words.get(1).map(String::as_str) {
         Some(ZYGOTE_VERB) => fake::zygote(),
         Some(SERVE_VERB) => return daemon(&words[2..]),
+        Some(HOLDER_VERB) => return holder(&words[2..]),
         Some(CONNECT_VERB) => return connect(Path::new(&words[2])),
         _ => {}
     }

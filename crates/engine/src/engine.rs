@@ -3,6 +3,7 @@
 
 use crate::admission::{Admission, Budget, memory_left_bytes};
 use crate::fork::{Fork, ForkError};
+use crate::held::{Holder, HolderConfig};
 use crate::live::{LiveLimits, Registry};
 use crate::loaded::{Loaded, Replica};
 use crate::pool::{Pool, PoolConfig, PoolStats};
@@ -38,6 +39,8 @@ pub struct Settings {
     pub pool: PoolConfig,
     /// What live sandboxes may take.
     pub live: LiveLimits,
+    /// Who holds live sandboxes beyond this engine's end; `None`: nobody, they end with it.
+    pub holder: Option<HolderConfig>,
     /// After so long without a run a template is unloaded.
     pub unload_after: Duration,
     /// Whether to run although main walls of the jail are missing.
@@ -58,6 +61,7 @@ impl Settings {
             queue: QueueLimits::for_host(processors, memory_left_bytes().unwrap_or(u64::MAX)),
             pool: PoolConfig::default(),
             live: LiveLimits::default(),
+            holder: None,
             unload_after: Duration::from_secs(600),
             allow_missing_walls: false,
             patience: crate::PATIENCE,
@@ -136,16 +140,19 @@ pub struct Engine {
     admission: Arc<Admission>,
     queue: Arc<Queue>,
     live: Registry,
+    holder: Arc<Holder>,
     loaded: Mutex<HashMap<String, Arc<Loaded>>>,
 }
 
 impl Engine {
     /// With nothing loaded.
     pub fn new(settings: Settings) -> Arc<Self> {
+        let holder = Holder::new(settings.holder.clone());
         Arc::new(Self {
             admission: Admission::new(settings.budget),
             queue: Queue::new(settings.queue),
-            live: Registry::new(settings.live),
+            live: Registry::new(settings.live, Arc::clone(&holder)),
+            holder,
             settings,
             loaded: Mutex::default(),
         })
@@ -159,6 +166,15 @@ impl Engine {
     /// Sandboxes that live.
     pub fn live(&self) -> &Registry {
         &self.live
+    }
+
+    /// Who holds them beyond this engine's end.
+    pub(crate) fn holder(&self) -> &Arc<Holder> {
+        &self.holder
+    }
+
+    pub(crate) fn admission(&self) -> &Arc<Admission> {
+        &self.admission
     }
 
     /// A turn to make a sandbox.

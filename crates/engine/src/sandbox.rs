@@ -214,15 +214,11 @@ async fn conduct(
         measure,
     } = request;
     let start = Start {
-        process: PROCESS,
-        program,
         env,
         cwd,
         stdin: matches!(stdin, Stdin::Stream(_)),
         buffering,
-        user: String::new(),
-        terminal: None,
-        keep: None,
+        ..Start::new(PROCESS, program)
     };
     let (more, also) = mpsc::channel(1);
     let speech = Speech {

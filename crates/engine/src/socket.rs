@@ -1,12 +1,18 @@
 //! Control sockets for tokio: packets in, packets out.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram as StdSocket;
 use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use zygote_runner::control::PACKET_MAX_BYTES;
 use zygote_runner::packet;
+
+impl AsFd for ControlSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 /// A SOCK_SEQPACKET socket that is waited for by tokio. The datagram type only lends its
 /// readiness: every byte goes through sendmsg(2) and recvmsg(2), which know the difference.
@@ -31,12 +37,12 @@ impl ControlSocket {
 
     /// Receives one packet; `None` once the other end is closed.
     pub async fn receive(&self) -> io::Result<Option<Vec<u8>>> {
-        let packet = self.receive_with_descriptor().await?;
+        let packet = self.receive_with_descriptors().await?;
         Ok(packet.map(|(bytes, _)| bytes))
     }
 
-    /// As `receive`, with the first descriptor that came along.
-    pub async fn receive_with_descriptor(&self) -> io::Result<Option<(Vec<u8>, Option<OwnedFd>)>> {
+    /// As `receive`, with the descriptors that came along.
+    pub async fn receive_with_descriptors(&self) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
         let socket = &self.0;
         let receive = || {
             let mut bytes = [0; PACKET_MAX_BYTES];
@@ -44,7 +50,6 @@ impl ControlSocket {
             Ok((bytes[..length].to_vec(), descriptors))
         };
         let (bytes, descriptors) = socket.async_io(Interest::READABLE, receive).await?;
-        let packet = (bytes, descriptors.into_iter().next());
-        Ok((!packet.0.is_empty()).then_some(packet))
+        Ok((!bytes.is_empty()).then_some((bytes, descriptors)))
     }
 }

@@ -1,14 +1,19 @@
 //! The engine's side of a zygote process: starting it, asking it for forks, seeing it end.
 
 use crate::admission::{Admission, NoRoom, Place};
+use crate::held::{Entry, Holder};
 use crate::pressure;
 use crate::socket::ControlSocket;
 use crate::walls::{list, remedy};
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::time::Timespec;
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,11 +22,14 @@ use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use uuid::Uuid;
 use zygote_jail::cgroup::{Group, Limits};
 use zygote_runner::control::{FromZygote, Load, MissingWall, ToZygote, decode, encode};
 use zygote_runner::packet;
 use zygote_snapshot::RunKind;
 
+/// How the keys of held zygotes begin.
+const KEY: &str = "zygote/";
 /// Fork requests that wait for the zygote's owner task.
 const REQUESTS_MAX: usize = 64;
 /// Forks that the process has been asked for and has not answered. A socket takes 278 small packets
@@ -95,15 +103,29 @@ pub enum ZygoteError {
     },
 }
 
+/// What is written down of a zygote that is held: its group.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    group: Option<PathBuf>,
+}
+
 /// A loaded snapshot, ready to be forked. Dropping it lets the process end by itself;
 /// [`Zygote::shut_down`] waits for that.
 pub struct Zygote {
-    requests: mpsc::Sender<ForkRequest>,
+    requests: mpsc::Sender<Request>,
     missing_walls: Vec<MissingWall>,
     samples: Mutex<HashSet<[u8; SAMPLE_BYTES]>>,
     patience: Duration,
     admission: Arc<Admission>,
+    /// By which it is known to who holds it.
+    key: String,
     owner: JoinHandle<()>,
+}
+
+enum Request {
+    Fork(ForkRequest),
+    /// Have it held under this key, beyond this engine's end.
+    Hold(Arc<Holder>, String, oneshot::Sender<io::Result<()>>),
 }
 
 struct ForkRequest {
@@ -215,15 +237,95 @@ impl Zygote {
         if !config.allow_missing_walls && missing_walls.iter().any(|wall| wall.is_main) {
             return Err(ZygoteError::MissingWalls(missing_walls));
         }
+        let process = Process::Child(child);
+        let (patience, admission) = (config.patience, &config.admission);
+        let key = format!("{KEY}{}", Uuid::new_v4().simple());
+        let owned = Owned {
+            socket,
+            process,
+            group,
+            runners: HashMap::new(),
+            held: None,
+        };
+        Ok(Self::of(owned, missing_walls, patience, admission, key))
+    }
+
+    fn of(
+        owned: Owned,
+        missing_walls: Vec<MissingWall>,
+        patience: Duration,
+        admission: &Arc<Admission>,
+        key: String,
+    ) -> Self {
         let (requests, inbox) = mpsc::channel(REQUESTS_MAX);
-        Ok(Self {
+        Self {
             requests,
             missing_walls,
             samples: Mutex::default(),
-            patience: config.patience,
-            admission: Arc::clone(&config.admission),
-            owner: tokio::spawn(own(socket, child, group, inbox)),
-        })
+            patience,
+            admission: Arc::clone(admission),
+            key,
+            owner: tokio::spawn(owned.live(inbox)),
+        }
+    }
+
+    /// Whether something that is held is a zygote.
+    pub(crate) fn is_entry(entry: &Entry) -> bool {
+        entry.key.starts_with(KEY)
+    }
+
+    /// Goes on with one that another engine has left, and with these runners of it, by their process ids
+    /// among its own; gives each back with its number in `runners`.
+    ///
+    /// # Errors
+    /// If what is held is no zygote.
+    pub(crate) fn adopt(
+        entry: Entry,
+        runners: Vec<(u32, OwnedFd)>,
+        holder: &Arc<Holder>,
+        patience: Duration,
+        admission: &Arc<Admission>,
+    ) -> io::Result<(Self, Vec<Runner>)> {
+        let record: Record = serde_json::from_slice(&entry.record)?;
+        let missing = || io::Error::other("not all of a zygote is held");
+        let mut descriptors = entry.descriptors.into_iter();
+        let socket = descriptors.next().ok_or_else(missing)?;
+        let process = descriptors.next().ok_or_else(missing)?;
+        let group = record.group.zip(descriptors.next());
+        let mut known = HashMap::new();
+        let runners = runners.into_iter().map(|(pid, process)| {
+            let (sender, ended) = oneshot::channel();
+            // It has its place, whatever the budget is now.
+            known.insert(pid, (sender, admission.admit().ok()));
+            Runner {
+                pid,
+                life: Life::Running(ended),
+                process,
+            }
+        });
+        let runners = runners.collect();
+        let owned = Owned {
+            socket: ControlSocket::new(socket)?,
+            process: Process::Adopted(process),
+            group: group.map(|(path, lock)| Group::adopt(path, lock)),
+            runners: known,
+            held: Some((Arc::clone(holder), entry.key.clone())),
+        };
+        let zygote = Self::of(owned, Vec::new(), patience, admission, entry.key);
+        Ok((zygote, runners))
+    }
+
+    /// Has it held beyond this engine's end, under the key that is given back.
+    ///
+    /// # Errors
+    /// If it cannot be, or has ended.
+    pub(crate) async fn hold(&self, holder: &Arc<Holder>) -> io::Result<String> {
+        let gone = || io::Error::other("the zygote process has ended");
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Hold(Arc::clone(holder), self.key.clone(), reply);
+        self.requests.send(request).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())??;
+        Ok(self.key.clone())
     }
 
     /// Forks a runner for a kind of run, that talks over these two sockets.
@@ -245,7 +347,7 @@ impl Zygote {
             reply,
         };
         let forked = async {
-            let sent = self.requests.send(request).await;
+            let sent = self.requests.send(Request::Fork(request)).await;
             sent.map_err(|_| ZygoteError::Gone)?;
             answer.await.map_err(|_| ZygoteError::Gone)?
         };
@@ -311,69 +413,158 @@ fn spawn(config: &EngineConfig, control: OwnedFd) -> io::Result<Child> {
         .spawn()
 }
 
-/// Owns the process until nobody wants forks any more, or it ends.
-async fn own(
-    socket: ControlSocket,
-    mut child: Child,
-    group: Option<Group>,
-    mut inbox: mpsc::Receiver<ForkRequest>,
-) {
-    let mut waiting: VecDeque<(Reply, Place)> = VecDeque::new();
-    let relief = group
-        .as_ref()
-        .map(|group| pressure::relieve(group.path().to_owned()));
-    let relief = relief.map(tokio::spawn);
-    let mut runners: HashMap<u32, (oneshot::Sender<i32>, Place)> = HashMap::new();
-    loop {
-        tokio::select! {
-            // What it says is taken before more is asked of it.
-            biased;
-            message = receive(&socket) => match message {
-                Ok((FromZygote::Forked { pid }, Some(process))) => {
-                    let (sender, ended) = oneshot::channel();
-                    let life = Life::Running(ended);
-                    let runner = Runner { pid, life, process };
-                    // Whoever asked may have been cancelled; the runner is dropped then, and ends.
-                    if let Some((reply, place)) = waiting.pop_front() {
-                        runners.insert(pid, (sender, place));
-                        let _ = reply.send(Ok(runner));
-                    }
-                }
-                Ok((FromZygote::ForkFailed { message }, _)) => {
-                    if let Some((reply, _)) = waiting.pop_front() {
-                        let _ = reply.send(Err(ZygoteError::Fork(message)));
-                    }
-                }
-                Ok((FromZygote::Ended { pid, status }, _)) => {
-                    if let Some((sender, _)) = runners.remove(&pid) {
-                        // The sandbox may have stopped caring.
-                        let _ = sender.send(status);
-                    }
-                }
-                Ok(_) | Err(_) => break,
-            },
-            request = inbox.recv(), if waiting.len() < UNANSWERED_MAX => {
-                let Some(ForkRequest { kind, place, agent, control, reply }) = request else { break };
-                let descriptors = [agent.as_fd(), control.as_fd()];
-                if send(&socket, &ToZygote::Fork(kind), &descriptors).await.is_err() {
-                    break;
-                }
-                waiting.push_back((reply, place));
+/// A zygote process.
+enum Process {
+    Child(Child),
+    /// Another engine's; a pidfd.
+    Adopted(OwnedFd),
+}
+
+impl Process {
+    fn pidfd(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Adopted(process) => process.try_clone(),
+            Self::Child(child) => {
+                let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+                let pid = pid.ok_or_else(|| io::Error::other("it has ended"))?;
+                Ok(pidfd_open(pid, PidfdFlags::empty())?)
             }
         }
     }
-    drop((socket, waiting));
-    if let Some(relief) = relief {
-        relief.abort();
+
+    async fn ended(&mut self) {
+        match self {
+            // It is a child of ours.
+            Self::Child(child) => drop(child.wait().await),
+            Self::Adopted(process) => {
+                let Ok(process) = process.try_clone() else {
+                    return;
+                };
+                // Readable once it has ended (pidfd_open(2)).
+                let wait = move || {
+                    let limit = Timespec {
+                        tv_sec: 2 * END_MAX.as_secs().cast_signed(),
+                        tv_nsec: 0,
+                    };
+                    let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit));
+                };
+                let _ = tokio::task::spawn_blocking(wait).await;
+            }
+        }
     }
-    // It ends its runners at the end of its socket, and then itself.
-    if timeout(END_MAX, child.wait()).await.is_err() {
-        let _ = child.start_kill();
-        let _ = timeout(END_MAX, child.wait()).await;
+
+    fn kill(&mut self) {
+        // Fails if it has ended.
+        match self {
+            Self::Child(child) => drop(child.start_kill()),
+            Self::Adopted(process) => drop(pidfd_send_signal(process, Signal::KILL)),
+        }
     }
-    if let Some(group) = group {
-        // Waits, though not for long: what was in it has ended.
-        let _ = tokio::task::spawn_blocking(move || drop(group)).await;
+}
+
+/// A zygote process, and all that belongs to it.
+struct Owned {
+    socket: ControlSocket,
+    process: Process,
+    group: Option<Group>,
+    runners: HashMap<u32, (oneshot::Sender<i32>, Option<Place>)>,
+    /// Who holds it, under which key.
+    held: Option<(Arc<Holder>, String)>,
+}
+
+impl Owned {
+    /// Until nobody wants forks any more, or it ends.
+    async fn live(mut self, mut inbox: mpsc::Receiver<Request>) {
+        let relief = self
+            .group
+            .as_ref()
+            .map(|group| pressure::relieve(group.path().to_owned()));
+        let relief = relief.map(tokio::spawn);
+        self.serve(&mut inbox).await;
+        drop(inbox);
+        if let Some(relief) = relief {
+            relief.abort();
+        }
+        let Self {
+            socket,
+            mut process,
+            group,
+            held,
+            ..
+        } = self;
+        if let Some((holder, key)) = held {
+            holder.remove(&key).await;
+        }
+        drop(socket);
+        // It ends its runners at the end of its socket, and then itself.
+        if timeout(END_MAX, process.ended()).await.is_err() {
+            process.kill();
+            let _ = timeout(END_MAX, process.ended()).await;
+        }
+        if let Some(group) = group {
+            // Waits, though not for long: what was in it has ended.
+            let _ = tokio::task::spawn_blocking(move || drop(group)).await;
+        }
+    }
+
+    async fn serve(&mut self, inbox: &mut mpsc::Receiver<Request>) {
+        let mut waiting: VecDeque<(Reply, Place)> = VecDeque::new();
+        loop {
+            tokio::select! {
+                // What it says is taken before more is asked of it.
+                biased;
+                message = receive(&self.socket) => match message {
+                    Ok((FromZygote::Forked { pid }, Some(process))) => {
+                        let (sender, ended) = oneshot::channel();
+                        let life = Life::Running(ended);
+                        let runner = Runner { pid, life, process };
+                        // Whoever asked may have been cancelled, or have been of another engine; the
+                        // runner is dropped then, and ends.
+                        if let Some((reply, place)) = waiting.pop_front() {
+                            self.runners.insert(pid, (sender, Some(place)));
+                            let _ = reply.send(Ok(runner));
+                        }
+                    }
+                    Ok((FromZygote::ForkFailed { message }, _)) => {
+                        if let Some((reply, _)) = waiting.pop_front() {
+                            let _ = reply.send(Err(ZygoteError::Fork(message)));
+                        }
+                    }
+                    Ok((FromZygote::Ended { pid, status }, _)) => {
+                        if let Some((sender, _)) = self.runners.remove(&pid) {
+                            // The sandbox may have stopped caring.
+                            let _ = sender.send(status);
+                        }
+                    }
+                    Ok(_) | Err(_) => return,
+                },
+                request = inbox.recv(), if waiting.len() < UNANSWERED_MAX => match request {
+                    None => return,
+                    Some(Request::Hold(holder, key, reply)) => {
+                        let held = self.hold(&holder, &key).await;
+                        self.held = Some((holder, key));
+                        let _ = reply.send(held);
+                    }
+                    Some(Request::Fork(ForkRequest { kind, place, agent, control, reply })) => {
+                        let descriptors = [agent.as_fd(), control.as_fd()];
+                        let sent = send(&self.socket, &ToZygote::Fork(kind), &descriptors).await;
+                        if sent.is_err() {
+                            return;
+                        }
+                        waiting.push_back((reply, place));
+                    }
+                },
+            }
+        }
+    }
+
+    async fn hold(&self, holder: &Arc<Holder>, key: &str) -> io::Result<()> {
+        let process = self.process.pidfd()?;
+        let mut descriptors = vec![self.socket.as_fd(), process.as_fd()];
+        descriptors.extend(self.group.as_ref().map(|group| group.lock().as_fd()));
+        let group = self.group.as_ref().map(|group| group.path().to_owned());
+        let record = serde_json::to_vec(&Record { group })?;
+        holder.put(key, &record, None, &descriptors).await
     }
 }
 
@@ -400,10 +591,10 @@ async fn send(
 }
 
 async fn receive(socket: &ControlSocket) -> Result<(FromZygote, Option<OwnedFd>), ZygoteError> {
-    match socket.receive_with_descriptor().await {
-        Ok(Some((bytes, descriptor))) => {
+    match socket.receive_with_descriptors().await {
+        Ok(Some((bytes, descriptors))) => {
             let message = decode(&bytes).map_err(|_| ZygoteError::Gone)?;
-            Ok((message, descriptor))
+            Ok((message, descriptors.into_iter().next()))
         }
         Ok(None) | Err(_) => Err(ZygoteError::Gone),
     }

@@ -4,8 +4,10 @@
 //! A group is made before its processes are jailed, where this user may make one: root below the
 //! hierarchy's root; others below their own group, if it was given to them and nobody else is in it.
 
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 use std::fs;
 use std::io::{self, Read, Seek};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -33,6 +35,8 @@ pub struct Limits {
 #[derive(Debug)]
 pub struct Group {
     path: PathBuf,
+    /// Its folder, locked: while somebody has it open, the group is nobody's to sweep.
+    lock: OwnedFd,
 }
 
 impl Group {
@@ -47,7 +51,8 @@ impl Group {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = base.join(format!("{}-{number}", std::process::id()));
         fs::create_dir(&path)?;
-        let group = Self { path };
+        let lock = lock(&path)?;
+        let group = Self { path, lock };
         group.set("memory.max", &limits.memory_max_bytes.to_string())?;
         // Not there where the kernel has no swap.
         let _ = group.set("memory.swap.max", "0");
@@ -60,9 +65,20 @@ impl Group {
         write(&self.path.join(file), value)
     }
 
+    /// One that a process had made which is no more; with its lock.
+    #[must_use]
+    pub fn adopt(path: PathBuf, lock: OwnedFd) -> Self {
+        Self { path, lock }
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What keeps it from being swept, for as long as it is open somewhere.
+    pub fn lock(&self) -> &OwnedFd {
+        &self.lock
     }
 }
 
@@ -170,7 +186,14 @@ fn own(cgroup: &str) -> PathBuf {
     PathBuf::from(path.unwrap_or_default())
 }
 
-/// Removes groups whose makers were killed.
+fn lock(group: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = open(group, flags, Mode::empty())?;
+    flock(&folder, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(folder)
+}
+
+/// Removes groups whose makers were killed, and that nobody holds in their place.
 fn sweep(base: &Path) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
@@ -178,7 +201,9 @@ fn sweep(base: &Path) {
             .split('-')
             .next()
             .and_then(|pid| pid.parse::<u32>().ok());
-        if maker.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+        if maker.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+            && lock(&entry.path()).is_ok()
+        {
             let _ = write(&entry.path().join("cgroup.kill"), "1");
             await_empty(&entry.path());
             let _ = fs::remove_dir(entry.path());

@@ -23,7 +23,7 @@ pub use message::*;
 
 /// Version of the messages in this crate. A template records the version its agent speaks; a host
 /// of another version refuses it and asks for a rebuild.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// Largest piece of a stream (stdin, stdout, stderr, a file) in one message.
 pub const STREAM_CHUNK_MAX_BYTES: usize = 64 * 1024;
@@ -36,6 +36,11 @@ pub const GUEST_CID: u32 = 3;
 
 /// vsock port on the host to which the agent connects once, while its template is being built.
 pub const AGENT_PORT: u32 = 1024;
+
+/// vsock port in the guest at which the agent takes a new connection once it has lost the one it had:
+/// the engine at its other end was killed, and another one goes on. No program that is not root can
+/// listen there (Linux: LAST_RESERVED_PORT).
+pub const AGENT_LISTEN_PORT: u32 = 1023;
 
 /// Guest-physical address of the host clock, alone on its page: an aligned 8-byte read gives the
 /// host's CLOCK_REALTIME in nanoseconds since 1970, as of that read. A register rather than a

@@ -94,6 +94,9 @@ pub enum HostMessage {
     },
     /// Tell of all processes. Answered by `Described`.
     Describe,
+    /// From a host that goes on where another was: tell all that it has to know of each process. Answered
+    /// by a `Resumed` for each, in the order of their starts, and a `ResumedEnd`.
+    Resume,
     /// Code for a context, which runs one cell after the other; `CellPiece` tells what comes of it.
     Cell {
         /// Which process.
@@ -107,6 +110,9 @@ pub enum HostMessage {
         from: u64,
         /// The offset up to which output may be sent.
         limit: u64,
+        /// The host's own, for `Resumed` while the cell runs; at most [`NOTE_MAX_BYTES`].
+        #[serde(with = "serde_bytes")]
+        note: Vec<u8>,
     },
     /// What a context has displayed has been passed on: it goes on.
     CellTaken {
@@ -117,6 +123,9 @@ pub enum HostMessage {
 
 /// Names who reads a process's output; chosen by the host.
 pub type ReaderId = u32;
+
+/// Most of what a host has the guest remember of one process, or of one cell.
+pub const NOTE_MAX_BYTES: usize = 16 * 1024;
 
 /// A terminal's size, in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -250,6 +259,9 @@ pub struct Start {
     pub terminal: Option<TerminalSize>,
     /// How its output is kept for readers; `None`: it is sent as it comes, as `Stdout` and `Stderr`.
     pub keep: Option<Keep>,
+    /// The host's own, for `Resumed`; at most [`NOTE_MAX_BYTES`].
+    #[serde(with = "serde_bytes")]
+    pub note: Vec<u8>,
 }
 
 impl Start {
@@ -266,6 +278,7 @@ impl Start {
             user: String::new(),
             terminal: None,
             keep: None,
+            note: Vec::new(),
         }
     }
 }
@@ -474,6 +487,13 @@ pub enum AgentMessage {
         /// At most as many as the host has started and not forgotten.
         processes: Vec<Described>,
     },
+    /// A process, for a host that goes on where another was.
+    Resumed(Resumed),
+    /// Those were all.
+    ResumedEnd {
+        /// The largest number that a process has had; 0: there has been none.
+        last: ProcessId,
+    },
 }
 
 /// What comes of a cell, as its interpreter tells it; encoded on its own.
@@ -545,6 +565,37 @@ pub struct Described {
     pub kept_to: u64,
     /// How it ended, if it has.
     pub status: Option<ExitStatus>,
+}
+
+/// A kept process, for a host that knows nothing of it. Nobody follows it any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumed {
+    /// As asked for at any time.
+    pub described: Described,
+    /// Where its own output ended, if it has ended.
+    pub output_end: Option<u64>,
+    /// What the host gave with its start.
+    #[serde(with = "serde_bytes")]
+    pub note: Vec<u8>,
+    /// How long it has run, in milliseconds.
+    pub ran_ms: u64,
+    /// Input that has come for it, in bytes.
+    pub input_received: u64,
+    /// How much of that it has taken.
+    pub input_taken: u64,
+    /// Whether there may be more.
+    pub takes_input: bool,
+    /// What there is besides, if it is an interpreter that stays.
+    pub context: Option<ResumedContext>,
+}
+
+/// An interpreter that stays, likewise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResumedContext {
+    /// Cells that have ended.
+    pub count: u32,
+    /// What the host gave with the cell that runs; `None`: none does.
+    pub cell: Option<Vec<u8>>,
 }
 
 /// How a process ended.

@@ -84,8 +84,16 @@ pub enum FromZygote {
     },
 }
 
-/// From a runner to the engine, which has nothing to say to it but by its end: closing the control
-/// socket ends the runner. The machine starts with the first byte on the agent's stream.
+/// From an engine to a runner that another engine had made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToRunner {
+    /// Carries the agent's new stream, in place of the one whose other end that other engine took with it.
+    NewStream,
+}
+
+/// From a runner to the engine. Closing the control socket ends the runner; for as long as somebody holds
+/// its other end, it lives, whatever becomes of the agent's stream. The machine starts with the first
+/// byte on that.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromRunner {
     /// The machine is made, and waits before its guest's next instruction.

@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "signal mask, close_range, close")]
 
-use crate::control::{FromRunner, encode};
+use crate::control::{FromRunner, REQUEST_MAX_BYTES, ToRunner, decode, encode};
 use crate::loaded::Loaded;
 use crate::packet;
 use crate::serial::Console;
@@ -106,31 +106,49 @@ fn run(
     machine.park(agent.try_clone()?, &loaded.prepare_vcpu())?;
     loaded.take_away()?;
     packet::send(control, &encode(&FromRunner::Parked)?, &[])?;
-    serve(&mut machine, &events, &agent)
+    serve(&mut machine, &events, agent, control)
 }
 
 fn watch(agent: &OwnedFd, machine: &Machine, control: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
     let level = epoll::EventFlags::IN;
     let number = epoll::EventData::new_u64;
-    epoll::add(&set, agent, number(AGENT), edges)?;
+    watch_agent(&set, agent)?;
     epoll::add(&set, machine.stop_event(), number(STOP), level)?;
     epoll::add(&set, control, number(CONTROL), level)?;
     Ok(set)
+}
+
+/// Its first edge comes at once.
+fn watch_agent(set: &OwnedFd, agent: &OwnedFd) -> rustix::io::Result<()> {
+    let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+    epoll::add(set, agent, epoll::EventData::new_u64(AGENT), edges)
+}
+
+/// What an engine says that goes on with this sandbox; `None`: nobody holds the sandbox any more.
+fn new_stream(control: &OwnedFd) -> Result<Option<OwnedFd>, Box<dyn Error>> {
+    let mut bytes = [0; REQUEST_MAX_BYTES];
+    let (length, descriptors) = packet::receive(control, &mut bytes)?;
+    if length == 0 {
+        return Ok(None);
+    }
+    let ToRunner::NewStream = decode(&bytes[..length])?;
+    let agent = descriptors.into_iter().next();
+    Ok(Some(agent.ok_or("a new stream without a stream")?))
 }
 
 /// From the parked machine to its end.
 fn serve(
     machine: &mut Machine,
     set: &OwnedFd,
-    agent: &OwnedFd,
+    agent: OwnedFd,
+    control: &OwnedFd,
 ) -> Result<Option<String>, Box<dyn Error>> {
     let nothing = epoll::Event {
         flags: epoll::EventFlags::empty(),
         data: epoll::EventData::new_u64(0),
     };
-    let mut watched = true;
+    let mut watched = Some(agent);
     let mut generation = Generation::Old;
     loop {
         let mut events = [nothing; 4];
@@ -154,14 +172,25 @@ fn serve(
                     if flags.contains(epoll::EventFlags::IN) {
                         generation.begin();
                     }
-                    if watched && !machine.agent_ready() {
+                    if let Some(agent) = &watched
+                        && !machine.agent_ready()
+                    {
                         epoll::delete(set, agent)?;
-                        watched = false;
+                        watched = None;
                     }
                 }
                 STOP => return Ok(Some(describe(machine.stop_reason()))),
-                // The engine has nothing to say there but that it has gone.
-                CONTROL => return Ok(None),
+                CONTROL => match new_stream(control)? {
+                    None => return Ok(None),
+                    Some(agent) => {
+                        if let Some(old) = watched.take() {
+                            epoll::delete(set, &old)?;
+                        }
+                        machine.replace_agent(agent.try_clone()?);
+                        watch_agent(set, &agent)?;
+                        watched = Some(agent);
+                    }
+                },
                 _ => {}
             }
         }

@@ -10,6 +10,7 @@ use crate::layout::*;
 use crate::machine::StopReason;
 use crate::memory::GuestMemory;
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
@@ -132,6 +133,11 @@ impl Bus {
     /// closed.
     pub fn stream_ready(&self) -> bool {
         lock(&self.virtio[self.vsock_slot]).stream_ready(self.memory.map_ref())
+    }
+
+    /// Another stream to the agent, in place of the one there was.
+    pub fn replace_stream(&self, stream: OwnedFd) {
+        lock(&self.virtio[self.vsock_slot]).replace_stream(stream);
     }
 
     fn virtio_slot(&self, address: u64) -> Option<(&Mutex<MmioTransport>, u64)> {

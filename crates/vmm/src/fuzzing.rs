@@ -107,7 +107,7 @@ pub fn queues(kind: Kind, bytes: &[u8]) -> std::io::Result<()> {
         begin(&mut transport, &memory);
     }
     while !script.is_over() {
-        match script.byte() % 8 {
+        match script.byte() % 9 {
             0 => {
                 let offset = u64::from(script.byte()) * 4;
                 let value = script.number();
@@ -136,6 +136,13 @@ pub fn queues(kind: Kind, bytes: &[u8]) -> std::io::Result<()> {
             4 => drop(host.write(&script.some())),
             5 => drop(host.read(&mut [0; 4096])),
             6 => drop(transport.stream_ready(&memory)),
+            7 => {
+                let (other, stream) = UnixStream::pair()?;
+                other.set_nonblocking(true)?;
+                stream.set_nonblocking(true)?;
+                transport.replace_stream(stream.into());
+                host = other;
+            }
             _ => transport.write(0x50, &u32::from(script.byte() % 4).to_le_bytes(), &memory),
         }
     }

@@ -443,6 +443,12 @@ impl Machine {
         !self.shared.gate.is_open() || self.shared.bus.stream_ready()
     }
 
+    /// Gives the agent of a machine that runs another stream, which must be non-blocking, in place of the
+    /// one it had: each end begins anew. Call [`Machine::agent_ready`] then, and at its edges.
+    pub fn replace_agent(&mut self, agent: OwnedFd) {
+        self.shared.bus.replace_stream(agent);
+    }
+
     /// Readable once the machine has stopped by itself.
     pub fn stop_event(&self) -> BorrowedFd<'_> {
         use std::os::fd::AsRawFd;

@@ -105,6 +105,9 @@ fn tell(event: &SandboxEvent) {
     let sandbox = event.name.clone().unwrap_or_else(|| short(&event.sandbox));
     let what = match &event.what {
         SandboxHappening::Made => "made".to_owned(),
+        SandboxHappening::Adopted => {
+            "runs on; its engine was killed, and another one is there".to_owned()
+        }
         SandboxHappening::Ended { message, .. } => format!("ended: {message}"),
         SandboxHappening::ProcessStarted { process, command } => {
             format!("process {process} started: {}", line(command))

@@ -11,6 +11,7 @@ mod files;
 mod guests;
 #[path = "../support/home.rs"]
 mod home;
+mod killed;
 mod model;
 mod processes;
 
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Some(AGENT_VERB) => agent(),
         Some(zygote_agent::FILES_VERB) => return zygote_agent::main(),
         Some(SERVE_VERB) => return daemon(&words[2..]),
+        Some(HOLDER_VERB) => return holder(&words[2..]),
         _ => {}
     }
     let tests = TESTS.iter().map(|(name, check)| {
@@ -93,16 +95,26 @@ tests!(
     guests::a_guest_that_breaks_the_rules_loses_its_sandbox_alone,
     guests::a_guest_that_tells_an_end_twice_or_displays_without_end_loses_its_sandbox,
     guests::a_guest_that_does_not_answer_is_told_to_be_late,
+    killed::a_sandbox_lives_on_when_the_daemon_is_killed,
+    killed::a_sandbox_survives_many_daemons_and_its_output_is_whole,
+    killed::what_followed_a_process_is_resumed_at_its_offset,
+    killed::interpreters_keep_their_state_when_the_daemon_is_killed,
+    killed::a_cell_keeps_its_time_limit_and_a_display_holds_nobody_when_the_daemon_is_killed,
+    killed::time_limits_hold_across_daemons,
+    killed::what_has_ended_is_known_to_the_next_daemon,
+    killed::another_version_ends_what_it_cannot_go_on_with_and_says_so,
+    killed::a_holder_that_is_killed_is_replaced,
+    killed::what_no_daemon_comes_for_ends,
     model::random_sequences_of_verbs_do_what_a_model_does,
 );
 
 /// The program behind [`AGENT_VERB`].
 fn agent() -> ! {
-    let stream = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).unwrap();
+    let streams = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3).unwrap();
     let null = std::fs::File::open("/dev/null").unwrap();
     rustix::stdio::dup2_stdin(&null).unwrap();
-    // Its host has hung up.
-    let _ = zygote_agent::serve_here(stream);
+    // Its runner has gone.
+    let _ = zygote_agent::serve_here(streams);
     std::process::exit(0)
 }
 

@@ -2,8 +2,9 @@
 //! template `here` are the real agent, on the machine where it is; those of `liar` break the rules of live
 //! sandboxes, each as its first program says.
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SendFlags, send};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -12,7 +13,7 @@ use zygote_protocol::{
     AgentMessage, ExitStatus, FrameDecoder, HostMessage, Program, Start, encode,
 };
 use zygote_runner::control::{
-    FromRunner, FromZygote, PACKET_MAX_BYTES, ToZygote, decode, encode as encode_packet,
+    FromRunner, FromZygote, PACKET_MAX_BYTES, ToRunner, ToZygote, decode, encode as encode_packet,
 };
 use zygote_runner::packet;
 
@@ -45,9 +46,10 @@ pub fn zygote() -> ! {
         let Ok([agent, runner]) = <[OwnedFd; 2]>::try_from(descriptors) else {
             panic!("two descriptors");
         };
+        let (door, theirs) = packet::pair().unwrap();
         // A process that the engine can measure, and ends.
         let mut process = if is_here {
-            agent_here(&agent, &load.snapshot.join(number.to_string()))
+            agent_here(theirs, &load.snapshot.join(number.to_string()))
         } else {
             Command::new("cat").stdin(Stdio::piped()).spawn().unwrap()
         };
@@ -60,9 +62,7 @@ pub fn zygote() -> ! {
         let control = control.try_clone().unwrap();
         std::thread::spawn(move || {
             if is_here {
-                drop(agent);
-                let parked = encode_packet(&FromRunner::Parked).unwrap();
-                let _ = packet::send(&runner, &parked, &[]);
+                run_here(&door, agent, &runner, &pidfd);
                 process.wait().unwrap();
             } else if is_liar {
                 let _ = lie(number, UnixStream::from(agent), &runner);
@@ -86,8 +86,38 @@ pub fn zygote() -> ! {
     std::process::exit(0)
 }
 
+/// What a runner does besides running its machine: until it is let go of, it passes streams on.
+fn run_here(door: &OwnedFd, agent: OwnedFd, control: &OwnedFd, process: &OwnedFd) {
+    let pass_on = |stream: OwnedFd| packet::send(door, b"!", &[stream.as_fd()]);
+    // An agent that has ended takes none.
+    let _ = pass_on(agent);
+    let parked = encode_packet(&FromRunner::Parked).unwrap();
+    let _ = packet::send(control, &parked, &[]);
+    loop {
+        let mut fds = [
+            PollFd::new(control, PollFlags::IN),
+            PollFd::new(process, PollFlags::IN),
+        ];
+        poll(&mut fds, None).unwrap();
+        let has_ended = !fds[1].revents().is_empty();
+        if has_ended {
+            return;
+        }
+        let mut bytes = [0; PACKET_MAX_BYTES];
+        let (length, descriptors) = packet::receive(control, &mut bytes).unwrap();
+        if length == 0 {
+            let _ = pidfd_send_signal(process, Signal::KILL);
+            return;
+        }
+        let ToRunner::NewStream = decode(&bytes[..length]).unwrap();
+        for stream in descriptors {
+            let _ = pass_on(stream);
+        }
+    }
+}
+
 /// The real agent, as the first process of a namespace, so that nothing of it is left when it is killed.
-fn agent_here(stream: &OwnedFd, temporary: &std::path::Path) -> std::process::Child {
+fn agent_here(streams: OwnedFd, temporary: &std::path::Path) -> std::process::Child {
     let program = std::env::current_exe().unwrap();
     std::fs::create_dir_all(temporary).unwrap();
     Command::new("unshare")
@@ -95,7 +125,7 @@ fn agent_here(stream: &OwnedFd, temporary: &std::path::Path) -> std::process::Ch
         .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
         .arg(program)
         .arg(AGENT_VERB)
-        .stdin(Stdio::from(stream.try_clone().unwrap()))
+        .stdin(Stdio::from(streams))
         .spawn()
         .unwrap()
 }

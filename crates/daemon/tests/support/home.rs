@@ -12,11 +12,12 @@ use zygote_api::*;
 use zygote_daemon::{
     Client, ClientError, Config, Events, LabSettings, Machines, READY, Starter, serve,
 };
-use zygote_engine::{PoolConfig, QueueLimits, Settings};
+use zygote_engine::{HolderConfig, PoolConfig, QueueLimits, Settings, holder_main};
 use zygote_template::Store;
 
 pub const ZYGOTE_VERB: &str = "--zygote";
 pub const SERVE_VERB: &str = "--serve";
+pub const HOLDER_VERB: &str = "--holder";
 pub const TEMPLATE: &str = "fake";
 /// Its guests are the real agent, on this machine.
 pub const HERE: &str = "here";
@@ -120,6 +121,17 @@ pub fn config(home: &Path, options: &[String]) -> Config {
     live.sandboxes_max = number("live_max").map_or(live.sandboxes_max, |max| max as usize);
     live.start_max = number("start_ms").map_or(live.start_max, Duration::from_millis);
     live.processes_max = number("processes_max").map_or(live.processes_max, |max| max as usize);
+    let held = home.join("run/zygote.sock.held");
+    engine.holder = Some(HolderConfig {
+        command: vec![
+            std::env::current_exe().unwrap().into(),
+            HOLDER_VERB.into(),
+            held.clone().into(),
+            options.get("away_ms").unwrap_or(&"60000").into(),
+        ],
+        socket: held,
+        version: options.get("version").unwrap_or(&"1").to_string(),
+    });
     engine.pool = PoolConfig {
         idle_min: 1,
         idle_max: 2,
@@ -142,6 +154,12 @@ pub fn config(home: &Path, options: &[String]) -> Config {
         },
         log: Some(home.join("state/log/engine.log")),
     }
+}
+
+/// Holds sandboxes: the words are a path and a number of milliseconds.
+pub fn holder(words: &[String]) -> ExitCode {
+    let away = Duration::from_millis(words[1].parse().unwrap());
+    ExitCode::from(holder_main(Path::new(&words[0]), away))
 }
 
 /// A daemon in the background, as the command line's.

@@ -3,14 +3,16 @@
 
 use super::attachment::Attachment;
 use super::error::LiveError;
+use super::note::{CellNote, Note, decode, encode};
 use super::owner::Owner;
 use super::process::{Piece, Process, ProcessSpec, ProcessState};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use zygote_protocol::{
-    CellEvent, ExitStatus, HostMessage, Keep, ProcessId, Program, ReaderId, Start,
+    CellEvent, ExitStatus, HostMessage, Keep, ProcessId, Program, ReaderId, Resumed, Start,
 };
 
 /// The context that is there from the start: the warm interpreter, once it is used.
@@ -22,9 +24,11 @@ const INTERRUPT_MAX: Duration = Duration::from_secs(5);
 /// Ctrl-C.
 const INTERRUPT: u8 = 2;
 const KILL: u8 = 9;
+/// Who reads a cell whose reader has gone with its engine.
+const NOBODY: ReaderId = ReaderId::MAX;
 
 /// What a context is made with.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContextSpec {
     /// Its name.
     pub name: String,
@@ -134,6 +138,45 @@ impl Contexts {
     }
 }
 
+impl Contexts {
+    /// For the record.
+    pub fn written(&self) -> Vec<(ContextSpec, ProcessId)> {
+        let all = self.by_name.values();
+        all.map(|context| (context.spec.clone(), context.process))
+            .collect()
+    }
+
+    /// One that another engine had made, as its guest tells of it. A cell that runs has nobody who reads.
+    pub fn resume(&mut self, spec: ContextSpec, resumed: &Resumed) {
+        let told = resumed.context.clone();
+        let cell = told.as_ref().and_then(|told| told.cell.as_ref());
+        let running = cell.map(|note| {
+            let note: Option<CellNote> = decode(note);
+            let left = |at: SystemTime| at.duration_since(SystemTime::now()).unwrap_or_default();
+            Running {
+                reader: NOBODY,
+                deadline: note
+                    .and_then(|note| note.deadline)
+                    .map(|at| Instant::now() + left(at)),
+                was_interrupted: false,
+            }
+        });
+        let status = resumed.described.status;
+        let context = Context {
+            process: resumed.described.process,
+            count: told.map_or(0, |told| told.count),
+            running: running.filter(|_| status.is_none()),
+            waiting: VecDeque::new(),
+            assembling: Vec::new(),
+            untaken: false,
+            seen: resumed.described.kept_to,
+            dead: status.map(describe),
+            spec: spec.clone(),
+        };
+        self.by_name.insert(spec.name, context);
+    }
+}
+
 fn check(spec: &ContextSpec) -> Result<(), LiveError> {
     super::registry::check_name(&spec.name)?;
     if !["", LANGUAGE].contains(&&spec.language[..]) {
@@ -195,19 +238,19 @@ impl Owner {
         };
         let info = context.info();
         self.contexts.by_name.insert(spec.name, context);
+        self.is_written = false;
         Ok(info)
     }
 
     fn start_interpreter(&mut self, spec: &ContextSpec) -> Result<ProcessId, LiveError> {
         self.check_processes()?;
-        let process = Process::new(
-            self.next_process,
-            &ProcessSpec {
-                command: vec![b"python3".to_vec()],
-                ..ProcessSpec::default()
-            },
-        );
+        let python = ProcessSpec {
+            command: vec![b"python3".to_vec()],
+            ..ProcessSpec::default()
+        };
+        let process = Process::new(self.next_process, &python);
         let start = Start {
+            note: Note::of(&python).encode(),
             env: self.sandbox.spec.env.clone(),
             cwd: spec.cwd.clone(),
             keep: Some(Keep {
@@ -288,6 +331,9 @@ impl Owner {
                 reader: number,
                 from: seen,
                 limit: reader.limit,
+                note: encode(&CellNote {
+                    deadline: spec.timeout.map(|limit| SystemTime::now() + limit),
+                }),
             });
             if let Err(error) = said {
                 let _ = reply.send(Err(error));
@@ -344,7 +390,9 @@ impl Owner {
         let context = self.context(name)?;
         (context.process, context.count, context.seen) = (process, 0, 0);
         (context.dead, context.assembling, context.untaken) = (None, Vec::new(), false);
-        Ok(context.info())
+        let info = context.info();
+        self.is_written = false;
+        Ok(info)
     }
 
     fn remove_context(&mut self, name: &str) -> Result<(), LiveError> {
@@ -355,6 +403,7 @@ impl Owner {
             self.send_signal(process, KILL);
         }
         self.contexts.by_name.remove(name);
+        self.is_written = false;
         Ok(())
     }
 

@@ -2,9 +2,9 @@
 
 use super::error::LiveError;
 use super::journal::Happening;
-use super::owner::{Guest, Inbox, Owner, step};
+use super::owner::{Guest, Owner, Source, step};
 use super::phase::{End, EndReason, Phase, Step};
-use super::sandbox::{Sandbox, SandboxSpec, Status};
+use super::sandbox::{Birth, Sandbox, SandboxSpec, Status};
 use crate::conversation::{Broken, Listener};
 use crate::engine::{Engine, EngineError, Note};
 use crate::fork::Fork;
@@ -13,14 +13,10 @@ use crate::sandbox::{hear_activation, last_words};
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::io::AsyncWriteExt;
-use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 use zygote_protocol::{HostMessage, encode};
 use zygote_snapshot::RunKind;
-
-/// Commands that wait for a sandbox's owner.
-const COMMANDS_MAX: usize = 64;
 
 impl Engine {
     /// Makes a sandbox that lives until it is ended. With an idempotency key that was used for the same
@@ -35,26 +31,21 @@ impl Engine {
         notes: &(dyn Fn(Note) + Sync),
     ) -> Result<Arc<Sandbox>, LiveError> {
         let loaded = self.find(&spec.template, spec.build.clone())?;
-        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
-        let (notices, told) = mpsc::unbounded_channel();
-        let expires = spec.ttl.map(|ttl| SystemTime::now() + ttl);
-        let sandbox = Arc::new(Sandbox {
+        let status = Status {
+            phase: Phase::Making,
+            end: None,
+            expires: spec.ttl.map(|ttl| SystemTime::now() + ttl),
+            idle: spec.idle,
+            fork_time: None,
+        };
+        let birth = Birth {
             id: Uuid::now_v7(),
+            spec,
             build: loaded.build.clone(),
             created: SystemTime::now(),
-            limits: self.live().limits,
-            status: watch::Sender::new(Status {
-                phase: Phase::Making,
-                end: None,
-                expires,
-                idle: spec.idle,
-                fork_time: None,
-            }),
-            spec,
-            processes: std::sync::Mutex::default(),
-            commands,
-            notices,
-        });
+            key: key.map(str::to_owned),
+        };
+        let (sandbox, inbox) = Sandbox::new(birth, self.live().limits, status);
         if let Some(known) = self.live().enter(&sandbox, key)? {
             return self.made_before(known).await;
         }
@@ -71,10 +62,6 @@ impl Engine {
         let made = activate(&sandbox, &pool, fork).await;
         drop(turn);
         let guest = made.map_err(LiveError::NotMade)?;
-        let inbox = Inbox {
-            commands: inbox,
-            notices: told,
-        };
         let expires = sandbox.spec.ttl.map(|ttl| begun + ttl);
         sandbox
             .status
@@ -82,13 +69,13 @@ impl Engine {
         step(&sandbox, Step::Activated, None);
         let journal = Arc::clone(&self.live().journal);
         journal.note(sandbox.id, sandbox.spec.name.as_deref(), Happening::Made);
-        let owner = Owner::new(Arc::clone(&sandbox), journal, guest, expires);
+        let source = Source::Pool(pool, loaded);
+        let (own, holder) = (Arc::clone(&sandbox), Arc::clone(self.holder()));
+        let mut owner = Owner::new(own, journal, guest, expires, source, holder);
+        // Before anybody hears of it.
+        owner.write_down().await;
         making.is_made = true;
-        tokio::spawn(async move {
-            owner.live(inbox).await;
-            // Kept until now: who has a share of them is not unloaded.
-            drop((pool, loaded));
-        });
+        tokio::spawn(owner.live(inbox));
         Ok(Arc::clone(&sandbox))
     }
 

@@ -30,6 +30,8 @@ pub struct Entry {
 pub enum Happening {
     /// It runs.
     Made,
+    /// It runs on; the engine that had made it was killed.
+    Adopted,
     /// It has ended.
     Ended {
         /// [`super::EndReason::name`].
@@ -78,6 +80,11 @@ impl Default for Journal {
 impl Journal {
     fn entries(&self) -> MutexGuard<'_, VecDeque<Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts on behind the numbers that another engine has given.
+    pub fn go_on_after(&self, number: u64) {
+        self.last.send_replace(number);
     }
 
     /// Notes an event.

@@ -2,18 +2,22 @@
 //! says so, or when its time is over. One owner task each ([`owner`]), which is told by messages what
 //! is wanted; what is known of a sandbox can be looked at without asking it.
 
+mod adopt;
 mod attachment;
 mod contexts;
 mod create;
 mod error;
 mod journal;
 mod limits;
+mod note;
 mod owner;
 mod phase;
 mod process;
+mod record;
 mod registry;
 mod sandbox;
 
+pub use adopt::Adopted;
 pub use attachment::Attachment;
 pub use contexts::{CellSpec, ContextInfo, ContextSpec, DEFAULT as DEFAULT_CONTEXT};
 pub use error::LiveError;

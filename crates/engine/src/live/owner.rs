@@ -4,25 +4,29 @@
 
 mod commands;
 mod guest;
+mod written;
 
-use super::attachment::{Attachment, Notice};
+use super::attachment::Attachment;
 use super::contexts::Contexts;
 use super::error::LiveError;
 use super::journal::{Happening, Journal};
 use super::phase::{End, EndReason, Phase, Step};
 use super::process::{Piece, Process, ProcessState};
-use super::sandbox::{Attach, Command, RingState, Sandbox, Seen};
+use super::sandbox::{Attach, Command, Inbox, RingState, Sandbox, Seen};
 use crate::conversation::{Broken, Listener};
+use crate::held::Holder;
+use crate::loaded::Loaded;
+use crate::pool::Pool;
 use crate::sandbox::last_words;
 use crate::socket::ControlSocket;
-use crate::zygote::Runner;
+use crate::zygote::{Runner, Zygote};
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use zygote_protocol::{HostMessage, ProcessId, encode};
 
@@ -47,6 +51,10 @@ pub struct Owner {
     outgoing: VecDeque<u8>,
     control: ControlSocket,
     runner: Runner,
+    source: Source,
+    holder: Arc<Holder>,
+    /// Whether the holder has what is to be known by the next engine.
+    pub(super) is_written: bool,
     pub(super) processes: BTreeMap<ProcessId, Process>,
     pub(super) next_process: ProcessId,
     pub(super) contexts: Contexts,
@@ -64,10 +72,24 @@ pub struct Guest {
     pub runner: Runner,
 }
 
-/// What it is told from outside.
-pub struct Inbox {
-    pub commands: mpsc::Receiver<Command>,
-    pub notices: mpsc::UnboundedReceiver<Notice>,
+/// Where a sandbox's process has been forked, kept for as long as that lives: who has a share of it is
+/// not unloaded.
+pub enum Source {
+    Pool(
+        Arc<Pool>,
+        #[expect(dead_code, reason = "kept to be dropped")] Arc<Loaded>,
+    ),
+    /// Another engine's.
+    Adopted(Arc<Zygote>),
+}
+
+impl Source {
+    fn zygote(&self) -> &Zygote {
+        match self {
+            Self::Pool(pool, _) => pool.zygote(),
+            Self::Adopted(zygote) => zygote,
+        }
+    }
 }
 
 impl Owner {
@@ -77,8 +99,10 @@ impl Owner {
         journal: Arc<Journal>,
         guest: Guest,
         expires: Option<Instant>,
+        source: Source,
+        holder: Arc<Holder>,
     ) -> Self {
-        let idle = sandbox.spec.idle;
+        let idle = sandbox.status.borrow().idle;
         Self {
             sandbox,
             journal,
@@ -87,6 +111,9 @@ impl Owner {
             outgoing: VecDeque::new(),
             control: guest.control,
             runner: guest.runner,
+            source,
+            holder,
+            is_written: false,
             processes: BTreeMap::new(),
             next_process: 1,
             contexts: Contexts::default(),
@@ -104,7 +131,11 @@ impl Owner {
     }
 
     async fn serve(&mut self, inbox: &mut Inbox) -> EndReason {
+        let mut losses = self.holder.losses();
         loop {
+            if !self.is_written {
+                self.write_down().await;
+            }
             let deadline = self.next_deadline();
             tokio::select! {
                 message = self.listener.next() => {
@@ -128,6 +159,8 @@ impl Owner {
                         None => return EndReason::EngineStopped,
                     }
                 }
+                // It lives as long as this does.
+                Ok(()) = losses.changed() => self.is_written = false,
                 () = at(deadline) => if let Some(reason) = self.is_due() {
                     return reason;
                 },
@@ -235,7 +268,7 @@ impl Owner {
 
     // Its end.
 
-    async fn end(mut self, reason: EndReason, mut inbox: Inbox) {
+    pub(super) async fn end(mut self, reason: EndReason, mut inbox: Inbox) {
         let end = End {
             reason,
             at: SystemTime::now(),
@@ -253,6 +286,8 @@ impl Owner {
         }
         let ids: Vec<ProcessId> = self.processes.keys().copied().collect();
         ids.into_iter().for_each(|id| self.show_change(id));
+        // Nobody goes on with it, whatever becomes of this engine now.
+        self.write_end(&end).await;
         let Self {
             sandbox,
             journal,
@@ -260,11 +295,13 @@ impl Owner {
             listener,
             writer,
             control,
+            source,
             ..
         } = self;
         // What ends it, should killing it take its time.
         drop((listener, writer, control));
         runner.end().await;
+        drop(source);
         step(&sandbox, Step::Gone, None);
         let happening = Happening::Ended {
             reason: end.reason.name(),

@@ -1,5 +1,6 @@
 //! The life of a sandbox: its phases, and the one function that leads from one to the next.
 
+use serde::{Deserialize, Serialize};
 use std::time::SystemTime;
 
 /// Where a sandbox is in its life.
@@ -51,7 +52,7 @@ impl Phase {
 }
 
 /// Why a sandbox has ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EndReason {
     /// Somebody asked for it.
     Removed,
@@ -65,6 +66,8 @@ pub enum EndReason {
     NotMade(String),
     /// It died, or broke the rules of its protocol.
     Died(String),
+    /// Another engine had made it, and this one could not go on with it.
+    NotAdopted(String),
 }
 
 impl EndReason {
@@ -78,6 +81,7 @@ impl EndReason {
             Self::EngineStopped => "engine_stopped",
             Self::NotMade(_) => "not_made",
             Self::Died(_) => "died",
+            Self::NotAdopted(_) => "not_adopted",
         }
     }
 }
@@ -90,13 +94,13 @@ impl std::fmt::Display for EndReason {
             Self::Ttl => to.write_str("its time to live was over"),
             Self::Idle => to.write_str("nobody used it for its idle time"),
             Self::EngineStopped => to.write_str("the engine was stopped"),
-            Self::NotMade(why) | Self::Died(why) => to.write_str(why),
+            Self::NotMade(why) | Self::Died(why) | Self::NotAdopted(why) => to.write_str(why),
         }
     }
 }
 
 /// A sandbox's end.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct End {
     /// Why.
     pub reason: EndReason,

@@ -1,12 +1,16 @@
 //! A process of a live sandbox, as its owner knows it.
 
 use super::limits::{INPUT_WINDOW_BYTES, READER_WINDOW_BYTES};
+use super::note::Note;
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
-use zygote_protocol::{CellEvent, ExitStatus, FileTask, ProcessId, ReaderId, Stream, TerminalSize};
+use zygote_protocol::{
+    CellEvent, ExitStatus, FileTask, ProcessId, ReaderId, Resumed, Stream, TerminalSize,
+};
 
 /// A process to start.
 #[derive(Clone, Debug, Default)]
@@ -32,7 +36,7 @@ pub struct ProcessSpec {
 }
 
 /// How far a process has come.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProcessState {
     /// The guest has been asked for it.
     Starting,
@@ -58,7 +62,7 @@ impl ProcessState {
 }
 
 /// What is known of a process.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessInfo {
     /// Its number in its sandbox.
     pub id: ProcessId,
@@ -254,6 +258,52 @@ impl Process {
             timed_out: false,
             is_task: spec.task.is_some(),
             is_abandoned: false,
+        }
+    }
+
+    /// As its guest tells of it to an engine that has not started it, and as its own note does.
+    pub fn resumed(resumed: &Resumed, note: Note) -> Self {
+        let ran = Duration::from_millis(resumed.ran_ms);
+        let begun = Instant::now().checked_sub(ran).unwrap_or_else(Instant::now);
+        let state = match resumed.described.status {
+            None => ProcessState::Running,
+            Some(status) => ProcessState::Ended {
+                status,
+                timed_out: note.timed_out(ran, status),
+            },
+        };
+        let on_the_way = resumed.input_received.saturating_sub(resumed.input_taken);
+        let on_the_way = usize::try_from(on_the_way).unwrap_or(usize::MAX);
+        let input = Semaphore::new(INPUT_WINDOW_BYTES.saturating_sub(on_the_way));
+        let is_over = state.is_over();
+        if is_over || !resumed.takes_input {
+            input.close();
+        }
+        Self {
+            info: ProcessInfo {
+                id: resumed.described.process,
+                pid: Some(resumed.described.pid),
+                command: note.command,
+                user: note.user,
+                has_terminal: note.has_terminal,
+                started: note.started,
+                took: is_over.then_some(ran),
+                state: state.clone(),
+            },
+            starting: None,
+            output_end: resumed.output_end.filter(|_| is_over),
+            readers: HashMap::new(),
+            next_reader: 1,
+            input: Arc::new(input),
+            input_taken: resumed.input_taken,
+            input_sent: resumed.input_received.max(resumed.input_taken),
+            state: watch::Sender::new(state),
+            begun,
+            deadline: note.timeout.filter(|_| !is_over).map(|limit| begun + limit),
+            timed_out: false,
+            is_task: note.is_task,
+            // Nobody reads: a task has nothing left to do.
+            is_abandoned: note.is_task,
         }
     }
 

@@ -4,7 +4,9 @@ use super::error::LiveError;
 use super::journal::Journal;
 use super::limits::LiveLimits;
 use super::phase::{EndReason, Phase};
+use super::record;
 use super::sandbox::{Sandbox, SandboxSpec};
+use crate::held::Holder;
 use crate::queue::NoTurn;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +25,7 @@ pub struct Registry {
     pub limits: LiveLimits,
     /// What has happened to them.
     pub journal: Arc<Journal>,
+    holder: Arc<Holder>,
     inner: Mutex<Inner>,
 }
 
@@ -42,10 +45,11 @@ struct Used {
 
 impl Registry {
     /// With nothing in it.
-    pub fn new(limits: LiveLimits) -> Self {
+    pub(crate) fn new(limits: LiveLimits, holder: Arc<Holder>) -> Self {
         Self {
             limits,
             journal: Arc::default(),
+            holder,
             inner: Mutex::default(),
         }
     }
@@ -108,12 +112,41 @@ impl Registry {
         inner.all.push(Arc::clone(sandbox));
         let ended = inner.all.iter().filter(|other| !is_alive(other)).count();
         let mut excess = ended.saturating_sub(self.limits.ended_max);
-        inner.all.retain(|other| {
+        let forgotten = inner.all.extract_if(.., |other| {
             let is_kept = is_alive(other) || excess == 0;
             excess -= usize::from(!is_kept);
-            is_kept
+            !is_kept
         });
+        let forgotten: Vec<_> = forgotten.map(|other| record::key(other.id)).collect();
+        drop(inner);
+        if !forgotten.is_empty() {
+            let holder = Arc::clone(&self.holder);
+            tokio::spawn(async move {
+                for key in forgotten {
+                    holder.remove(&key).await;
+                }
+            });
+        }
         Ok(None)
+    }
+
+    /// Enters one that another engine had made, whatever limits there are now.
+    pub(super) fn enter_adopted(&self, sandbox: &Arc<Sandbox>) {
+        let mut inner = self.inner();
+        if let Some(key) = &sandbox.key {
+            let used = Used {
+                spec: sandbox.spec.clone(),
+                id: sandbox.id,
+            };
+            inner.keys.push_back((key.clone(), used));
+        }
+        inner.all.push(Arc::clone(sandbox));
+        inner.all.sort_by_key(|one| one.id);
+    }
+
+    /// Why live sandboxes end with this engine, should it be killed, if it is so.
+    pub fn why_not_held(&self) -> Option<String> {
+        self.holder.failure()
     }
 
     /// Forgets one that never was.

@@ -7,6 +7,7 @@ use super::limits::LiveLimits;
 use super::phase::{End, Phase};
 use super::process::{ProcessInfo, ProcessSpec, ProcessState};
 use crate::usage::Usage;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -14,8 +15,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use uuid::Uuid;
 use zygote_protocol::{ProcessId, TerminalSize};
 
+/// Commands that wait for a sandbox's owner.
+const COMMANDS_MAX: usize = 64;
+
 /// What a sandbox is made from, and how long it may live.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxSpec {
     /// The template's name.
     pub template: String,
@@ -67,6 +71,8 @@ pub struct Sandbox {
     pub build: String,
     /// When it was asked for.
     pub created: SystemTime,
+    /// The idempotency key that it was made with.
+    pub(super) key: Option<String>,
     pub(super) limits: LiveLimits,
     pub(super) status: watch::Sender<Status>,
     pub(super) processes: Mutex<BTreeMap<ProcessId, Seen>>,
@@ -127,7 +133,45 @@ pub struct RingState {
     pub kept_bytes: u64,
 }
 
+/// What a sandbox's owner is told from outside.
+pub(super) struct Inbox {
+    pub commands: mpsc::Receiver<Command>,
+    pub notices: mpsc::UnboundedReceiver<Notice>,
+}
+
+/// What a sandbox is, from its making on.
+pub(super) struct Birth {
+    pub id: Uuid,
+    pub spec: SandboxSpec,
+    pub build: String,
+    pub created: SystemTime,
+    pub key: Option<String>,
+}
+
 impl Sandbox {
+    /// One without an owner so far.
+    pub(super) fn new(birth: Birth, limits: LiveLimits, status: Status) -> (Arc<Self>, Inbox) {
+        let (commands, inbox) = mpsc::channel(COMMANDS_MAX);
+        let (notices, told) = mpsc::unbounded_channel();
+        let sandbox = Arc::new(Self {
+            id: birth.id,
+            spec: birth.spec,
+            build: birth.build,
+            created: birth.created,
+            key: birth.key,
+            limits,
+            status: watch::Sender::new(status),
+            processes: Mutex::default(),
+            commands,
+            notices,
+        });
+        let inbox = Inbox {
+            commands: inbox,
+            notices: told,
+        };
+        (sandbox, inbox)
+    }
+
     /// What changes in its life, as of now.
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
@@ -149,6 +193,19 @@ impl Sandbox {
         let table = self.table();
         let shown = table.values().filter(|seen| !seen.is_task);
         shown.map(|seen| seen.info.clone()).collect()
+    }
+
+    /// Shows a process of a sandbox that has ended, of which that is all there is.
+    pub(super) fn show_ended(&self, info: ProcessInfo) {
+        let input = Semaphore::new(0);
+        input.close();
+        let seen = Seen {
+            state: watch::Sender::new(info.state.clone()).subscribe(),
+            info,
+            input: Arc::new(input),
+            is_task: false,
+        };
+        self.table().insert(seen.info.id, seen);
     }
 
     fn seen(&self, process: ProcessId) -> Result<Seen, LiveError> {

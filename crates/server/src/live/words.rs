@@ -141,6 +141,7 @@ pub fn event(entry: Entry) -> SandboxEvent {
         name: entry.name,
         what: match entry.what {
             Happening::Made => SandboxHappening::Made,
+            Happening::Adopted => SandboxHappening::Adopted,
             Happening::Ended { reason, message } => SandboxHappening::Ended {
                 reason: reason.to_owned(),
                 message: printable(&message),

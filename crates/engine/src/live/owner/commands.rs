@@ -4,6 +4,7 @@ use super::{Asked, KILL, Owner};
 use crate::live::attachment::{Attachment, Notice};
 use crate::live::error::LiveError;
 use crate::live::journal::Happening;
+use crate::live::note::Note;
 use crate::live::process::{Process, ProcessSpec, Reader};
 use crate::live::sandbox::{Command, StartReply};
 use crate::usage::Meter;
@@ -61,6 +62,7 @@ impl Owner {
         if let Some(ttl) = ttl {
             self.expires = ttl.map(|ttl| Instant::now() + ttl);
         }
+        self.is_written = false;
         let own_idle = self.idle;
         self.sandbox.status.send_modify(|status| {
             status.idle = own_idle;
@@ -104,6 +106,7 @@ impl Owner {
         };
         process.deadline = spec.timeout.map(|limit| Instant::now() + limit);
         process.starting = Some(starting);
+        let note = Note::of(&spec).encode();
         let own_env = self.sandbox.spec.env.iter();
         let env = own_env.filter(|(key, _)| !spec.env.iter().any(|(name, _)| name == key));
         let start = Start {
@@ -116,6 +119,7 @@ impl Owner {
                 bytes: self.sandbox.limits.ring_bytes,
                 limit,
             }),
+            note,
             ..Start::new(
                 id,
                 match spec.task {

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use zygote_protocol::{AGENT_PORT, GUEST_CID, HOST_CID};
+use zygote_protocol::{AGENT_LISTEN_PORT, AGENT_PORT, GUEST_CID, HOST_CID};
 
 const MEMORY_BYTES: usize = 2 << 20;
 /// Each queue's rings lie in 64 KiB of their own; buffers from 1 MiB on.
@@ -318,6 +318,48 @@ fn a_fork_goes_on_with_the_saved_connection_over_its_own_stream() {
     let count = host.read(&mut bytes).unwrap();
     assert_eq!(&bytes[..count], b"fork here");
     assert_eq!(old_host.read(&mut bytes).unwrap(), 0);
+}
+
+#[test]
+fn another_host_gets_a_connection_of_its_own_and_nothing_of_the_old_one() {
+    let (mut driver, old_host) = vsock();
+    transmit(&mut driver, &packet(77, REQUEST, &[], 0));
+    assert_eq!(receive(&mut driver), Some((RESPONSE, vec![])));
+    drop(old_host);
+    driver.transport.stream_ready(&driver.memory);
+    transmit(&mut driver, &packet(77, DATA, b"for the old one", 0));
+    for generation in 1..4 {
+        let (stream, mut host) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        host.set_nonblocking(true).unwrap();
+        driver.transport.replace_stream(stream.into());
+        host.write_all(b"hello").unwrap();
+        assert_eq!(receive(&mut driver), Some((RESET, vec![])));
+        assert_eq!(receive(&mut driver), Some((REQUEST, vec![])));
+        // Not before the guest has answered.
+        let address = BUFFERS + 0x10000;
+        let number = driver.offer(0, &[(address, 4096, true)]);
+        assert_eq!(driver.used(0, number), None);
+        let host_port = AGENT_PORT + generation;
+        let from_agent = |operation, payload: &[u8]| {
+            let mut bytes = packet(AGENT_LISTEN_PORT, operation, payload, 0);
+            bytes[20..24].copy_from_slice(&host_port.to_le_bytes());
+            bytes
+        };
+        transmit(&mut driver, &from_agent(RESPONSE, &[]));
+        assert_eq!(driver.used(0, number), Some(44 + 5));
+        assert_eq!(driver.take(address, 49)[44..], *b"hello");
+        transmit(&mut driver, &from_agent(DATA, b"new"));
+        let mut bytes = [0; 64];
+        let count = host.read(&mut bytes).unwrap();
+        assert_eq!(&bytes[..count], b"new");
+        // What still comes over the old one, and who else connects, is refused.
+        transmit(&mut driver, &packet(77, DATA, b"late", 0));
+        assert_eq!(receive(&mut driver), Some((RESET, vec![])));
+        transmit(&mut driver, &packet(78, REQUEST, &[], 0));
+        assert_eq!(receive(&mut driver), Some((RESET, vec![])));
+        assert!(host.read(&mut bytes).is_err());
+    }
 }
 
 #[test]

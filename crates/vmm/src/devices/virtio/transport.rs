@@ -1,6 +1,7 @@
 //! The MMIO transport, version 2 (virtio 1.3 §4.2.2).
 
 use super::{Device, InterruptLine};
+use std::os::fd::OwnedFd;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use zygote_snapshot::state::{QueueState, TransportState, VirtioDeviceState};
@@ -150,6 +151,13 @@ impl MmioTransport {
             self.interrupt();
         }
         open
+    }
+
+    /// Goes on over another stream (socket device only), which must be non-blocking.
+    pub fn replace_stream(&mut self, stream: OwnedFd) {
+        if let Device::Vsock(device) = &mut self.device {
+            device.replace(stream);
+        }
     }
 
     /// A register read. Registers are 4 bytes wide; the configuration space takes any width.

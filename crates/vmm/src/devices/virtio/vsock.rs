@@ -4,6 +4,10 @@
 //! once in a machine's life. The connection is part of the snapshot, and a fork goes on with it
 //! over a stream of its own: no handshake in the guest, no TRANSPORT_RESET. Everything else that a
 //! guest tries to connect to is refused.
+//!
+//! Whoever holds the stream's other end may go, and another may come. What was on its way then is lost,
+//! so the two must begin anew: the old connection is reset, and the host connects to the agent, which
+//! listens at ([`GUEST_CID`], [`AGENT_LISTEN_PORT`]).
 
 use super::{Buffer, gather, pop, scatter, writable_bytes};
 use rustix::io::Errno;
@@ -11,7 +15,7 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestMemoryMmap;
-use zygote_protocol::{AGENT_PORT, GUEST_CID, HOST_CID};
+use zygote_protocol::{AGENT_LISTEN_PORT, AGENT_PORT, GUEST_CID, HOST_CID};
 use zygote_snapshot::state::{DeviceState, VsockConnectionState};
 
 const RX: usize = 0;
@@ -121,6 +125,31 @@ impl Vsock {
             connection: agent,
             ..Self::new(stream)
         }
+    }
+
+    /// Goes on over another stream, with a connection of its own; `stream` must be non-blocking. Pump
+    /// then.
+    pub fn replace(&mut self, stream: OwnedFd) {
+        self.unsent.clear();
+        // From a port that the guest's kernel does not know as the old connection's.
+        let mut host_port = AGENT_PORT + 1;
+        if let Some(old) = self.connection.take() {
+            host_port = old.host_port.wrapping_add(1).max(host_port);
+            self.answer_from(old.host_port, old.guest_port, OP_RST);
+        }
+        self.accepted = true;
+        // Without credit until the guest has answered.
+        self.connection = Some(VsockConnectionState {
+            guest_port: AGENT_LISTEN_PORT,
+            host_port,
+            sent_bytes: 0,
+            forwarded_bytes: 0,
+            announced_bytes: 0,
+            peer_buffer_bytes: 0,
+            peer_forwarded_bytes: 0,
+        });
+        self.answer_from(host_port, AGENT_LISTEN_PORT, OP_REQUEST);
+        (self.stream, self.stream_open) = (stream, true);
     }
 
     /// What to persist.
@@ -251,7 +280,8 @@ impl Vsock {
         header.destination_cid = u64::from(GUEST_CID);
         header.kind = TYPE_STREAM;
         if let Some(connection) = &mut self.connection
-            && connection.guest_port == header.destination_port
+            && (connection.guest_port, connection.host_port)
+                == (header.destination_port, header.source_port)
         {
             connection.announced_bytes = connection.forwarded_bytes;
             header.buffer_bytes = BUFFER_MAX_BYTES;
@@ -262,13 +292,17 @@ impl Vsock {
 
     fn answer(&mut self, to: &Header, operation: u16) {
         if self.answers.len() < ANSWERS_MAX {
-            self.answers.push_back(Header {
-                source_port: to.destination_port,
-                destination_port: to.source_port,
-                operation,
-                ..Header::default()
-            });
+            self.answer_from(to.destination_port, to.source_port, operation);
         }
+    }
+
+    fn answer_from(&mut self, source_port: u32, destination_port: u32, operation: u16) {
+        self.answers.push_back(Header {
+            source_port,
+            destination_port,
+            operation,
+            ..Header::default()
+        });
     }
 
     fn receive_packet(&mut self, chain: &[Buffer], memory: &GuestMemoryMmap) {
@@ -281,14 +315,14 @@ impl Vsock {
         let payload = &bytes[HEADER_BYTES..];
         let known = header.kind == TYPE_STREAM
             && header.source_cid == u64::from(GUEST_CID)
-            && header.destination_cid == u64::from(HOST_CID)
-            && header.destination_port == AGENT_PORT;
-        let connected = self
-            .connection
-            .is_some_and(|c| c.guest_port == header.source_port);
+            && header.destination_cid == u64::from(HOST_CID);
+        let connected = self.connection.is_some_and(|c| {
+            (c.guest_port, c.host_port) == (header.source_port, header.destination_port)
+        });
+        let is_agent_port = header.destination_port == AGENT_PORT;
         match (known, connected, header.operation) {
             (_, _, OP_RST) if !(known && connected) => {}
-            (true, false, OP_REQUEST) if !self.accepted => self.accept(&header),
+            (true, false, OP_REQUEST) if is_agent_port && !self.accepted => self.accept(&header),
             (true, true, operation) => {
                 self.take_credit(&header);
                 self.converse(&header, operation, payload);
@@ -329,7 +363,8 @@ impl Vsock {
                 self.unsent.extend(payload);
                 self.flush_stream();
             }
-            OP_CREDIT_UPDATE => {}
+            // The agent's answer to a connection of the host's brings credit.
+            OP_CREDIT_UPDATE | OP_RESPONSE => {}
             OP_CREDIT_REQUEST => self.answer(header, OP_CREDIT_UPDATE),
             OP_RST => self.drop_connection(),
             OP_SHUTDOWN => self.close(header),

@@ -1,0 +1,266 @@
+//! Going on with the live sandboxes of an engine that was killed.
+
+use super::owner::{Guest, Owner, Source};
+use super::phase::{End, EndReason, Phase};
+use super::record::{self, Read, Record};
+use super::sandbox::{Inbox, Sandbox};
+use crate::conversation::Listener;
+use crate::engine::Engine;
+use crate::held::Entry;
+use crate::socket::ControlSocket;
+use crate::zygote::{Runner, Zygote};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout};
+use zygote_runner::control::{ToRunner, encode};
+
+/// How long an engine waits with its clients for guests to answer; those that take longer are adopted
+/// meanwhile.
+const BEGIN_MAX: Duration = Duration::from_secs(5);
+/// The key of the events' number.
+const JOURNAL: &str = "journal";
+/// So many numbers of events are taken at once, so that none is given twice.
+const NUMBERS: u64 = 1000;
+
+/// What has become of the sandboxes that another engine has left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Adopted {
+    /// Those that live on.
+    pub sandboxes: usize,
+    /// Those that could not be gone on with, and have ended.
+    pub ended: usize,
+}
+
+/// A sandbox that may be gone on with.
+struct Found {
+    record: Record,
+    control: OwnedFd,
+    process: OwnedFd,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Numbers {
+    last: u64,
+}
+
+impl Engine {
+    /// Goes on with what another engine has left, and waits a while until its guests have answered. Once,
+    /// before anybody asks for anything.
+    ///
+    /// # Errors
+    /// If what it has left cannot be had.
+    pub async fn adopt(self: &Arc<Self>) -> io::Result<Adopted> {
+        let entries = self.holder().resume().await?;
+        let mut adopted = Adopted::default();
+        let mut zygotes = HashMap::new();
+        let mut found: HashMap<String, Vec<Found>> = HashMap::new();
+        for entry in entries {
+            if Zygote::is_entry(&entry) {
+                zygotes.insert(entry.key.clone(), entry);
+            } else if record::is_entry(&entry) {
+                match self.read(entry).await {
+                    Some(one) => found
+                        .entry(one.record.zygote.clone())
+                        .or_default()
+                        .push(one),
+                    None => adopted.ended += 1,
+                }
+            } else if entry.key == JOURNAL
+                && let Ok(numbers) = serde_json::from_slice::<Numbers>(&entry.record)
+            {
+                self.live().journal.go_on_after(numbers.last);
+            }
+        }
+        tokio::spawn(keep_numbers(Arc::clone(self)));
+        let mut living = Vec::new();
+        for (key, sandboxes) in found {
+            let zygote = zygotes.remove(&key);
+            living.extend(self.adopt_family(zygote, sandboxes).await);
+        }
+        for key in zygotes.into_keys() {
+            // It has nobody left.
+            self.holder().remove(&key).await;
+        }
+        adopted.sandboxes = living.len();
+        let answered = async {
+            for sandbox in living {
+                let mut status = sandbox.status.subscribe();
+                // Their owners have deadlines of their own.
+                let _ = status.wait_for(|now| now.phase != Phase::Making).await;
+            }
+        };
+        let _ = timeout(BEGIN_MAX, answered).await;
+        Ok(adopted)
+    }
+
+    /// A sandbox that may be gone on with; otherwise it is entered as one that has ended.
+    async fn read(&self, entry: Entry) -> Option<Found> {
+        let (key, engine) = (entry.key, self.holder().version());
+        let (birth, status, processes) = match record::read(&entry.record, engine) {
+            Read::Nothing => {
+                self.holder().remove(&key).await;
+                return None;
+            }
+            Read::Head(head, why) => {
+                self.holder().remove(&key).await;
+                (head.birth(), ended(EndReason::NotAdopted(why)), Vec::new())
+            }
+            Read::Whole(record) => {
+                let mut descriptors = entry.descriptors.into_iter();
+                match (descriptors.next(), descriptors.next(), &record.end) {
+                    (Some(control), Some(process), None) => {
+                        return Some(Found {
+                            record: *record,
+                            control,
+                            process,
+                        });
+                    }
+                    (.., Some(_)) => {
+                        let status = record.status(Phase::Ended);
+                        (record.birth(), status, record.processes)
+                    }
+                    // Nobody was there when its time was over.
+                    _ => (record.birth(), ended(EndReason::Ttl), Vec::new()),
+                }
+            }
+        };
+        let (sandbox, _) = Sandbox::new(birth, self.live().limits, status);
+        for info in processes {
+            sandbox.show_ended(info);
+        }
+        self.live().enter_adopted(&sandbox);
+        None
+    }
+
+    /// Goes on with a zygote and its sandboxes; gives back those that are on their way.
+    async fn adopt_family(
+        self: &Arc<Self>,
+        zygote: Option<Entry>,
+        sandboxes: Vec<Found>,
+    ) -> Vec<Arc<Sandbox>> {
+        let patience = self.settings().patience;
+        let mut records = Vec::new();
+        let mut runners = Vec::new();
+        for Found {
+            record,
+            control,
+            process,
+        } in sandboxes
+        {
+            runners.push((record.runner, process));
+            records.push((record, control));
+        }
+        let adopted = zygote
+            .ok_or_else(|| io::Error::other("its zygote has not been held"))
+            .and_then(|entry| {
+                Zygote::adopt(entry, runners, self.holder(), patience, self.admission())
+            });
+        let (zygote, runners) = match adopted {
+            Ok((zygote, runners)) => (Arc::new(zygote), runners),
+            Err(error) => {
+                for (record, control) in records {
+                    drop(control);
+                    self.give_up(&record, &error.to_string()).await;
+                }
+                return Vec::new();
+            }
+        };
+        let mut living = Vec::new();
+        for ((record, control), runner) in records.into_iter().zip(runners) {
+            let source = Source::Adopted(Arc::clone(&zygote));
+            match connect(control, runner) {
+                Ok(guest) => living.push(self.adopt_one(record, guest, source)),
+                Err(error) => self.give_up(&record, &error.to_string()).await,
+            }
+        }
+        living
+    }
+
+    fn adopt_one(self: &Arc<Self>, record: Record, guest: Guest, source: Source) -> Arc<Sandbox> {
+        let status = record.status(Phase::Making);
+        let expires = status.expires.map(|at| {
+            let left = at.duration_since(SystemTime::now()).unwrap_or_default();
+            Instant::now() + left
+        });
+        let (sandbox, inbox) = Sandbox::new(record.birth(), self.live().limits, status);
+        self.live().enter_adopted(&sandbox);
+        let journal = Arc::clone(&self.live().journal);
+        let (own, holder) = (Arc::clone(&sandbox), Arc::clone(self.holder()));
+        let owner = Owner::new(own, journal, guest, expires, source, holder);
+        let limit = self.settings().patience;
+        tokio::spawn(go_on(owner, record, inbox, limit));
+        sandbox
+    }
+
+    /// Enters a sandbox as one that could not be gone on with.
+    async fn give_up(&self, record: &Record, why: &str) {
+        let end = EndReason::NotAdopted(why.to_owned());
+        let (sandbox, _) = Sandbox::new(record.birth(), self.live().limits, ended(end));
+        self.live().enter_adopted(&sandbox);
+        self.holder().remove(&record::key(sandbox.id)).await;
+    }
+}
+
+fn ended(reason: EndReason) -> super::Status {
+    super::Status {
+        phase: Phase::Ended,
+        end: Some(End {
+            reason,
+            at: SystemTime::now(),
+        }),
+        expires: None,
+        idle: None,
+        fork_time: None,
+    }
+}
+
+/// Gives a runner's agent a stream to this engine.
+fn connect(control: OwnedFd, runner: Runner) -> io::Result<Guest> {
+    let (ours, agent) = StdStream::pair()?;
+    ours.set_nonblocking(true)?;
+    agent.set_nonblocking(true)?;
+    let message = encode(&ToRunner::NewStream).map_err(io::Error::other)?;
+    // One that has ended does not take it; its stream has ended then.
+    let _ = zygote_runner::packet::send(&control, &message, &[agent.as_fd()]);
+    let (read, writer) = UnixStream::from_std(ours)?.into_split();
+    Ok(Guest {
+        listener: Listener::new(read),
+        writer,
+        control: ControlSocket::new(control)?,
+        runner,
+    })
+}
+
+async fn go_on(mut owner: Owner, record: Record, inbox: Inbox, limit: Duration) {
+    match owner.resume(&record, limit).await {
+        Ok(()) => owner.live(inbox).await,
+        Err(reason) => owner.end(reason, inbox).await,
+    }
+}
+
+/// Takes numbers of events ahead of their use, for as long as the engine lives.
+async fn keep_numbers(engine: Arc<Engine>) {
+    let journal = Arc::clone(&engine.live().journal);
+    let mut taken = journal.last();
+    let holder = Arc::clone(engine.holder());
+    drop(engine);
+    let mut losses = holder.losses();
+    loop {
+        tokio::select! {
+            () = journal.wait(taken.saturating_sub(NUMBERS / 2)) => {}
+            // The sender lives as long as the holder's handle.
+            Ok(()) = losses.changed() => if journal.last() == 0 { continue },
+        }
+        taken = journal.last() + NUMBERS;
+        let numbers = Numbers { last: taken };
+        if let Ok(record) = serde_json::to_vec(&numbers) {
+            let _ = holder.put(JOURNAL, &record, None, &[]).await;
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! What is written down of a sandbox for the engine after this one, and how that goes on with it.
+
+use super::Owner;
+use crate::conversation::Broken;
+use crate::live::journal::Happening;
+use crate::live::limits::LiveLimits;
+use crate::live::note::{Note, decode};
+use crate::live::phase::{End, EndReason, Step};
+use crate::live::process::Process;
+use crate::live::record::{Head, Record, key};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, SystemTime};
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+use zygote_protocol::{AgentMessage, HostMessage, NOTE_MAX_BYTES, ProcessId, Resumed};
+
+impl Owner {
+    /// Has the sandbox held beyond this engine's end, with all that the next one must know. Where that
+    /// cannot be, it ends with this engine, and nothing else changes.
+    pub(in crate::live) async fn write_down(&mut self) {
+        self.is_written = true;
+        let written = self.try_write_down().await;
+        self.holder.note(written);
+    }
+
+    async fn try_write_down(&self) -> io::Result<()> {
+        let zygote = self.source.zygote().hold(&self.holder).await?;
+        let record = self.record(zygote, None);
+        let expires = record.expires;
+        let descriptors = [self.control.as_fd(), self.runner.process.as_fd()];
+        self.put(&record, expires, &descriptors).await
+    }
+
+    async fn put(
+        &self,
+        record: &Record,
+        expires: Option<SystemTime>,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> io::Result<()> {
+        let bytes = serde_json::to_vec(record)?;
+        let key = key(self.sandbox.id);
+        self.holder.put(&key, &bytes, expires, descriptors).await
+    }
+
+    /// Has it let go of; what is known of its end is kept.
+    pub(super) async fn write_end(&self, end: &End) {
+        if !self.holder.is_up() {
+            return;
+        }
+        let record = self.record(String::new(), Some(end.clone()));
+        let written = self.put(&record, None, &[]).await;
+        self.holder.note(written);
+    }
+
+    fn record(&self, zygote: String, end: Option<End>) -> Record {
+        let sandbox = &self.sandbox;
+        let status = sandbox.status();
+        let processes = match &end {
+            None => Vec::new(),
+            Some(_) => sandbox.processes(),
+        };
+        Record {
+            head: Head::of(sandbox, self.holder.version()),
+            spec: sandbox.spec.clone(),
+            build: sandbox.build.clone(),
+            key: sandbox.key.clone(),
+            expires: status.expires,
+            idle: status.idle,
+            fork_time: status.fork_time,
+            runner: self.runner.pid,
+            zygote,
+            contexts: self.contexts.written(),
+            end,
+            processes,
+        }
+    }
+
+    /// Goes on where another engine was: has the guest tell of its processes, and enters them.
+    pub(in crate::live) async fn resume(
+        &mut self,
+        record: &Record,
+        limit: Duration,
+    ) -> Result<(), EndReason> {
+        self.say_small(&HostMessage::Resume);
+        let greeting: Vec<u8> = self.outgoing.drain(..).collect();
+        // One that has died does not answer either.
+        let _ = self.writer.write_all(&greeting).await;
+        let (all, last) = match timeout(limit, self.hear_all()).await {
+            Ok(Ok(told)) => told,
+            Ok(Err(broken)) => return Err(self.why(broken).await),
+            Err(_) => {
+                let seconds = limit.as_secs();
+                return Err(EndReason::Died(format!(
+                    "its guest has not answered a new engine within {seconds} s"
+                )));
+            }
+        };
+        self.next_process = last.saturating_add(1);
+        for (spec, process) in &record.contexts {
+            let told = all.iter().find(|told| told.described.process == *process);
+            // One that had not begun never was.
+            if let Some(told) = told {
+                self.contexts.resume(spec.clone(), told);
+            }
+        }
+        for told in &all {
+            let note = decode(&told.note).unwrap_or_else(Note::of_a_stranger);
+            let process = Process::resumed(told, note);
+            let id = process.info.id;
+            self.show(&process);
+            self.processes.insert(id, process);
+            self.end_task(id);
+        }
+        super::step(&self.sandbox, Step::Activated, None);
+        self.note(Happening::Adopted);
+        Ok(())
+    }
+
+    /// All processes of the guest, and the largest number that one has had.
+    async fn hear_all(&mut self) -> Result<(Vec<Resumed>, ProcessId), Broken> {
+        let most = most_processes(&self.sandbox.limits);
+        let nonsense = |what: &str| Err(Broken::Nonsense(what.to_owned()));
+        let mut all: Vec<Resumed> = Vec::new();
+        loop {
+            match self.listener.next().await? {
+                AgentMessage::Resumed(told) => {
+                    let is_new = all
+                        .last()
+                        .is_none_or(|before| before.described.process < told.described.process);
+                    if !is_new || told.note.len() > NOTE_MAX_BYTES || all.len() >= most {
+                        return nonsense("a list of processes that makes no sense");
+                    }
+                    all.push(told);
+                }
+                AgentMessage::ResumedEnd { last } => {
+                    let is_last = all.last().is_none_or(|told| told.described.process <= last);
+                    if is_last {
+                        return Ok((all, last));
+                    }
+                    return nonsense("a last process before the last");
+                }
+                _ => return nonsense("something else before its processes"),
+            }
+        }
+    }
+}
+
+/// What no engine lets a guest have more of; another one may have had higher limits.
+fn most_processes(limits: &LiveLimits) -> usize {
+    let LiveLimits {
+        processes_max,
+        ended_processes_max,
+        files_max,
+        ..
+    } = limits;
+    10_000 + 2 * (processes_max + ended_processes_max + files_max)
+}
