@@ -219,3 +219,67 @@ fn an_interpreter_keeps_its_state_and_shows_values() {
     zygote(&["python", &it.name, "--restart"]).good();
     assert_eq!(python("'x' in globals()").good().text(), "False\n");
 }
+
+/// Kills the engine (SIGKILL), and waits for its end.
+fn kill_engine() {
+    let pid = zygote(&["status", "--json"]).json().remove(0)["pid"].clone();
+    let pid = pid.as_i64().unwrap();
+    let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
+    assert!(killed.unwrap().success());
+    let begun = std::time::Instant::now();
+    while std::path::Path::new(&format!("/proc/{pid}")).exists() {
+        assert!(begun.elapsed().as_secs() < 60, "the engine is still there");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn sandboxes_outlive_an_engine_that_is_killed() {
+    let it = Live::with("outlives", &["--ttl", "1h"]);
+    zygote(&["python", "outlives", "-c", "x = 41"]).good();
+    let count = "i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo $i; sleep 0.05; done; exit 3";
+    let counts = zygote(&["exec", "-d", "outlives", "--", "sh", "-c", count]).good();
+    let counts = counts.text().trim().to_owned();
+    for round in 0..4 {
+        // In the middle of one verb or the other.
+        let words = match round {
+            0 => ["exec", "outlives", "sleep", "1000"],
+            1 => ["python", "outlives", "-c", "y = 1\nwhile True: y += 1"],
+            2 => ["cp", "--json", "outlives:/usr/lib", "-"],
+            _ => ["logs", "-f", "outlives", &counts],
+        };
+        let child = Command::new(program())
+            .args(words)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let mut child = child.unwrap();
+        it.sh("true").good();
+        kill_engine();
+        assert!(!child.wait().unwrap().success());
+        assert_eq!(it.sh("echo on; exit 5").code, 5);
+        if round == 1 {
+            let list = zygote(&["inspect", "--json", "outlives"]).json().remove(0);
+            assert_eq!(list["name"], "outlives");
+            // The cell goes on; its interpreter is interrupted as always.
+            zygote(&["kill", "--signal", "INT", "outlives", "1"]).good();
+        }
+    }
+    let next = zygote(&[
+        "python",
+        "outlives",
+        "-c",
+        "x + globals().get('y', 0) * 0 + 1",
+    ])
+    .good();
+    assert_eq!(next.text(), "42\n");
+    assert_eq!(zygote(&["wait", "outlives", &counts]).code, 3);
+    let expected: String = (1..=300).map(|n| format!("{n}\n")).collect();
+    assert_eq!(
+        zygote(&["logs", "outlives", &counts]).good().text(),
+        expected
+    );
+    let memory = it.exec(&["python3", "-c", "print(sum(range(10)))"]).good();
+    assert_eq!(memory.text(), "45\n");
+}

@@ -7,7 +7,7 @@ use crate::settings;
 use anyhow::Context;
 use std::ffi::OsString;
 use zygote_api::PlaceKind;
-use zygote_daemon::{Client, Embedded, Starter};
+use zygote_daemon::{Client, Embedded, Found, Starter, find};
 use zygote_template::Store;
 
 /// An engine, asked by way of its client.
@@ -49,6 +49,19 @@ impl Engine {
             embedded.shut_down().await;
         }
     }
+}
+
+/// The engine that is there. If one was killed whose sandboxes live on, another is started for them.
+pub async fn there(global: &Global, store: &Store) -> anyhow::Result<Option<Client>> {
+    let socket = settings::socket(global, store)?;
+    Ok(match find(&socket).await? {
+        Found::Own(client, _) | Found::Other(client, _) => Some(client),
+        Found::Nobody if settings::held(&socket).exists() => {
+            let mut say = |sentence: &str| complain!("zygote: {sentence}");
+            Some(starter(global, store)?.client(&mut say).await?)
+        }
+        Found::Nobody => None,
+    })
 }
 
 /// How an engine is found or started.

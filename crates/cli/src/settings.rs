@@ -167,8 +167,7 @@ pub fn config(
 }
 
 fn holder(program: &Path, socket: &Path, within: Duration) -> HolderConfig {
-    let mut path = socket.as_os_str().to_owned();
-    path.push(".held");
+    let path = held(socket).into_os_string();
     let seconds = within.as_secs().max(1).to_string();
     let words = [
         program.as_os_str(),
@@ -181,6 +180,13 @@ fn holder(program: &Path, socket: &Path, within: Duration) -> HolderConfig {
         socket: path.into(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
+}
+
+/// Where the holder of an engine's sandboxes listens; there for as long as it holds some.
+pub fn held(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".held");
+    path.into()
 }
 
 /// What the hidden verb does: its words are the socket's path and a number of seconds.

@@ -38,9 +38,18 @@ pub fn status(global: &Global, as_json: bool) -> anyhow::Result<u8> {
     })?;
     let Some(status) = status else {
         if as_json {
-            say!("{}", json!({"status": "none", "socket": socket}));
+            let held = settings::held(&socket).exists();
+            say!(
+                "{}",
+                json!({"status": "none", "socket": socket, "sandboxes_held": held})
+            );
         } else {
             say!("there is no engine at {}", socket.display());
+            if settings::held(&socket).exists() {
+                say!(
+                    "sandboxes of one that was killed live on; zygote ps has another go on with them"
+                );
+            }
             say!("one starts by itself when a command needs it; in the foreground: zygote serve");
         }
         return Ok(NO_ENGINE);
@@ -148,7 +157,12 @@ fn time(seconds: u64) -> String {
 pub fn stop(global: &Global, now: bool, as_json: bool) -> anyhow::Result<u8> {
     let store = host::store(global)?;
     let socket = settings::socket(global, &store)?;
-    let stopped = engine::runtime()?.block_on(ask_to_stop(&socket, now))?;
+    let stopped = engine::runtime()?.block_on(async {
+        match engine::there(global, &store).await? {
+            Some(client) => ask_to_stop(client, now).await,
+            None => Ok(None),
+        }
+    })?;
     let Some(pid) = stopped else {
         if as_json {
             say!("{}", json!({"stopped": false, "socket": socket}));
@@ -166,10 +180,7 @@ pub fn stop(global: &Global, now: bool, as_json: bool) -> anyhow::Result<u8> {
     Ok(0)
 }
 
-async fn ask_to_stop(socket: &Path, now: bool) -> anyhow::Result<Option<u32>> {
-    let Some(client) = found(socket).await? else {
-        return Ok(None);
-    };
+async fn ask_to_stop(client: Client, now: bool) -> anyhow::Result<Option<u32>> {
     let request = StopRequest {
         now,
         if_idle: false,

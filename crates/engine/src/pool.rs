@@ -17,7 +17,7 @@ use zygote_snapshot::RunKind;
 /// How long the pool leaves the processors to runs that need all of them.
 const QUIET_MAX: Duration = Duration::from_millis(500);
 /// The kinds of run that it has forks for.
-const KINDS: [RunKind; 2] = [RunKind::Python, RunKind::Command];
+const KINDS: [RunKind; 3] = [RunKind::Python, RunKind::Command, RunKind::Sandbox];
 /// How long to wait after a fork that could not be made.
 const RETRY: Duration = Duration::from_millis(500);
 /// A machine that is not made by then never will be. Emulated hosts are slow.

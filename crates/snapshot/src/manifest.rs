@@ -48,6 +48,8 @@ pub enum RunKind {
     Python,
     /// Any program.
     Command,
+    /// Nothing yet: it becomes somebody, and waits.
+    Sandbox,
 }
 
 /// The pages that every run of a kind touches: `[first, count]` each, in pages of 4 KiB of the memory

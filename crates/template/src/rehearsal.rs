@@ -39,6 +39,18 @@ pub fn python(code: &str) -> Program {
 /// Who is told each moment, while the guest stands still.
 pub type Seen<'a> = &'a mut dyn FnMut(&Guest, Moment) -> Result<(), GuestError>;
 
+/// Has a guest that has just been restored become somebody, and no more.
+///
+/// # Errors
+/// See [`GuestError`].
+pub fn activate(guest: &mut Guest) -> Result<(), GuestError> {
+    guest.send(&HostMessage::Activate(identity()?), STAGE, STEP_MAX)?;
+    match guest.next(STAGE, STEP_MAX)? {
+        AgentMessage::Activated { .. } => Ok(()),
+        other => Err(GuestError::Unexpected(format!("{other:?}"))),
+    }
+}
+
 /// Runs a program in a guest that has just been restored, to its end. Without anybody who looks, the guest
 /// runs as any other.
 ///
@@ -49,11 +61,8 @@ pub fn rehearse(
     program: Program,
     mut seen: Option<Seen<'_>>,
 ) -> Result<(), GuestError> {
-    guest.send(&HostMessage::Activate(identity()?), STAGE, STEP_MAX)?;
-    match guest.next(STAGE, STEP_MAX)? {
-        AgentMessage::Activated { .. } => stand_still(guest, Moment::Activated, &mut seen)?,
-        other => return Err(GuestError::Unexpected(format!("{other:?}"))),
-    }
+    activate(guest)?;
+    stand_still(guest, Moment::Activated, &mut seen)?;
     guest.send(
         &HostMessage::Start(Start::new(PROCESS, program)),
         STAGE,

@@ -1,7 +1,7 @@
 //! The pages that every run of a kind touches, recorded in rehearsals.
 
 use crate::guest::{Guest, GuestError};
-use crate::rehearsal::{python, rehearse};
+use crate::rehearsal::{activate, python, rehearse};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
@@ -30,7 +30,7 @@ type Pages = BTreeSet<u32>;
 impl Fresh<'_> {
     /// The pages of the shortest programs.
     pub fn working_sets(&self) -> Result<Vec<WorkingSet>, GuestError> {
-        [RunKind::Python, RunKind::Command]
+        [RunKind::Python, RunKind::Command, RunKind::Sandbox]
             .into_iter()
             .map(|kind| self.working_set(kind))
             .collect()
@@ -82,8 +82,9 @@ impl Fresh<'_> {
 
     fn run(&self, kind: RunKind, memory: GuestMemory) -> Result<(), GuestError> {
         let program = match kind {
-            RunKind::Python => python("print(1)"),
-            RunKind::Command => Program::Command(vec![b"true".to_vec()]),
+            RunKind::Python => Some(python("print(1)")),
+            RunKind::Command => Some(Program::Command(vec![b"true".to_vec()])),
+            RunKind::Sandbox => None,
         };
         let mut guest = Guest::restore(
             self.state,
@@ -91,7 +92,13 @@ impl Fresh<'_> {
             vec![self.root.try_clone()?],
             &Ahead::default(),
         )?;
-        rehearse(&mut guest, program, None)
+        match program {
+            Some(program) => rehearse(&mut guest, program, None),
+            None => {
+                activate(&mut guest)?;
+                Ok(guest.machine.pause()?)
+            }
+        }
     }
 }
 

@@ -22,13 +22,13 @@ pub use python::python;
 pub use top::{stats, top};
 
 use crate::args::Global;
-use crate::{engine, host, settings};
+use crate::{engine, host};
 use anyhow::Context;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::timeout;
 use zygote_api::{ErrorCode, Failure, SandboxInfo};
-use zygote_daemon::{Client, Found, default_socket, find};
+use zygote_daemon::{Client, default_socket};
 
 /// How long a shell that completes waits for the engine.
 const COMPLETE_MAX: Duration = Duration::from_millis(500);
@@ -38,11 +38,7 @@ const SHOWN_CHARACTERS: usize = 12;
 /// The engine that is there; sandboxes are nowhere else.
 async fn engine_there(global: &Global) -> anyhow::Result<Option<Client>> {
     let store = host::store(global)?;
-    let socket = settings::socket(global, &store)?;
-    Ok(match find(&socket).await? {
-        Found::Own(client, _) | Found::Other(client, _) => Some(client),
-        Found::Nobody => None,
-    })
+    engine::there(global, &store).await
 }
 
 /// The same, for a verb that names a sandbox.

@@ -55,7 +55,7 @@ impl Engine {
             is_made: false,
         };
         let begun = Instant::now();
-        let kind = RunKind::Command;
+        let kind = RunKind::Sandbox;
         let turn = self.turn().await?;
         let allowed = sandbox.spec.allow_missing_walls;
         let (pool, fork) = self.fork(&loaded, kind, allowed, notes).await?;

@@ -1,4 +1,5 @@
-//! What is written down of a live sandbox for the engine after this one; the holder keeps it.
+//! What is written down of a live sandbox for the engine after this one; the holder keeps it. Only an
+//! engine of the same version reads more than its head.
 
 use super::contexts::ContextSpec;
 use super::phase::End;
