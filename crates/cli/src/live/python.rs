@@ -13,13 +13,15 @@ use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use zygote_api::{
-    Bundle, COLLECTED_MAX_BYTES, CodeEvent, CodeRequest, CodeResult, Collected, OutputBudget,
-    from_base64,
+    Bundle, COLLECTED_MAX_BYTES, CodeEvent, CodeRequest, CodeResult, Collected, Exception,
+    OutputBudget, from_base64,
 };
 use zygote_daemon::{ClientError, Events};
 
 /// What a cell that raises an exception ends with, as python3 does.
 const RAISED: u8 = 1;
+/// The exception by which a program ends itself.
+const SYSTEM_EXIT: &str = "SystemExit";
 
 /// Runs code; gives back the exit code.
 pub fn python(global: &Global, args: &PythonArgs) -> anyhow::Result<u8> {
@@ -136,11 +138,7 @@ fn ended(
         Some(value) => Some(shown.line(value)?),
         None => None,
     };
-    let code = if result.exception.is_some() {
-        RAISED
-    } else {
-        0
-    };
+    let code = result.exception.as_ref().map_or(0, exit_code);
     if args.json {
         let (stdout, stderr) = kept.take();
         let text = |bytes: Vec<u8>| Some(String::from_utf8_lossy(&bytes).into_owned());
@@ -153,13 +151,37 @@ fn ended(
     if let Some(value) = value {
         say!("{}", value.trim_end_matches('\n'));
     }
-    if let Some(exception) = &result.exception {
-        complain!("{}", exception.traceback.join("\n"));
+    if let Some(exception) = &result.exception
+        && let Some(words) = last_words(exception)
+    {
+        complain!("{words}");
     }
     if result.truncated {
         complain!("zygote: some of its output was not kept");
     }
     Ok(code)
+}
+
+/// As python3 ends: `sys.exit` in a cell ends that alone, and with its own code.
+fn exit_code(exception: &Exception) -> u8 {
+    if exception.name != SYSTEM_EXIT {
+        return RAISED;
+    }
+    match &exception.value[..] {
+        "" | "None" => 0,
+        // The low bits, as exit(3) has it.
+        value => value.parse().map_or(RAISED, |code: i64| code as u8),
+    }
+}
+
+/// What python3 says of an exception.
+fn last_words(exception: &Exception) -> Option<String> {
+    if exception.name != SYSTEM_EXIT {
+        return Some(exception.traceback.join("\n"));
+    }
+    let value = &exception.value;
+    let is_words = !["", "None"].contains(&&value[..]) && value.parse::<i64>().is_err();
+    is_words.then(|| value.clone())
 }
 
 /// What has been shown: text for the terminal, anything richer into files, if somebody wants them.
@@ -206,5 +228,40 @@ impl Shown {
             line.push_str(&format!("\n[{}]", path.display()));
         }
         Ok(line + "\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cell_that_exits_has_the_code_and_the_words_of_python3() {
+        let exit = |value: &str| Exception {
+            name: SYSTEM_EXIT.to_owned(),
+            value: value.to_owned(),
+            traceback: vec!["Traceback".to_owned()],
+        };
+        for (value, code, words) in [
+            ("", 0, None),
+            ("None", 0, None),
+            ("3", 3, None),
+            ("-1", 255, None),
+            ("bad end", 1, Some("bad end")),
+        ] {
+            let exit = exit(value);
+            assert_eq!(
+                (exit_code(&exit), last_words(&exit).as_deref()),
+                (code, words)
+            );
+        }
+        let raised = Exception {
+            name: "ValueError".to_owned(),
+            ..exit("3")
+        };
+        assert_eq!(
+            (exit_code(&raised), last_words(&raised).as_deref()),
+            (1, Some("Traceback"))
+        );
     }
 }
