@@ -26,6 +26,8 @@ pub struct Channel {
     door: Door,
     /// Whether the host has hung up, and the next one is waited for.
     is_lost: bool,
+    /// Whether nothing is to be said: the host that has come does not know yet of whom.
+    is_mute: bool,
     decoder: FrameDecoder,
     outgoing: VecDeque<u8>,
     /// Whether what waits is to wait for more that goes with it.
@@ -125,6 +127,7 @@ impl Channel {
             socket,
             door,
             is_lost: false,
+            is_mute: false,
             decoder: FrameDecoder::default(),
             outgoing: VecDeque::new(),
             is_held: false,
@@ -156,9 +159,19 @@ impl Channel {
         self.is_lost
     }
 
+    /// Whether there is no host that knows what there is.
+    pub fn is_mute(&self) -> bool {
+        self.is_mute
+    }
+
+    /// The host is about to hear what there is.
+    pub fn unmute(&mut self) {
+        self.is_mute = false;
+    }
+
     /// The host has hung up: what was on its way is lost.
     fn lose(&mut self) {
-        (self.is_lost, self.is_held) = (true, false);
+        (self.is_lost, self.is_mute, self.is_held) = (true, true, false);
         self.outgoing = VecDeque::new();
         self.decoder = FrameDecoder::default();
     }
@@ -192,7 +205,7 @@ impl Channel {
     pub fn send_with_next(&mut self, message: &AgentMessage) -> io::Result<()> {
         let is_alone = self.outgoing.is_empty();
         self.send(message)?;
-        self.is_held = is_alone && !self.is_lost;
+        self.is_held = is_alone && !self.is_mute;
         Ok(())
     }
 
@@ -203,7 +216,7 @@ impl Channel {
 
     /// Queues a message; [`Channel::flush`] writes it, with the others of its turn.
     pub fn send(&mut self, message: &AgentMessage) -> io::Result<()> {
-        if self.is_lost {
+        if self.is_mute {
             return Ok(());
         }
         self.is_held = false;

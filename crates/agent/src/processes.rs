@@ -161,7 +161,7 @@ impl Processes {
             if self.all[index].kept.is_some() {
                 self.all[index].turn_context();
                 self.collect(index);
-                if channel.is_lost() {
+                if channel.is_mute() {
                     // What is displayed meanwhile is for nobody.
                     self.all[index].lose_host();
                 }
@@ -420,6 +420,7 @@ impl Processes {
 
     /// Tells another host all that it has to know.
     pub fn resume(&self, channel: &mut Channel) -> io::Result<()> {
+        channel.unmute();
         for (process, kept) in self.known() {
             channel.send(&AgentMessage::Resumed(resumed(process, kept)))?;
         }

@@ -107,6 +107,8 @@ fn name(file: &File, temporary: Option<&Path>, folder: &Path, path: &Path) -> io
     }
     // In place of another, which linkat does not do.
     let own_name = own_name(folder);
+    // One that was killed just here may have had this number.
+    let _ = fs::remove_file(&own_name);
     link(&own_name)?;
     let renamed = renameat(CWD, &own_name, CWD, path);
     if renamed.is_err() {

@@ -11,7 +11,7 @@ impl Box {
     }
 }
 
-async fn kill(client: &Client) {
+pub async fn kill(client: &Client) {
     let pid = client.status().await.unwrap().health.pid;
     let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
     let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
@@ -417,5 +417,142 @@ pub fn what_no_daemon_comes_for_ends() {
             !alive.exists()
         });
         started(&it.home, &[]).await;
+    });
+}
+
+/// What a client does while its daemon is killed: each ends well, or by a connection that breaks off.
+async fn meddle(client: Client, id: String, folder: String, round: u32) {
+    let key = format!("key-{round}");
+    let named = SandboxRequest {
+        name: Some(format!("made-{round}")),
+        ..request()
+    };
+    let line = shell(&format!("echo {round} >> {folder}/log; exit 3"));
+    let whole = vec![round as u8; 200_000];
+    let input = files::pieces(
+        whole
+            .chunks(10_000)
+            .map(|piece| Ok(piece.to_vec()))
+            .collect(),
+    );
+    let path = format!("{folder}/whole");
+    let sum = cell(&format!("total = globals().get('total', 0) + {round}"));
+    let (made, ran, written, summed) = tokio::join!(
+        made_with(&client, &named, Some(&key)),
+        client.exec_in(&id, &line, None),
+        client.write_file(&id, path.as_bytes(), "", input),
+        client.run_code(&id, &sum),
+    );
+    drop((made, ran, written, summed));
+}
+
+pub fn kills_at_random_lose_nothing() {
+    runtime().block_on(async {
+        let mut it = sandbox(request()).await;
+        let folder = it.home.folder.path().join("files");
+        std::fs::create_dir(&folder).unwrap();
+        let folder = folder.to_str().unwrap().to_owned();
+        let count = "i=0; while [ ! -e end ]; do i=$((i+1)); echo $i; sleep 0.002; done; exit 6";
+        let counts = it.detached(&format!("cd {folder}; {count}")).await;
+        for round in 1..25 {
+            let (own, id) = (
+                Client::connect(&it.home.socket()).await.unwrap(),
+                it.id.clone(),
+            );
+            let meddling = tokio::spawn(meddle(own, id, folder.clone(), round));
+            tokio::time::sleep(Duration::from_micros(u64::from(round * 7919 % 30_000))).await;
+            it.kill_daemon(&[]).await;
+            meddling.await.unwrap();
+            // What was asked for twice was made once.
+            let named = SandboxRequest {
+                name: Some(format!("made-{round}")),
+                ..request()
+            };
+            let made = made_with(&it.client, &named, Some(&format!("key-{round}")))
+                .await
+                .unwrap();
+            let found = it.client.sandbox(&format!("made-{round}")).await.unwrap();
+            assert_eq!(
+                (made.id, found.state),
+                (found.id.clone(), SandboxState::Running)
+            );
+            it.client.end_sandbox(&found.id).await.unwrap();
+            // A file is there whole or not at all.
+            if let Ok(bytes) = std::fs::read(format!("{folder}/whole")) {
+                let ends: Vec<(usize, u8)> = bytes
+                    .iter()
+                    .copied()
+                    .enumerate()
+                    .filter(|(at, byte)| *at > 0 && bytes[at - 1] != *byte)
+                    .collect();
+                assert!(
+                    bytes.len() == 200_000 && ends.is_empty(),
+                    "{} {ends:?} {round}",
+                    bytes.len()
+                );
+            }
+            // The interpreter answers, and goes on counting its cells.
+            assert_eq!(it.cell("1 + 1").await.1, value("2"));
+        }
+        std::fs::write(format!("{folder}/end"), "").unwrap();
+        let result = it
+            .client
+            .wait_process(&it.id, counts)
+            .await
+            .unwrap()
+            .result
+            .unwrap();
+        assert_eq!(result.exit_code, 6);
+        let text = kept(&it, counts).await;
+        let lines: Vec<u32> = text.lines().map(|line| line.parse().unwrap()).collect();
+        assert!(
+            lines.windows(2).all(|two| two[1] == two[0] + 1),
+            "a line is missing"
+        );
+        // Each process that has written its line has ended, and with its own status.
+        until_ended(&it).await;
+        let all = it.client.processes(&it.id).await.unwrap().processes;
+        let ended = all
+            .iter()
+            .filter(|one| one.result.as_ref().is_some_and(|r| r.exit_code == 3));
+        let log = std::fs::read_to_string(format!("{folder}/log")).unwrap_or_default();
+        assert_eq!(ended.count(), log.lines().count());
+        let left = it.client.sandboxes(None, None).await.unwrap().sandboxes;
+        assert_eq!(left.len(), 1, "{left:?}");
+    });
+}
+
+async fn until_ended(it: &Box) {
+    let all = it.client.processes(&it.id).await.unwrap().processes;
+    let runs = |one: &&ProcessInfo| one.state == "running" && one.command[0] == "sh".into();
+    for process in all.iter().filter(runs) {
+        it.client
+            .wait_process(&it.id, process.process)
+            .await
+            .unwrap();
+    }
+}
+
+pub fn a_file_that_was_on_its_way_in_is_not_there() {
+    runtime().block_on(async {
+        let mut it = sandbox(request()).await;
+        let path = it.home.folder.path().join("whole");
+        for round in 0..20 {
+            let (sender, input) = mpsc::channel(100);
+            let own = Client::connect(&it.home.socket()).await.unwrap();
+            let (id, file) = (it.id.clone(), path.clone());
+            let writing = tokio::spawn(async move {
+                let file = file.to_str().unwrap();
+                own.write_file(&id, file.as_bytes(), "", input).await
+            });
+            for _ in 0..round {
+                sender.send(Ok(vec![b'x'; 10_000].into())).await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(round)).await;
+            it.kill_daemon(&[]).await;
+            assert!(writing.await.unwrap().is_err());
+            assert!(!path.exists(), "{round}: {:?}", std::fs::metadata(&path));
+            drop(sender);
+        }
     });
 }

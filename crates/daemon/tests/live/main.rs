@@ -105,6 +105,8 @@ tests!(
     killed::another_version_ends_what_it_cannot_go_on_with_and_says_so,
     killed::a_holder_that_is_killed_is_replaced,
     killed::what_no_daemon_comes_for_ends,
+    killed::kills_at_random_lose_nothing,
+    killed::a_file_that_was_on_its_way_in_is_not_there,
     model::random_sequences_of_verbs_do_what_a_model_does,
 );
 

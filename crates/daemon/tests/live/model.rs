@@ -25,6 +25,8 @@ enum Op {
     Raise(u8),
     Restart(u8),
     Die(u8),
+    /// The daemon is killed.
+    KillDaemon,
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -49,6 +51,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => s().prop_map(Op::Raise),
         1 => s().prop_map(Op::Restart),
         1 => s().prop_map(Op::Die),
+        1 => Just(Op::KillDaemon),
     ]
 }
 
@@ -129,6 +132,10 @@ impl World {
             Op::Raise(s) => self.raise(s).await,
             Op::Restart(s) => self.restart(s).await,
             Op::Die(s) => self.die(s).await,
+            Op::KillDaemon => {
+                killed::kill(&self.client).await;
+                self.client = started(&self.home, &[]).await;
+            }
         }
     }
 

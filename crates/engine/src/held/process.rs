@@ -164,23 +164,22 @@ impl Holder {
             tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: patience.subsec_nanos().into(),
         });
-        let mut fds = vec![PollFd::new(&self.listener, PollFlags::IN)];
-        fds.extend(
-            self.engine
-                .iter()
-                .map(|engine| PollFd::new(engine, PollFlags::IN)),
-        );
+        // The next engine waits until all has been heard that the one before it had to say.
+        let expected = self.engine.as_ref().unwrap_or(&self.listener);
+        let mut fds = [PollFd::new(expected, PollFlags::IN)];
         match poll(&mut fds, limit.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let comes = !fds[0].revents().is_empty();
-        let says = fds.get(1).is_some_and(|fd| !fd.revents().is_empty());
-        if says && self.hear().is_err() {
-            (self.engine, self.away_since) = (None, Instant::now());
-        }
-        if comes {
-            self.meet();
+        let is_ready = !fds[0].revents().is_empty();
+        match (is_ready, self.engine.is_some()) {
+            (true, true) => {
+                if self.hear().is_err() {
+                    (self.engine, self.away_since) = (None, Instant::now());
+                }
+            }
+            (true, false) => self.meet(),
+            (false, _) => {}
         }
         if self.engine.is_none() {
             let now = now_unix_ms();
@@ -190,13 +189,13 @@ impl Holder {
         Ok(())
     }
 
-    /// Somebody has connected: the next engine, if it is this user's, and if there is none.
+    /// Somebody has connected: the next engine, if it is this user's.
     fn meet(&mut self) {
         let Ok(guest) = accept_with(&self.listener, SocketFlags::CLOEXEC) else {
             return;
         };
         let is_ours = socket_peercred(&guest).is_ok_and(|who| who.uid == geteuid());
-        if is_ours && self.engine.is_none() {
+        if is_ours {
             self.engine = Some(guest);
         }
     }
