@@ -8,6 +8,10 @@ impl Box {
     async fn kill_daemon(&mut self, options: &[&str]) {
         kill(&self.client).await;
         self.client = started(&self.home, options).await;
+        let said = self.home.said();
+        assert!(!said.contains("cannot go on"), "{said}");
+        let last = said.lines().rfind(|line| line.contains("goes on with"));
+        assert!(last.is_some_and(|line| !line.contains(" 0 live")), "{said}");
     }
 }
 
