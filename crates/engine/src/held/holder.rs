@@ -55,6 +55,7 @@ pub struct Entry {
 pub struct Holder {
     config: Option<HolderConfig>,
     line: Mutex<Line>,
+    starting: tokio::sync::Mutex<()>,
     /// How often one was lost that held something.
     losses: watch::Sender<u64>,
     /// Why something is not held, if that was tried last and failed.
@@ -76,6 +77,7 @@ impl Holder {
         Arc::new(Self {
             config,
             line: Mutex::default(),
+            starting: tokio::sync::Mutex::default(),
             losses: watch::Sender::new(0),
             failure: Mutex::default(),
         })
@@ -147,7 +149,6 @@ impl Holder {
             // It says nothing by itself.
             let _ = line.receive().await;
             *holder.line() = if since.elapsed() < LIFE_MIN {
-                // Another one would not do better.
                 Line::Broken(Instant::now())
             } else {
                 Line::None
@@ -156,7 +157,8 @@ impl Holder {
         });
     }
 
-    fn start(self: &Arc<Self>, config: &HolderConfig) -> io::Result<Arc<ControlSocket>> {
+    /// Starts one, and waits until another engine would find it.
+    async fn start(self: &Arc<Self>, config: &HolderConfig) -> io::Result<Arc<ControlSocket>> {
         let [program, arguments @ ..] = &config.command[..] else {
             return Err(io::Error::other("no program to start it with"));
         };
@@ -171,25 +173,36 @@ impl Holder {
             .stderr(Stdio::null())
             .spawn()?;
         let line = Arc::new(ControlSocket::new(ours)?);
+        let ready = timeout(ANSWER_MAX, line.receive()).await;
+        let ready = ready.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        match ready.map(|bytes| decode(&bytes)) {
+            Some(Ok(FromHolder::Ready)) => {}
+            _ => return Err(io::Error::other("its holder ends as soon as it is started")),
+        }
         self.watch(Arc::clone(&line));
         Ok(line)
     }
 
-    fn started(self: &Arc<Self>) -> io::Result<Option<Arc<ControlSocket>>> {
+    async fn started(self: &Arc<Self>) -> io::Result<Option<Arc<ControlSocket>>> {
         let Some(config) = &self.config else {
             return Ok(None);
         };
-        let mut now = self.line();
-        match &*now {
+        // Who comes while it is started waits for that.
+        let _starting = self.starting.lock().await;
+        match &*self.line() {
             Line::To(line) => return Ok(Some(Arc::clone(line))),
             Line::Broken(since) if since.elapsed() < AGAIN_AFTER => {
                 return Err(io::Error::other("its holder ends as soon as it is started"));
             }
             Line::Broken(_) | Line::None => {}
         }
-        let line = self.start(config)?;
-        *now = Line::To(Arc::clone(&line));
-        Ok(Some(line))
+        let started = self.start(config).await;
+        *self.line() = match &started {
+            Ok(line) => Line::To(Arc::clone(line)),
+            // Another one would not do better.
+            Err(_) => Line::Broken(Instant::now()),
+        };
+        started.map(Some)
     }
 
     /// Has something held, in place of what had this key. It is let go of at `expires` if there is no
@@ -204,7 +217,7 @@ impl Holder {
         expires: Option<SystemTime>,
         descriptors: &[BorrowedFd<'_>],
     ) -> io::Result<()> {
-        let Some(line) = self.started()? else {
+        let Some(line) = self.started().await? else {
             return Ok(());
         };
         let mut file = File::from(memfd_create("zygote-record", MemfdFlags::CLOEXEC)?);
@@ -265,6 +278,7 @@ async fn list(line: &ControlSocket) -> io::Result<Vec<Entry>> {
                 });
             }
             FromHolder::ListEnd => return Ok(entries),
+            FromHolder::Ready => return Err(io::Error::other("a word that does not belong here")),
         }
     }
 }

@@ -66,9 +66,12 @@ fn hold(socket: &Path, away_max: Duration) -> io::Result<()> {
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     let place = Place::of(socket)?;
+    let listener = place.listen()?;
+    let ready = encode(&FromHolder::Ready).map_err(io::Error::other)?;
+    packet::send(&engine, &ready, &[])?;
     let mut holder = Holder {
         engine: Some(engine),
-        listener: place.listen()?,
+        listener,
         held: BTreeMap::new(),
         away_max,
         away_since: Instant::now(),

@@ -20,6 +20,8 @@ pub enum ToHolder {
 /// From the holder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromHolder {
+    /// To the engine that has started it: the next one can connect from now on.
+    Ready,
     /// Carries what `Put` has brought, as far as it is held still.
     Entry { key: String },
     /// Those were all.
