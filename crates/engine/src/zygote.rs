@@ -309,7 +309,11 @@ impl Zygote {
             process: Process::Adopted(process),
             group: group.map(|(path, lock)| Group::adopt(path, lock)),
             runners: known,
-            held: Some((Arc::clone(holder), entry.key.clone())),
+            held: Some(Held {
+                holder: Arc::clone(holder),
+                key: entry.key.clone(),
+                losses: *holder.losses().borrow(),
+            }),
         };
         let zygote = Self::of(owned, Vec::new(), patience, admission, entry.key);
         Ok((zygote, runners))
@@ -468,8 +472,14 @@ struct Owned {
     process: Process,
     group: Option<Group>,
     runners: HashMap<u32, (oneshot::Sender<i32>, Option<Place>)>,
-    /// Who holds it, under which key.
-    held: Option<(Arc<Holder>, String)>,
+    held: Option<Held>,
+}
+
+/// Who holds a zygote, under which key, and how many holders had been lost by then.
+struct Held {
+    holder: Arc<Holder>,
+    key: String,
+    losses: u64,
 }
 
 impl Owned {
@@ -492,8 +502,8 @@ impl Owned {
             held,
             ..
         } = self;
-        if let Some((holder, key)) = held {
-            holder.remove(&key).await;
+        if let Some(held) = held {
+            held.holder.remove(&held.key).await;
         }
         drop(socket);
         // It ends its runners at the end of its socket, and then itself.
@@ -541,9 +551,7 @@ impl Owned {
                 request = inbox.recv(), if waiting.len() < UNANSWERED_MAX => match request {
                     None => return,
                     Some(Request::Hold(holder, key, reply)) => {
-                        let held = self.hold(&holder, &key).await;
-                        self.held = Some((holder, key));
-                        let _ = reply.send(held);
+                        let _ = reply.send(self.hold(holder, key).await);
                     }
                     Some(Request::Fork(ForkRequest { kind, place, agent, control, reply })) => {
                         let descriptors = [agent.as_fd(), control.as_fd()];
@@ -558,13 +566,24 @@ impl Owned {
         }
     }
 
-    async fn hold(&self, holder: &Arc<Holder>, key: &str) -> io::Result<()> {
+    /// Once for each of its sandboxes; does nothing if it is held already.
+    async fn hold(&mut self, holder: Arc<Holder>, key: String) -> io::Result<()> {
+        let losses = *holder.losses().borrow();
+        if self.held.as_ref().is_some_and(|held| held.losses == losses) {
+            return Ok(());
+        }
         let process = self.process.pidfd()?;
         let mut descriptors = vec![self.socket.as_fd(), process.as_fd()];
         descriptors.extend(self.group.as_ref().map(|group| group.lock().as_fd()));
         let group = self.group.as_ref().map(|group| group.path().to_owned());
         let record = serde_json::to_vec(&Record { group })?;
-        holder.put(key, &record, None, &descriptors).await
+        holder.put(&key, &record, None, &descriptors).await?;
+        self.held = Some(Held {
+            holder,
+            key,
+            losses,
+        });
+        Ok(())
     }
 }
 
