@@ -5,6 +5,7 @@ use super::process::{Place, endpoint};
 use super::wire::{FromHolder, ToHolder};
 use crate::socket::ControlSocket;
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
 use rustix::net::connect;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
@@ -126,7 +127,11 @@ impl Holder {
             return Ok(Vec::new());
         };
         let socket = endpoint()?;
-        if connect(&socket, &place.address()?).is_err() {
+        if let Err(error) = connect(&socket, &place.address()?) {
+            if error == Errno::CONNREFUSED {
+                // Its holder was killed, and who holds nothing is not to be looked for.
+                place.leave();
+            }
             return Ok(Vec::new());
         }
         if socket_peercred(&socket)?.uid != geteuid() {
@@ -135,7 +140,11 @@ impl Holder {
         }
         let line = Arc::new(ControlSocket::new(socket)?);
         let listed = timeout(ANSWER_MAX, list(&line)).await;
-        let entries = listed.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let listed = listed.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let Some(entries) = listed else {
+            // It was just ending, as one does that holds nothing.
+            return Ok(Vec::new());
+        };
         self.watch(Arc::clone(&line));
         *self.line() = Line::To(line);
         Ok(entries)
@@ -257,12 +266,16 @@ async fn say(
     said.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
 }
 
-async fn list(line: &ControlSocket) -> io::Result<Vec<Entry>> {
-    say(line, &ToHolder::List, &[]).await?;
+/// All that is held; `None` if the holder ends.
+async fn list(line: &ControlSocket) -> io::Result<Option<Vec<Entry>>> {
+    if say(line, &ToHolder::List, &[]).await.is_err() {
+        return Ok(None);
+    }
     let mut entries = Vec::new();
     loop {
-        let packet = line.receive_with_descriptors().await?;
-        let (bytes, descriptors) = packet.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let Some((bytes, descriptors)) = line.receive_with_descriptors().await? else {
+            return Ok(None);
+        };
         match decode(&bytes).map_err(io::Error::other)? {
             FromHolder::Entry { key } => {
                 let mut descriptors = descriptors.into_iter();
@@ -277,7 +290,7 @@ async fn list(line: &ControlSocket) -> io::Result<Vec<Entry>> {
                     descriptors: descriptors.collect(),
                 });
             }
-            FromHolder::ListEnd => return Ok(entries),
+            FromHolder::ListEnd => return Ok(Some(entries)),
             FromHolder::Ready => return Err(io::Error::other("a word that does not belong here")),
         }
     }

@@ -127,7 +127,8 @@ impl Place {
         Ok(socket)
     }
 
-    fn leave(&self) {
+    /// Nobody listens there any more.
+    pub fn leave(&self) {
         let _ = rustix::fs::unlinkat(&self.folder, &self.name, rustix::fs::AtFlags::empty());
     }
 }
