@@ -564,3 +564,31 @@ pub fn a_file_that_was_on_its_way_in_is_not_there() {
         }
     });
 }
+
+pub fn a_guest_that_lies_to_the_next_daemon_loses_its_sandbox_alone() {
+    runtime().block_on(async {
+        let mut it = sandbox_with(request(), &["patience_ms=1000"]).await;
+        let liar = SandboxRequest {
+            template: LIAR.to_owned(),
+            ..request()
+        };
+        let lies = ["backwards", "note", "end", "other", "silent", "numbers"];
+        let mut ids = Vec::new();
+        for lie in lies {
+            let id = made(&it.client, &liar).await.unwrap().id;
+            let lying = process(&[&format!("resume-{lie}")]);
+            let lying = ProcessRequest {
+                detach: true,
+                ..lying
+            };
+            it.client.start_in(&id, &lying).await.unwrap();
+            ids.push(id);
+        }
+        it.kill_daemon(&["patience_ms=1000"]).await;
+        for (id, lie) in ids.iter().zip(lies) {
+            let end = it.client.wait_sandbox(id).await.unwrap().end.unwrap();
+            assert_eq!(end.reason, "died", "{lie}: {end:?}");
+        }
+        assert_eq!(it.sh("echo on").await.0, "on\n");
+    });
+}

@@ -107,6 +107,7 @@ tests!(
     killed::what_no_daemon_comes_for_ends,
     killed::kills_at_random_lose_nothing,
     killed::a_file_that_was_on_its_way_in_is_not_there,
+    killed::a_guest_that_lies_to_the_next_daemon_loses_its_sandbox_alone,
     model::random_sequences_of_verbs_do_what_a_model_does,
 );
 

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use zygote_protocol::{
-    AgentMessage, ExitStatus, FrameDecoder, HostMessage, Program, Start, encode,
+    AgentMessage, Described, ExitStatus, FrameDecoder, HostMessage, Program, Resumed, Start, encode,
 };
 use zygote_runner::control::{
     FromRunner, FromZygote, PACKET_MAX_BYTES, ToRunner, ToZygote, decode, encode as encode_packet,
@@ -230,6 +230,10 @@ fn lie(number: u32, stream: UnixStream, control: &OwnedFd) -> Option<()> {
     if words[0] != b"silent" {
         agent.say(&AgentMessage::Started { process, pid: 7 })?;
     }
+    if words[0].starts_with(b"resume-") {
+        while agent.hear().is_some() {}
+        return lie_again(control, &words[0]);
+    }
     match &words[0][..] {
         b"unknown" => agent.say(&AgentMessage::Started {
             process: 99,
@@ -266,6 +270,61 @@ fn lie(number: u32, stream: UnixStream, control: &OwnedFd) -> Option<()> {
         b"hangup" => return None,
         b"silent" => {}
         other => panic!("{other:?}"),
+    }
+    while agent.hear().is_some() {}
+    Some(())
+}
+
+/// A guest that another engine has asked for its processes, and lies about them. `None` once that has let
+/// go.
+fn lie_again(control: &OwnedFd, lie: &[u8]) -> Option<()> {
+    let mut bytes = [0; PACKET_MAX_BYTES];
+    let (length, mut descriptors) = packet::receive(control, &mut bytes).ok()?;
+    if length == 0 {
+        return None;
+    }
+    let stream = UnixStream::from(descriptors.pop()?);
+    stream.set_nonblocking(false).ok()?;
+    let mut agent = Agent {
+        stream,
+        decoder: FrameDecoder::default(),
+    };
+    while agent.hear()? != HostMessage::Resume {}
+    let told = |process, note: &[u8]| {
+        AgentMessage::Resumed(Resumed {
+            described: Described {
+                process,
+                pid: 7,
+                kept_from: u64::MAX,
+                kept_to: u64::MAX,
+                status: None,
+            },
+            output_end: Some(u64::MAX),
+            note: note.to_vec(),
+            ran_ms: u64::MAX,
+            input_received: 0,
+            input_taken: u64::MAX,
+            takes_input: true,
+            context: None,
+        })
+    };
+    match lie {
+        b"resume-numbers" => agent.say(&told(u32::MAX, b""))?,
+        b"resume-backwards" => {
+            agent.say(&told(2, b""))?;
+            agent.say(&told(1, b""))?;
+        }
+        b"resume-note" => agent.say(&told(1, &[0xff; 20_000]))?,
+        b"resume-end" => {
+            agent.say(&told(5, b""))?;
+            agent.say(&AgentMessage::ResumedEnd { last: 4 })?;
+        }
+        b"resume-other" => agent.say(&AgentMessage::Warmed)?,
+        b"resume-silent" => {}
+        other => panic!("{other:?}"),
+    }
+    if lie == b"resume-numbers" {
+        agent.say(&AgentMessage::ResumedEnd { last: u32::MAX })?;
     }
     while agent.hear().is_some() {}
     Some(())

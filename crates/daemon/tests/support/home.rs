@@ -117,6 +117,7 @@ pub fn config(home: &Path, options: &[String]) -> Config {
         waiting_max: number("waiting").unwrap_or(16) as usize,
         wait_max: Duration::from_secs(60),
     };
+    engine.patience = number("patience_ms").map_or(engine.patience, Duration::from_millis);
     let live = &mut engine.live;
     live.sandboxes_max = number("live_max").map_or(live.sandboxes_max, |max| max as usize);
     live.start_max = number("start_ms").map_or(live.start_max, Duration::from_millis);

@@ -157,7 +157,7 @@ impl Contexts {
                 reader: NOBODY,
                 deadline: note
                     .and_then(|note| note.deadline)
-                    .map(|at| Instant::now() + left(at)),
+                    .and_then(|at| Instant::now().checked_add(left(at))),
                 was_interrupted: false,
             }
         });

@@ -299,7 +299,11 @@ impl Process {
             input_sent: resumed.input_received.max(resumed.input_taken),
             state: watch::Sender::new(state),
             begun,
-            deadline: note.timeout.filter(|_| !is_over).map(|limit| begun + limit),
+            // A guest may tell of any limit.
+            deadline: note
+                .timeout
+                .filter(|_| !is_over)
+                .and_then(|limit| begun.checked_add(limit)),
             timed_out: false,
             is_task: note.is_task,
             // Nobody reads: a task has nothing left to do.

@@ -15,6 +15,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 use zygote_protocol::{AgentMessage, HostMessage, NOTE_MAX_BYTES, ProcessId, Resumed};
 
+/// No process reads or writes so many bytes in its life.
+const OFFSET_MAX: u64 = 1 << 62;
+
 impl Owner {
     /// Has the sandbox held beyond this engine's end, with all that the next one must know. Where that
     /// cannot be, it ends with this engine, and nothing else changes.
@@ -128,7 +131,7 @@ impl Owner {
                     let is_new = all
                         .last()
                         .is_none_or(|before| before.described.process < told.described.process);
-                    if !is_new || told.note.len() > NOTE_MAX_BYTES || all.len() >= most {
+                    if !is_new || !makes_sense(&told) || all.len() >= most {
                         return nonsense("a list of processes that makes no sense");
                     }
                     all.push(told);
@@ -144,6 +147,16 @@ impl Owner {
             }
         }
     }
+}
+
+/// Whether what a guest tells of a process can be: no more than an engine would have let it have.
+fn makes_sense(told: &Resumed) -> bool {
+    let ring = &told.described;
+    let kept = ring.kept_to.checked_sub(ring.kept_from);
+    let is_in_order = kept.is_some() && told.input_taken <= told.input_received;
+    let ends_within = told.output_end.is_none_or(|end| end <= ring.kept_to);
+    let is_possible = ring.kept_to.max(told.input_received) <= OFFSET_MAX;
+    is_in_order && ends_within && is_possible && told.note.len() <= NOTE_MAX_BYTES
 }
 
 /// What no engine lets a guest have more of; another one may have had higher limits.
