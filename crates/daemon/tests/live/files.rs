@@ -161,6 +161,12 @@ pub fn what_cannot_be_done_with_files_has_the_kernels_name() {
             (it.write(&f, "", b"x").await.map(drop), "EISDIR"),
             (it.write("/proc/self/nope", "", b"x").await.map(drop), ""),
             (it.write("/proc/version", "", b"x").await.map(drop), ""),
+            // A file system without room, and a folder that something is mounted on.
+            (it.write("/dev/full", "", b"x").await.map(drop), "ENOSPC"),
+            (
+                act(j(r#"{"action":"remove","path":"/proc"}"#.to_owned())).await,
+                "EBUSY",
+            ),
             (
                 it.write(&at(&"y".repeat(256)), "", b"x").await.map(drop),
                 "ENAMETOOLONG",

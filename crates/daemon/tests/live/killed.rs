@@ -572,7 +572,15 @@ pub fn a_guest_that_lies_to_the_next_daemon_loses_its_sandbox_alone() {
             template: LIAR.to_owned(),
             ..request()
         };
-        let lies = ["backwards", "note", "end", "other", "silent", "numbers"];
+        let lies = [
+            "backwards",
+            "note",
+            "end",
+            "other",
+            "silent",
+            "numbers",
+            "last",
+        ];
         let mut ids = Vec::new();
         for lie in lies {
             let id = made(&it.client, &liar).await.unwrap().id;
@@ -590,5 +598,51 @@ pub fn a_guest_that_lies_to_the_next_daemon_loses_its_sandbox_alone() {
             assert_eq!(end.reason, "died", "{lie}: {end:?}");
         }
         assert_eq!(it.sh("echo on").await.0, "on\n");
+    });
+}
+
+pub fn what_cannot_be_held_works_and_is_said() {
+    runtime().block_on(async {
+        let it = sandbox_with(request(), &["holder=/bin/false"]).await;
+        assert_eq!(it.sh("echo on").await.0, "on\n");
+        let status = it.client.status().await.unwrap();
+        let why = status.sandboxes_not_held.unwrap();
+        assert!(why.contains("as soon as it is started"), "{why}");
+        // As before there were holders: it ends with its daemon.
+        kill(&it.client).await;
+        let client = started(&it.home, &[]).await;
+        let gone = client.sandbox(&it.id).await;
+        assert_eq!(code(gone), ErrorCode::SandboxNotFound);
+    });
+}
+
+pub fn a_daemon_that_is_stopped_in_the_middle_of_a_copy_says_so() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let (sender, input) = mpsc::channel(100);
+        sender.send(Ok(vec![b'x'; 10_000].into())).await.unwrap();
+        let own = Client::connect(&it.home.socket()).await.unwrap();
+        let (id, path) = (it.id.clone(), it.home.folder.path().join("copy"));
+        let writing = tokio::spawn(async move {
+            let path = path.to_str().unwrap();
+            own.write_file(&id, path.as_bytes(), "", input).await
+        });
+        // Its task is there.
+        let looks = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -q '[/]proc/self/exe files'";
+        while it.sh(looks).await.2 != 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let now = StopRequest {
+            now: true,
+            if_idle: false,
+        };
+        it.client.stop(now).await.unwrap();
+        let stopped = writing.await.unwrap();
+        assert!(
+            matches!(&stopped, Err(ClientError::Refused(failure)) if failure.code == ErrorCode::SandboxEnded)
+                || matches!(&stopped, Err(ClientError::Broken(_))),
+            "{stopped:?}"
+        );
+        drop(sender);
     });
 }

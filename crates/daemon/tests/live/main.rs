@@ -108,6 +108,8 @@ tests!(
     killed::kills_at_random_lose_nothing,
     killed::a_file_that_was_on_its_way_in_is_not_there,
     killed::a_guest_that_lies_to_the_next_daemon_loses_its_sandbox_alone,
+    killed::what_cannot_be_held_works_and_is_said,
+    killed::a_daemon_that_is_stopped_in_the_middle_of_a_copy_says_so,
     model::random_sequences_of_verbs_do_what_a_model_does,
 );
 

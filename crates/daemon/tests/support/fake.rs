@@ -319,6 +319,7 @@ fn lie_again(control: &OwnedFd, lie: &[u8]) -> Option<()> {
             agent.say(&told(5, b""))?;
             agent.say(&AgentMessage::ResumedEnd { last: 4 })?;
         }
+        b"resume-last" => agent.say(&AgentMessage::ResumedEnd { last: u32::MAX })?,
         b"resume-other" => agent.say(&AgentMessage::Warmed)?,
         b"resume-silent" => {}
         other => panic!("{other:?}"),

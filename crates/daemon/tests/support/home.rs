@@ -110,7 +110,7 @@ pub fn config(home: &Path, options: &[String]) -> Config {
         .filter_map(|option| option.split_once('='))
         .collect();
     let number = |name: &str| options.get(name).map(|value| value.parse::<u64>().unwrap());
-    let command = vec![program.into(), ZYGOTE_VERB.into()];
+    let command = vec![program.clone().into(), ZYGOTE_VERB.into()];
     let mut engine = Settings::new(command, Store::open(home.join("state")));
     engine.queue = QueueLimits {
         running_max: number("running").unwrap_or(16) as usize,
@@ -125,7 +125,10 @@ pub fn config(home: &Path, options: &[String]) -> Config {
     let held = home.join("run/zygote.sock.held");
     engine.holder = Some(HolderConfig {
         command: vec![
-            std::env::current_exe().unwrap().into(),
+            options
+                .get("holder")
+                .map_or(program.clone(), PathBuf::from)
+                .into(),
             HOLDER_VERB.into(),
             held.clone().into(),
             options.get("away_ms").unwrap_or(&"60000").into(),

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::process::Command;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use zygote_runner::control::{decode, encode};
 use zygote_runner::packet;
 
@@ -69,7 +69,11 @@ enum Line {
     None,
     To(Arc<ControlSocket>),
     /// It ended as soon as it was started.
-    Broken(Instant),
+    Broken,
+}
+
+fn ends_at_once() -> io::Error {
+    io::Error::other("what holds sandboxes ends as soon as it is started")
 }
 
 impl Holder {
@@ -127,12 +131,18 @@ impl Holder {
             return Ok(Vec::new());
         };
         let socket = endpoint()?;
-        if let Err(error) = connect(&socket, &place.address()?) {
-            if error == Errno::CONNREFUSED {
-                // Its holder was killed, and who holds nothing is not to be looked for.
-                place.leave();
+        // One that hangs is not waited for.
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        match connect(&socket, &place.address()?) {
+            Ok(()) => {}
+            Err(Errno::AGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+            Err(error) => {
+                if error == Errno::CONNREFUSED {
+                    // Its holder was killed, and who holds nothing is not to be looked for.
+                    place.leave();
+                }
+                return Ok(Vec::new());
             }
-            return Ok(Vec::new());
         }
         if socket_peercred(&socket)?.uid != geteuid() {
             let path = config.socket.display();
@@ -157,11 +167,22 @@ impl Holder {
         tokio::spawn(async move {
             // It says nothing by itself.
             let _ = line.receive().await;
-            *holder.line() = if since.elapsed() < LIFE_MIN {
-                Line::Broken(Instant::now())
+            if since.elapsed() < LIFE_MIN {
+                holder.give_up_for_now();
             } else {
-                Line::None
-            };
+                *holder.line() = Line::None;
+                holder.losses.send_modify(|losses| *losses += 1);
+            }
+        });
+    }
+
+    /// Another one would not do better; later, who has something to hold tries again.
+    fn give_up_for_now(self: &Arc<Self>) {
+        *self.line() = Line::Broken;
+        let holder = Arc::clone(self);
+        tokio::spawn(async move {
+            sleep(AGAIN_AFTER).await;
+            *holder.line() = Line::None;
             holder.losses.send_modify(|losses| *losses += 1);
         });
     }
@@ -186,7 +207,7 @@ impl Holder {
         let ready = ready.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         match ready.map(|bytes| decode(&bytes)) {
             Some(Ok(FromHolder::Ready)) => {}
-            _ => return Err(io::Error::other("its holder ends as soon as it is started")),
+            _ => return Err(ends_at_once()),
         }
         self.watch(Arc::clone(&line));
         Ok(line)
@@ -200,17 +221,14 @@ impl Holder {
         let _starting = self.starting.lock().await;
         match &*self.line() {
             Line::To(line) => return Ok(Some(Arc::clone(line))),
-            Line::Broken(since) if since.elapsed() < AGAIN_AFTER => {
-                return Err(io::Error::other("its holder ends as soon as it is started"));
-            }
-            Line::Broken(_) | Line::None => {}
+            Line::Broken => return Err(ends_at_once()),
+            Line::None => {}
         }
         let started = self.start(config).await;
-        *self.line() = match &started {
-            Ok(line) => Line::To(Arc::clone(line)),
-            // Another one would not do better.
-            Err(_) => Line::Broken(Instant::now()),
-        };
+        match &started {
+            Ok(line) => *self.line() = Line::To(Arc::clone(line)),
+            Err(_) => self.give_up_for_now(),
+        }
         started.map(Some)
     }
 
@@ -248,7 +266,7 @@ impl Holder {
     pub async fn remove(&self, key: &str) {
         let line = match &*self.line() {
             Line::To(line) => Arc::clone(line),
-            Line::None | Line::Broken(_) => return,
+            Line::None | Line::Broken => return,
         };
         let key = key.to_owned();
         // One that is gone holds nothing.

@@ -4,6 +4,7 @@ use super::error::LiveError;
 use super::journal::Happening;
 use super::owner::{Guest, Owner, Source, step};
 use super::phase::{End, EndReason, Phase, Step};
+use super::record::key;
 use super::sandbox::{Birth, Sandbox, SandboxSpec, Status};
 use crate::conversation::{Broken, Listener};
 use crate::engine::{Engine, EngineError, Note};
@@ -66,15 +67,15 @@ impl Engine {
         sandbox
             .status
             .send_modify(|status| status.fork_time = Some(begun.elapsed()));
-        step(&sandbox, Step::Activated, None);
         let journal = Arc::clone(&self.live().journal);
-        journal.note(sandbox.id, sandbox.spec.name.as_deref(), Happening::Made);
         let source = Source::Pool(pool, loaded);
         let (own, holder) = (Arc::clone(&sandbox), Arc::clone(self.holder()));
-        let mut owner = Owner::new(own, journal, guest, expires, source, holder);
+        let mut owner = Owner::new(own, Arc::clone(&journal), guest, expires, source, holder);
         // Before anybody hears of it.
         owner.write_down().await;
         making.is_made = true;
+        step(&sandbox, Step::Activated, None);
+        journal.note(sandbox.id, sandbox.spec.name.as_deref(), Happening::Made);
         tokio::spawn(owner.live(inbox));
         Ok(Arc::clone(&sandbox))
     }
@@ -148,6 +149,9 @@ impl Drop for Making<'_> {
             step(self.sandbox, Step::End, Some(&end));
             step(self.sandbox, Step::Gone, None);
             self.engine.live().leave(self.sandbox.id);
+            // It may have been written down just now.
+            let (holder, key) = (Arc::clone(self.engine.holder()), key(self.sandbox.id));
+            tokio::spawn(async move { holder.remove(&key).await });
         }
     }
 }

@@ -17,6 +17,8 @@ use zygote_protocol::{AgentMessage, HostMessage, NOTE_MAX_BYTES, ProcessId, Resu
 
 /// No process reads or writes so many bytes in its life.
 const OFFSET_MAX: u64 = 1 << 62;
+/// No sandbox has so many processes in its life.
+const NUMBER_MAX: ProcessId = 1 << 31;
 
 impl Owner {
     /// Has the sandbox held beyond this engine's end, with all that the next one must know. Where that
@@ -138,10 +140,10 @@ impl Owner {
                 }
                 AgentMessage::ResumedEnd { last } => {
                     let is_last = all.last().is_none_or(|told| told.described.process <= last);
-                    if is_last {
+                    if is_last && last <= NUMBER_MAX {
                         return Ok((all, last));
                     }
-                    return nonsense("a last process before the last");
+                    return nonsense("a last process that cannot be");
                 }
                 _ => return nonsense("something else before its processes"),
             }
