@@ -1,8 +1,9 @@
 //! The agent: PID 1 of the guest, and the host's hand in it.
 //!
 //! It brings the guest up, connects to the host once, keeps the user's processes frozen while a
-//! snapshot is taken, gives each fork its identity before it thaws them, and runs programs. One
-//! thread, one poll loop. It sees nothing of ours but the protocol.
+//! snapshot is taken, gives each fork its identity before it thaws them, and runs programs. Should a
+//! fork's host be lost, it goes on, and waits for another one to connect. One thread, one poll loop. It
+//! sees nothing of ours but the protocol.
 
 mod cgroup;
 mod channel;

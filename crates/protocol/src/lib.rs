@@ -1,7 +1,7 @@
 //! Messages between the host and the agent in the guest, and how they are framed.
 //!
 //! One byte stream (a vsock connection that the agent opened before the snapshot and that every
-//! fork inherits) carries frames in both directions:
+//! fork inherits; a new one, should a fork's host be lost) carries frames in both directions:
 //!
 //! ```text
 //! u32 little-endian: payload length in bytes, at most PAYLOAD_MAX_BYTES of the kind of message

@@ -361,6 +361,10 @@ pub fn another_version_ends_what_it_cannot_go_on_with_and_says_so() {
             "{}",
             end.message
         );
+        let mut events = it.client.sandbox_events(0, false).await.unwrap();
+        let event = events.next().await.unwrap().unwrap();
+        let is_its_end = matches!(&event.what, SandboxHappening::Ended { reason, .. } if reason == "not_adopted");
+        assert!(is_its_end && event.sandbox == it.id, "{event:?}");
         // Nothing of it runs on.
         until("its processes have ended", || {
             std::fs::remove_file(&folder).ok();

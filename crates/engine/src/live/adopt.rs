@@ -1,9 +1,10 @@
 //! Going on with the live sandboxes of an engine that was killed.
 
+use super::Happening;
 use super::owner::{Guest, Owner, Source};
 use super::phase::{End, EndReason, Phase};
 use super::record::{self, Read, Record};
-use super::sandbox::{Inbox, Sandbox};
+use super::sandbox::{Birth, Inbox, Sandbox};
 use crate::conversation::Listener;
 use crate::engine::Engine;
 use crate::held::Entry;
@@ -57,6 +58,12 @@ impl Engine {
     /// If what it has left cannot be had.
     pub async fn adopt(self: &Arc<Self>) -> io::Result<Adopted> {
         let entries = self.holder().resume().await?;
+        // First: what is found may be an event.
+        let numbers = entries.iter().find(|entry| entry.key == JOURNAL);
+        let numbers = numbers.and_then(|entry| serde_json::from_slice(&entry.record).ok());
+        if let Some(Numbers { last }) = numbers {
+            self.live().journal.go_on_after(last);
+        }
         let mut adopted = Adopted::default();
         let mut zygotes = HashMap::new();
         let mut found: HashMap<String, Vec<Found>> = HashMap::new();
@@ -71,10 +78,6 @@ impl Engine {
                         .push(one),
                     None => adopted.ended += 1,
                 }
-            } else if entry.key == JOURNAL
-                && let Ok(numbers) = serde_json::from_slice::<Numbers>(&entry.record)
-            {
-                self.live().journal.go_on_after(numbers.last);
             }
         }
         tokio::spawn(keep_numbers(Arc::clone(self)));
@@ -102,39 +105,38 @@ impl Engine {
     /// A sandbox that may be gone on with; otherwise it is entered as one that has ended.
     async fn read(&self, entry: Entry) -> Option<Found> {
         let (key, engine) = (entry.key, self.holder().version());
-        let (birth, status, processes) = match record::read(&entry.record, engine) {
+        let record = match record::read(&entry.record, engine) {
+            Read::Whole(record) => record,
             Read::Nothing => {
                 self.holder().remove(&key).await;
                 return None;
             }
             Read::Head(head, why) => {
-                self.holder().remove(&key).await;
-                (head.birth(), ended(EndReason::NotAdopted(why)), Vec::new())
-            }
-            Read::Whole(record) => {
-                let mut descriptors = entry.descriptors.into_iter();
-                match (descriptors.next(), descriptors.next(), &record.end) {
-                    (Some(control), Some(process), None) => {
-                        return Some(Found {
-                            record: *record,
-                            control,
-                            process,
-                        });
-                    }
-                    (.., Some(_)) => {
-                        let status = record.status(Phase::Ended);
-                        (record.birth(), status, record.processes)
-                    }
-                    // Nobody was there when its time was over.
-                    _ => (record.birth(), ended(EndReason::Ttl), Vec::new()),
-                }
+                self.enter_ended(head.birth(), EndReason::NotAdopted(why))
+                    .await;
+                return None;
             }
         };
-        let (sandbox, _) = Sandbox::new(birth, self.live().limits, status);
-        for info in processes {
-            sandbox.show_ended(info);
+        let mut descriptors = entry.descriptors.into_iter();
+        match (descriptors.next(), descriptors.next(), &record.end) {
+            (Some(control), Some(process), None) => {
+                return Some(Found {
+                    record: *record,
+                    control,
+                    process,
+                });
+            }
+            // Nobody was there when its time was over.
+            (.., None) => self.enter_ended(record.birth(), EndReason::Ttl).await,
+            (.., Some(_)) => {
+                let status = record.status(Phase::Ended);
+                let (sandbox, _) = Sandbox::new(record.birth(), self.live().limits, status);
+                for info in record.processes {
+                    sandbox.show_ended(info);
+                }
+                self.live().enter_adopted(&sandbox);
+            }
         }
-        self.live().enter_adopted(&sandbox);
         None
     }
 
@@ -166,7 +168,8 @@ impl Engine {
             Err(error) => {
                 for (record, control) in records {
                     drop(control);
-                    self.give_up(&record, &error.to_string()).await;
+                    let why = EndReason::NotAdopted(error.to_string());
+                    self.enter_ended(record.birth(), why).await;
                 }
                 return Vec::new();
             }
@@ -176,7 +179,10 @@ impl Engine {
             let source = Source::Adopted(Arc::clone(&zygote));
             match connect(control, runner) {
                 Ok(guest) => living.push(self.adopt_one(record, guest, source)),
-                Err(error) => self.give_up(&record, &error.to_string()).await,
+                Err(error) => {
+                    let why = EndReason::NotAdopted(error.to_string());
+                    self.enter_ended(record.birth(), why).await;
+                }
             }
         }
         living
@@ -198,11 +204,16 @@ impl Engine {
         sandbox
     }
 
-    /// Enters a sandbox as one that could not be gone on with.
-    async fn give_up(&self, record: &Record, why: &str) {
-        let end = EndReason::NotAdopted(why.to_owned());
-        let (sandbox, _) = Sandbox::new(record.birth(), self.live().limits, ended(end));
+    /// Enters a sandbox that another engine had made, and that has ended with that or since.
+    async fn enter_ended(&self, birth: Birth, reason: EndReason) {
+        let happening = Happening::Ended {
+            reason: reason.name(),
+            message: reason.to_string(),
+        };
+        let (sandbox, _) = Sandbox::new(birth, self.live().limits, ended(reason));
         self.live().enter_adopted(&sandbox);
+        let name = sandbox.spec.name.as_deref();
+        self.live().journal.note(sandbox.id, name, happening);
         self.holder().remove(&record::key(sandbox.id)).await;
     }
 }
