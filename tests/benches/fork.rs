@@ -237,9 +237,8 @@ impl Fork {
     fn run(&mut self) {
         self.agent.write_all(&[0]).unwrap();
         loop {
-            match self.heard() {
-                FromRunner::Parked => {}
-                FromRunner::Stopped { .. } => return,
+            if let FromRunner::Stopped { .. } = self.heard() {
+                return;
             }
         }
     }

@@ -123,3 +123,67 @@ pub fn python(code: &str) -> Ran {
 pub fn threads(code: &str) -> Ran {
     zygote(&["run", "-t", "threads", "-c", code])
 }
+
+/// A sandbox of a test's own, until it is dropped.
+pub struct Live {
+    /// Its name.
+    pub name: String,
+}
+
+impl Live {
+    /// Of the template `python`.
+    pub fn new(name: &str) -> Self {
+        Self::with(name, &[])
+    }
+
+    /// With further words for `zygote create`.
+    pub fn with(name: &str, options: &[&str]) -> Self {
+        let create = [&["create", "--name", name][..], options].concat();
+        let id = zygote(&create).good().text();
+        assert_eq!(id.trim().len(), 36, "{id}");
+        let name = name.to_owned();
+        Self { name }
+    }
+
+    /// One that was made elsewhere.
+    pub fn named(name: &str) -> Self {
+        let name = name.to_owned();
+        Self { name }
+    }
+
+    /// Runs a program in it.
+    pub fn exec(&self, command: &[&str]) -> Ran {
+        zygote(&[&["exec", &self.name, "--"], command].concat())
+    }
+
+    /// Runs a shell's script in it.
+    pub fn sh(&self, script: &str) -> Ran {
+        self.exec(&["sh", "-c", script])
+    }
+
+    /// Runs a cell of Python in it.
+    pub fn python(&self, code: &str) -> Ran {
+        zygote(&["python", &self.name, "-c", code])
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        zygote(&["rm", &self.name]);
+    }
+}
+
+/// Kills the engine (SIGKILL), and waits for its end.
+pub fn kill_engine() {
+    let pid = zygote(&["status", "--json"]).json().remove(0)["pid"].clone();
+    let Some(pid) = pid.as_i64() else {
+        panic!("no engine runs");
+    };
+    let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
+    assert!(killed.is_ok_and(|killed| killed.success()));
+    let begun = std::time::Instant::now();
+    while std::path::Path::new(&format!("/proc/{pid}")).exists() {
+        assert!(begun.elapsed().as_secs() < 60, "the engine is still there");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}

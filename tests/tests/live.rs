@@ -5,39 +5,6 @@
 use std::process::{Command, Stdio};
 use zygote_tests::*;
 
-/// A sandbox of a test's own, until it is dropped.
-struct Live {
-    name: String,
-}
-
-impl Live {
-    fn new(name: &str) -> Self {
-        Self::with(name, &[])
-    }
-
-    fn with(name: &str, options: &[&str]) -> Self {
-        let create = [&["create", "--name", name][..], options].concat();
-        let id = zygote(&create).good().text();
-        assert_eq!(id.trim().len(), 36, "{id}");
-        let name = name.to_owned();
-        Self { name }
-    }
-
-    fn exec(&self, command: &[&str]) -> Ran {
-        zygote(&[&["exec", &self.name, "--"], command].concat())
-    }
-
-    fn sh(&self, script: &str) -> Ran {
-        self.exec(&["sh", "-c", script])
-    }
-}
-
-impl Drop for Live {
-    fn drop(&mut self) {
-        zygote(&["rm", &self.name]);
-    }
-}
-
 #[test]
 fn files_and_processes_of_one_call_are_there_for_the_next() {
     let it = Live::with("living", &["--env", "A=1"]);
@@ -218,19 +185,6 @@ fn an_interpreter_keeps_its_state_and_shows_values() {
     );
     zygote(&["python", &it.name, "--restart"]).good();
     assert_eq!(python("'x' in globals()").good().text(), "False\n");
-}
-
-/// Kills the engine (SIGKILL), and waits for its end.
-fn kill_engine() {
-    let pid = zygote(&["status", "--json"]).json().remove(0)["pid"].clone();
-    let pid = pid.as_i64().unwrap();
-    let killed = Command::new("kill").args(["-9", &pid.to_string()]).status();
-    assert!(killed.unwrap().success());
-    let begun = std::time::Instant::now();
-    while std::path::Path::new(&format!("/proc/{pid}")).exists() {
-        assert!(begun.elapsed().as_secs() < 60, "the engine is still there");
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
 }
 
 #[test]

@@ -17,6 +17,9 @@ const PROCESSES_MAX: u32 = 4096;
 /// Freezing waits for tasks to come out of the kernel; longer than this is a failure.
 const FREEZE_MAX: Duration = Duration::from_secs(20);
 
+/// How often it is looked whether all have stopped, should the kernel not tell.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
 fn write(file: &str, value: &str) -> io::Result<()> {
     let path = Path::new(USER).join(file);
     fs::write(&path, value).map_err(|e| {
@@ -113,21 +116,30 @@ pub fn has_only(interpreter: bool, launcher: bool) -> bool {
 
 /// Stops every process of the user; returns when all have stopped.
 pub fn freeze() -> io::Result<()> {
+    if freeze_within(FREEZE_MAX)? {
+        return Ok(());
+    }
+    Err(io::Error::other("the user's processes do not freeze"))
+}
+
+/// Stops every process of the user. False if not all have stopped by then: those are in the kernel, and
+/// stop before they come out of it.
+pub fn freeze_within(limit: Duration) -> io::Result<bool> {
     write("cgroup.freeze", "1")?;
     let events = fs::File::open(Path::new(USER).join("cgroup.events"))?;
     let start = Instant::now();
     loop {
         // The kernel notifies pollers of this file (POLLPRI) at each change; re-read each time.
         if fs::read_to_string(Path::new(USER).join("cgroup.events"))?.contains("frozen 1") {
-            return Ok(());
+            return Ok(true);
         }
-        let left = FREEZE_MAX.saturating_sub(start.elapsed());
+        let left = limit.saturating_sub(start.elapsed());
         if left.is_zero() {
-            return Err(io::Error::other("the user's processes do not freeze"));
+            return Ok(false);
         }
         let timeout = rustix::time::Timespec {
             tv_sec: 0,
-            tv_nsec: 100_000_000,
+            tv_nsec: left.min(LOOK_EVERY).as_nanos() as i64,
         };
         let mut fds = [rustix::event::PollFd::new(
             &events,

@@ -1,5 +1,7 @@
 //! A context's own connection: cells go in, what comes of them comes out, in order with what it prints.
 
+#![expect(unsafe_code, reason = "kill")]
+
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,6 +10,28 @@ use zygote_protocol::{CellEvent, ReaderId, ResumedContext, STREAM_CHUNK_MAX_BYTE
 
 const HEADER_BYTES: usize = 4;
 const READ_BYTES: usize = 64 * 1024;
+
+/// Has an interpreter reseed the generators of its TLS, or all (`python/context.py`).
+const RESEED_TLS: i32 = 64;
+const RESEED_ALL: i32 = 63;
+
+/// Has a context draw keys that nobody else has had; with `all`, any random numbers. It does so before it
+/// runs anything else, unless it is somewhere outside of Python.
+pub fn reseed(pid: u32, all: bool) {
+    let signal = if all { RESEED_ALL } else { RESEED_TLS };
+    if catches(pid, signal) {
+        // SAFETY: a plain system call; the process has not been reaped, so the id is its own.
+        unsafe { libc::kill(pid as libc::pid_t, signal) };
+    }
+}
+
+/// Whether a process has a handler for a signal (proc_pid_status(5)): one that has just begun has not.
+fn catches(pid: u32, signal: i32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
+}
 
 /// Of one context.
 pub struct Context {
@@ -246,6 +270,19 @@ mod tests {
         assert!(context.has_event());
         context.output_is_read(30);
         assert_eq!(context.part().unwrap().data, [1, 7]);
+    }
+
+    #[test]
+    fn a_signal_without_a_handler_is_not_sent() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("9")
+            .spawn()
+            .unwrap();
+        assert!(!catches(child.id(), RESEED_TLS));
+        reseed(child.id(), true);
+        assert!(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

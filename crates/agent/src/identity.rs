@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "a mapped register, ioctls, clock_settime")]
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use zygote_protocol::{HOST_CLOCK_ADDRESS, Identity};
@@ -30,8 +30,10 @@ fn context<T>(what: &str, result: io::Result<T>) -> io::Result<T> {
 /// file is copied up into the overlay.
 pub struct Papers {
     urandom: File,
-    hostname: File,
-    hosts: File,
+    /// `None`: somebody has changed it.
+    hostname: Option<File>,
+    /// Likewise.
+    hosts: Option<File>,
     machine_id: File,
     boot_id: File,
 }
@@ -47,8 +49,8 @@ impl Papers {
         };
         let papers = Self {
             urandom: open("/dev/urandom")?,
-            hostname: open("/etc/hostname")?,
-            hosts: open("/etc/hosts")?,
+            hostname: Some(open("/etc/hostname")?),
+            hosts: Some(open("/etc/hosts")?),
             machine_id: open("/etc/machine-id")?,
             boot_id: open(BOOT_ID)?,
         };
@@ -67,6 +69,7 @@ impl Papers {
             boot_id,
             kernel_seed,
             interpreter_seed: _,
+            reseed: _,
         } = identity;
         context("set the clock", set_clock(clock))?;
         let reseeded = reseed(&self.urandom, kernel_seed);
@@ -78,17 +81,33 @@ impl Papers {
         Ok(sample)
     }
 
+    /// Leaves what names the machine as its user has left it, but for what is as it was written when it
+    /// became `before`.
+    pub fn keep_changes(mut self, before: &str) -> Self {
+        let is_ours = |file: &File, text: String| {
+            let mut now = Vec::new();
+            let is_read = file.take(text.len() as u64 + 1).read_to_end(&mut now);
+            is_read.is_ok() && now == text.into_bytes()
+        };
+        let keep = |file: Option<File>, text: String| file.filter(|file| is_ours(file, text));
+        self.hostname = keep(self.hostname, line(before));
+        self.hosts = keep(self.hosts, hosts(before));
+        self
+    }
+
     fn name(&self, name: &str) -> io::Result<()> {
         let valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         if name.is_empty() || name.len() > HOSTNAME_MAX_BYTES || !name.bytes().all(valid) {
             return Err(io::Error::other(format!("{name:?} is no host name")));
         }
         rustix::system::sethostname(name.as_bytes())?;
-        rewrite(&self.hostname, &format!("{name}\n"))?;
-        let hosts = format!(
-            "127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-        );
-        rewrite(&self.hosts, &hosts)
+        if let Some(file) = &self.hostname {
+            rewrite(file, &line(name))?;
+        }
+        match &self.hosts {
+            Some(file) => rewrite(file, &hosts(name)),
+            None => Ok(()),
+        }
     }
 
     fn number(&self, machine_id: &[u8; 16], boot_id: &[u8; 16]) -> io::Result<()> {
@@ -96,6 +115,16 @@ impl Papers {
         rewrite(&self.machine_id, &(machine_id.collect::<String>() + "\n"))?;
         rewrite(&self.boot_id, &(uuid(boot_id) + "\n"))
     }
+}
+
+/// What /etc/hostname says.
+fn line(name: &str) -> String {
+    format!("{name}\n")
+}
+
+/// What /etc/hosts says.
+fn hosts(name: &str) -> String {
+    format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
 }
 
 /// In place; a length that stays costs no call.
@@ -216,8 +245,8 @@ mod tests {
         let file = || tempfile::tempfile().unwrap();
         let papers = Papers {
             urandom: file(),
-            hostname: file(),
-            hosts: file(),
+            hostname: Some(file()),
+            hosts: Some(file()),
             machine_id: file(),
             boot_id: file(),
         };

@@ -393,6 +393,12 @@ impl Processes {
         self.own_kills += 1;
     }
 
+    /// Has contexts of a branch draw keys that are not their source's; with `all`, any random numbers.
+    pub fn reseed(&self, all: bool) {
+        let contexts = self.all.iter().filter(|process| process.context.is_some());
+        contexts.for_each(|process| crate::context::reseed(process.pid, all));
+    }
+
     /// Nobody will ask for this one any more. What still writes to its streams is read, for nobody.
     pub fn forget(&mut self, id: ProcessId) {
         if let Some(kept) = self.find(id).and_then(|process| process.kept.as_mut()) {

@@ -1,6 +1,7 @@
 //! Serving the host: one poll loop over the connection, the children and their streams.
 //!
-//! The states of a guest: being built (anything goes), frozen (silent until `Activate`), active.
+//! The states of a guest: being built (anything goes), frozen (silent until `Activate`), active, and held,
+//! which is where its branches begin: they have lost their host by then, and are activated by another.
 //! A failed activation leaves it frozen for ever: no program runs without an identity.
 
 #![expect(unsafe_code, reason = "waitpid")]
@@ -23,6 +24,7 @@ use rustix::time::Timespec;
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 use zygote_protocol::{
     AgentMessage, HostMessage, Identity, PROTOCOL_VERSION, Program, PythonSource, Start,
     StartFailure,
@@ -56,6 +58,7 @@ enum State {
     Building,
     Frozen,
     Active,
+    Held,
 }
 
 struct Server {
@@ -151,7 +154,7 @@ impl Server {
     fn hear(&mut self) -> io::Result<()> {
         self.channel.receive();
         if self.channel.is_lost() {
-            if self.state != State::Active {
+            if !matches!(self.state, State::Active | State::Held) {
                 return Err(io::Error::other("the host has closed the connection"));
             }
             // Another one may come.
@@ -250,7 +253,22 @@ impl Server {
                 let processes = self.processes.describe();
                 self.channel.send(&AgentMessage::Described { processes })
             }
-            HostMessage::Resume => self.processes.resume(&mut self.channel),
+            HostMessage::Resume => {
+                // Whoever wanted a branch has gone.
+                self.release()?;
+                self.processes.resume(&mut self.channel)
+            }
+            HostMessage::Hold { limit_ms, anyway } => {
+                let limit = Duration::from_millis(limit_ms.into());
+                let answer = match self.hold(limit, anyway) {
+                    Ok(all) => AgentMessage::Held { all },
+                    Err(error) => AgentMessage::NotHeld {
+                        message: error.to_string(),
+                    },
+                };
+                self.channel.send(&answer)
+            }
+            HostMessage::Release => self.release(),
             message => {
                 self.tell_process(message);
                 Ok(())
@@ -320,15 +338,22 @@ impl Server {
     }
 
     fn activate(&mut self, identity: &Identity) -> io::Result<()> {
-        if self.state != State::Frozen {
+        let is_branch = self.state == State::Held;
+        if self.state != State::Frozen && !is_branch {
             let message = "the guest is not frozen".to_owned();
             return self.channel.send(&AgentMessage::ActivateFailed { message });
         }
+        // Whoever activates a branch knows that there is one.
+        self.channel.unmute();
         match self.become_somebody(identity) {
             Ok(random_sample) => {
                 self.state = State::Active;
                 self.channel
-                    .send(&AgentMessage::Activated { random_sample })
+                    .send(&AgentMessage::Activated { random_sample })?;
+                if is_branch {
+                    self.processes.resume(&mut self.channel)?;
+                }
+                Ok(())
             }
             Err(error) => {
                 let message = error.to_string();
@@ -348,10 +373,62 @@ impl Server {
         if let Some(interpreter) = &mut self.interpreter {
             interpreter.set_seed(identity.interpreter_seed.as_deref());
         }
+        if self.state == State::Held {
+            self.processes.reseed(identity.reseed);
+        }
         if let Some(thaw) = thaw {
             thaw.thaw()?;
         }
         Ok(sample)
+    }
+
+    /// Stops the user's processes, and has ready what a branch needs to become somebody. Gives back whether
+    /// all have stopped. If it fails, they go on.
+    fn hold(&mut self, limit: Duration, anyway: bool) -> io::Result<bool> {
+        if self.state != State::Active {
+            return Err(io::Error::other("the guest is not active"));
+        }
+        if self.clock.is_none() {
+            self.state = State::Held;
+            return Ok(true);
+        }
+        let thaw = Thaw::prepare()?;
+        let ready = cgroup::freeze_within(limit).and_then(|all| {
+            if !all && !anyway {
+                let seconds = limit.as_secs_f32();
+                let message = format!(
+                    "not all of its processes have stopped within {seconds} s: some are in the \
+                     kernel, waiting for a disk or for each other"
+                );
+                return Err(io::Error::other(message));
+            }
+            let name = rustix::system::uname();
+            let papers = Papers::prepare(false)?;
+            Ok((all, papers.keep_changes(&name.nodename().to_string_lossy())))
+        });
+        match ready {
+            Ok((all, papers)) => {
+                self.frozen = Some((papers, Some(thaw)));
+                self.state = State::Held;
+                Ok(all)
+            }
+            Err(error) => {
+                thaw.thaw()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Lets the user's processes go on, if they are held.
+    fn release(&mut self) -> io::Result<()> {
+        if self.state != State::Held {
+            return Ok(());
+        }
+        self.state = State::Active;
+        match &self.frozen {
+            Some((_, Some(thaw))) => thaw.thaw(),
+            _ => Ok(()),
+        }
     }
 
     fn warm(&mut self, code: &str) -> io::Result<()> {
@@ -399,6 +476,8 @@ impl Server {
             Err(io::Error::other(
                 "the guest is frozen: it has no identity yet",
             ))
+        } else if self.state == State::Held {
+            Err(io::Error::other("the guest is held, for a branch"))
         } else if self.processes.find(id).is_some() {
             Err(io::Error::other("a process of this number runs already"))
         } else {

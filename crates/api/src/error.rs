@@ -68,6 +68,8 @@ pub enum ErrorCode {
     ContextNotFound,
     /// 409: the context's interpreter has ended; the message says how.
     ContextDead,
+    /// 409: the sandbox could not be branched; it goes on.
+    NotBranched,
     /// 429: a limit of the engine, or of a sandbox, is reached.
     LimitReached,
     /// 500: the template is there, but not usable.
@@ -140,6 +142,7 @@ impl ErrorCode {
             | Self::ProcessEnded
             | Self::NoTerminal
             | Self::ContextDead
+            | Self::NotBranched
             | Self::FileFailed => 409,
             Self::LimitReached => 429,
             Self::TooLarge => 413,

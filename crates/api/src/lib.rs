@@ -1,6 +1,7 @@
 //! The types of the API, version 1: what the engine's server and its clients say to each other. JSON
 //! over HTTP; streams are NDJSON (one object a line) or, from the server, server-sent events. No I/O.
 
+mod branch;
 mod code;
 mod collect;
 mod error;
@@ -13,6 +14,7 @@ mod status;
 mod template;
 mod time;
 
+pub use branch::{BranchPause, BranchRequest, Branched};
 pub use code::{
     Bundle, CodeEvent, CodeRequest, CodeResult, ContextInfo, ContextList, ContextRequest, Exception,
 };

@@ -162,6 +162,9 @@ pub struct SandboxInfo {
     pub template: String,
     /// The build of that.
     pub build: String,
+    /// The sandbox that it is a branch of: its id.
+    #[serde(default)]
+    pub parent: Option<String>,
     /// Where it is in its life.
     pub state: SandboxState,
     /// Why it has ended.
@@ -481,6 +484,11 @@ pub struct SandboxEvent {
 pub enum SandboxHappening {
     /// It runs.
     Made,
+    /// It was branched, and goes on.
+    Branched {
+        /// The ids of the branches.
+        into: Vec<String>,
+    },
     /// It runs on: the engine that had made it was killed, and this one goes on with it.
     Adopted,
     /// It has ended.

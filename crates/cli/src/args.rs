@@ -120,6 +120,10 @@ pub enum Verb {
     Run(RunArgs),
     /// Make a sandbox that lives until it is removed
     Create(CreateArgs),
+    /// Make children of a sandbox that go on where it is
+    Branch(BranchArgs),
+    /// Show which sandbox is a branch of which
+    Tree(TreeArgs),
     /// Run a program in a sandbox
     Exec(ExecArgs),
     /// Run Python in an interpreter of a sandbox, whose state stays from call to call

@@ -70,6 +70,8 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
     match &cli.verb {
         Verb::Run(args) => run::run(global, args),
         Verb::Create(args) => live::create(global, args),
+        Verb::Branch(args) => live::branch(global, args),
+        Verb::Tree(args) => live::tree(global, args),
         Verb::Exec(args) => live::exec(global, args),
         Verb::Python(args) => live::python(global, args),
         Verb::Attach(args) => live::attach(global, args),

@@ -10,10 +10,10 @@ use hyper::body::{Frame, Incoming};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use zygote_api::{
-    AttachRequest, CodeEvent, CodeRequest, ContextInfo, ContextList, ContextRequest, CreateEvent,
-    FileAction, FileEvent, FileInfo, ProcessEvent, ProcessInfo, ProcessInput, ProcessList,
-    ProcessOutput, ProcessRequest, ProcessSignal, SandboxChange, SandboxEvent, SandboxInfo,
-    SandboxList, SandboxRequest, SandboxStats, base64,
+    AttachRequest, BranchRequest, Branched, CodeEvent, CodeRequest, ContextInfo, ContextList,
+    ContextRequest, CreateEvent, FileAction, FileEvent, FileInfo, ProcessEvent, ProcessInfo,
+    ProcessInput, ProcessList, ProcessOutput, ProcessRequest, ProcessSignal, SandboxChange,
+    SandboxEvent, SandboxInfo, SandboxList, SandboxRequest, SandboxStats, base64,
 };
 
 /// How long one request waits for an end; it is asked again.
@@ -104,6 +104,12 @@ impl Client {
     /// `GET /v1/sandboxes/{id}/stats`.
     pub async fn sandbox_stats(&self, id: &str) -> Result<SandboxStats, ClientError> {
         self.ask(Method::GET, &path(id, "/stats"), None::<&()>)
+            .await
+    }
+
+    /// `POST /v1/sandboxes/{id}/branch`.
+    pub async fn branch(&self, id: &str, request: &BranchRequest) -> Result<Branched, ClientError> {
+        self.ask(Method::POST, &path(id, "/branch"), Some(request))
             .await
     }
 

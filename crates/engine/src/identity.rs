@@ -24,6 +24,7 @@ pub fn draw() -> io::Result<(Uuid, Identity)> {
         boot_id,
         kernel_seed: random::<SEED_BYTES>()?.to_vec(),
         interpreter_seed: Some(random::<SEED_BYTES>()?.to_vec()),
+        reseed: false,
     };
     Ok((id, identity))
 }

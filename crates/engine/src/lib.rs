@@ -35,5 +35,5 @@ pub use zygote_protocol::{
     FileKind, FileTask, Got, Program, Put, PythonSource, Representation, STREAM_CHUNK_MAX_BYTES,
     StartFailure, Stream, TerminalSize, WriteHow, take_answer,
 };
-pub use zygote_runner::control::MissingWall;
+pub use zygote_runner::control::{MissingWall, Pause};
 pub use zygote_snapshot::RunKind;

@@ -186,6 +186,11 @@ impl Pool {
         &self.zygote
     }
 
+    /// The same, to be kept.
+    pub fn zygote_arc(&self) -> Arc<Zygote> {
+        Arc::clone(&self.zygote)
+    }
+
     /// What it has done so far.
     pub fn stats(&self) -> PoolStats {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

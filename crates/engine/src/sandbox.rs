@@ -509,7 +509,8 @@ pub(crate) async fn last_words(control: &ControlSocket, runner: &mut Runner) -> 
     }
 }
 
-fn told(reason: &str, console: &str) -> String {
+/// Why a machine has stopped, in a sentence.
+pub(crate) fn told(reason: &str, console: &str) -> String {
     let console = console.trim();
     if console.is_empty() {
         reason.to_owned()

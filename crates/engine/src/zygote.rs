@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -103,23 +103,53 @@ pub enum ZygoteError {
     },
 }
 
-/// What is written down of a zygote that is held: its group.
+/// What is written down of a zygote that is held.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     group: Option<PathBuf>,
+    /// The key of the one that it is a branch in the family of.
+    parent: Option<String>,
 }
 
-/// A loaded snapshot, ready to be forked. Dropping it lets the process end by itself;
-/// [`Zygote::shut_down`] waits for that.
+/// A loaded snapshot, or a branch of a running machine, ready to be forked. Dropping it lets the process
+/// end by itself; [`Zygote::shut_down`] waits for that.
 pub struct Zygote {
     requests: mpsc::Sender<Request>,
-    missing_walls: Vec<MissingWall>,
-    samples: Mutex<HashSet<[u8; SAMPLE_BYTES]>>,
-    patience: Duration,
-    admission: Arc<Admission>,
+    family: Family,
     /// By which it is known to who holds it.
     key: String,
     owner: JoinHandle<()>,
+}
+
+/// What a zygote has from the one whose fork's branch it is.
+struct Family {
+    /// That one. The first of a family ends last: its process is the first of a namespace, with which all
+    /// of them end.
+    parent: Option<Arc<Zygote>>,
+    missing_walls: Vec<MissingWall>,
+    /// What forks have shown: a branch's must differ from those of its source, too.
+    samples: Arc<Mutex<HashSet<[u8; SAMPLE_BYTES]>>>,
+    patience: Duration,
+    admission: Arc<Admission>,
+}
+
+impl Family {
+    fn of_branch(parent: &Arc<Zygote>) -> Self {
+        let Self {
+            parent: _,
+            missing_walls,
+            samples,
+            patience,
+            admission,
+        } = &parent.family;
+        Self {
+            parent: Some(Arc::clone(parent)),
+            missing_walls: missing_walls.clone(),
+            samples: Arc::clone(samples),
+            patience: *patience,
+            admission: Arc::clone(admission),
+        }
+    }
 }
 
 enum Request {
@@ -181,6 +211,11 @@ impl Runner {
         // A killed process can only be late when the host is out of breath, or its zygote is; it ends
         // all the same.
         let _ = timeout(END_MAX, self.ended()).await;
+    }
+
+    /// Its pidfd.
+    pub fn process(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
     }
 
     /// Has it stand still; there is no way on from there but its end.
@@ -246,27 +281,57 @@ impl Zygote {
             group,
             runners: HashMap::new(),
             held: None,
+            parent: None,
         };
-        Ok(Self::of(owned, missing_walls, patience, admission, key))
+        let family = Family {
+            parent: None,
+            missing_walls,
+            samples: Arc::default(),
+            patience,
+            admission: Arc::clone(admission),
+        };
+        Ok(Self::of(owned, family, key))
     }
 
-    fn of(
-        owned: Owned,
-        missing_walls: Vec<MissingWall>,
-        patience: Duration,
-        admission: &Arc<Admission>,
-        key: String,
-    ) -> Self {
+    fn of(owned: Owned, family: Family, key: String) -> Self {
         let (requests, inbox) = mpsc::channel(REQUESTS_MAX);
         Self {
             requests,
-            missing_walls,
-            samples: Mutex::default(),
-            patience,
-            admission: Arc::clone(admission),
+            family,
             key,
             owner: tokio::spawn(owned.live(inbox)),
         }
+    }
+
+    /// Goes on with the process that a runner of `parent`'s has forked, over its control socket; `process`:
+    /// its pidfd.
+    ///
+    /// # Errors
+    /// If it ends, or says nothing.
+    pub async fn branched(
+        parent: &Arc<Self>,
+        socket: OwnedFd,
+        process: OwnedFd,
+    ) -> Result<Self, ZygoteError> {
+        let socket = ControlSocket::new(socket).map_err(ZygoteError::Start)?;
+        let late = |_| ZygoteError::Late {
+            operation: "hold a branch",
+            limit: parent.family.patience,
+        };
+        let answer = timeout(parent.family.patience, receive(&socket)).await;
+        let (FromZygote::Loaded { .. }, _) = answer.map_err(late)?? else {
+            return Err(ZygoteError::Gone);
+        };
+        let owned = Owned {
+            socket,
+            process: Process::Known(process),
+            group: None,
+            runners: HashMap::new(),
+            held: None,
+            parent: Some(parent.key.clone()),
+        };
+        let key = format!("{KEY}{}", Uuid::new_v4().simple());
+        Ok(Self::of(owned, Family::of_branch(parent), key))
     }
 
     /// Whether something that is held is a zygote.
@@ -274,13 +339,20 @@ impl Zygote {
         entry.key.starts_with(KEY)
     }
 
+    /// The key of the one whose fork's branch something is that is held, if it is one.
+    pub(crate) fn parent_of(entry: &Entry) -> Option<String> {
+        let record: Result<Record, _> = serde_json::from_slice(&entry.record);
+        record.ok()?.parent
+    }
+
     /// Goes on with one that another engine has left, and with these runners of it, by their process ids
-    /// among its own; gives each back with its number in `runners`.
+    /// among its own; gives each back with its number in `runners`. `parent`: see [`Zygote::parent_of`].
     ///
     /// # Errors
     /// If what is held is no zygote.
     pub(crate) fn adopt(
         entry: Entry,
+        parent: Option<&Arc<Self>>,
         runners: Vec<(u32, OwnedFd)>,
         holder: &Arc<Holder>,
         patience: Duration,
@@ -306,7 +378,8 @@ impl Zygote {
         let runners = runners.collect();
         let owned = Owned {
             socket: ControlSocket::new(socket)?,
-            process: Process::Adopted(process),
+            process: Process::Known(process),
+            parent: record.parent,
             group: group.map(|(path, lock)| Group::adopt(path, lock)),
             runners: known,
             held: Some(Held {
@@ -315,8 +388,17 @@ impl Zygote {
                 losses: *holder.losses().borrow(),
             }),
         };
-        let zygote = Self::of(owned, Vec::new(), patience, admission, entry.key);
-        Ok((zygote, runners))
+        let family = parent.map_or_else(
+            || Family {
+                parent: None,
+                missing_walls: Vec::new(),
+                samples: Arc::default(),
+                patience,
+                admission: Arc::clone(admission),
+            },
+            Family::of_branch,
+        );
+        Ok((Self::of(owned, family, entry.key), runners))
     }
 
     /// Has it held beyond this engine's end, under the key that is given back.
@@ -324,6 +406,9 @@ impl Zygote {
     /// # Errors
     /// If it cannot be, or has ended.
     pub(crate) async fn hold(&self, holder: &Arc<Holder>) -> io::Result<String> {
+        if let Some(parent) = &self.family.parent {
+            Box::pin(parent.hold(holder)).await?;
+        }
         let gone = || io::Error::other("the zygote process has ended");
         let (reply, answer) = oneshot::channel();
         let request = Request::Hold(Arc::clone(holder), self.key.clone(), reply);
@@ -345,7 +430,7 @@ impl Zygote {
         let (reply, answer) = oneshot::channel();
         let request = ForkRequest {
             kind,
-            place: self.admission.admit()?,
+            place: self.family.admission.admit()?,
             agent,
             control,
             reply,
@@ -357,9 +442,9 @@ impl Zygote {
         };
         let late = |_| ZygoteError::Late {
             operation: "fork",
-            limit: self.patience,
+            limit: self.family.patience,
         };
-        timeout(self.patience, forked).await.map_err(late)?
+        timeout(self.family.patience, forked).await.map_err(late)?
     }
 
     /// Whether its process has not ended yet, as far as is known.
@@ -369,12 +454,12 @@ impl Zygote {
 
     /// How long a step of a sandbox may take.
     pub fn patience(&self) -> Duration {
-        self.patience
+        self.family.patience
     }
 
     /// Walls of its jail that this host did not allow.
     pub fn missing_walls(&self) -> &[MissingWall] {
-        &self.missing_walls
+        &self.family.missing_walls
     }
 
     /// Whether no fork of this zygote has shown this sample of its generator before.
@@ -382,7 +467,11 @@ impl Zygote {
         let Ok(sample) = <[u8; SAMPLE_BYTES]>::try_from(sample) else {
             return false;
         };
-        let mut seen = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self
+            .family
+            .samples
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if seen.len() >= SAMPLES_MAX {
             seen.clear();
         }
@@ -420,14 +509,14 @@ fn spawn(config: &EngineConfig, control: OwnedFd) -> io::Result<Child> {
 /// A zygote process.
 enum Process {
     Child(Child),
-    /// Another engine's; a pidfd.
-    Adopted(OwnedFd),
+    /// Another engine's, or a runner's child; a pidfd.
+    Known(OwnedFd),
 }
 
 impl Process {
     fn pidfd(&self) -> io::Result<OwnedFd> {
         match self {
-            Self::Adopted(process) => process.try_clone(),
+            Self::Known(process) => process.try_clone(),
             Self::Child(child) => {
                 let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
                 let pid = pid.ok_or_else(|| io::Error::other("it has ended"))?;
@@ -440,7 +529,7 @@ impl Process {
         match self {
             // It is a child of ours.
             Self::Child(child) => drop(child.wait().await),
-            Self::Adopted(process) => {
+            Self::Known(process) => {
                 let Ok(process) = process.try_clone() else {
                     return;
                 };
@@ -461,7 +550,7 @@ impl Process {
         // Fails if it has ended.
         match self {
             Self::Child(child) => drop(child.start_kill()),
-            Self::Adopted(process) => drop(pidfd_send_signal(process, Signal::KILL)),
+            Self::Known(process) => drop(pidfd_send_signal(process, Signal::KILL)),
         }
     }
 }
@@ -473,6 +562,8 @@ struct Owned {
     group: Option<Group>,
     runners: HashMap<u32, (oneshot::Sender<i32>, Option<Place>)>,
     held: Option<Held>,
+    /// The key of the one whose fork's branch it is.
+    parent: Option<String>,
 }
 
 /// Who holds a zygote, under which key, and how many holders had been lost by then.
@@ -576,7 +667,8 @@ impl Owned {
         let mut descriptors = vec![self.socket.as_fd(), process.as_fd()];
         descriptors.extend(self.group.as_ref().map(|group| group.lock().as_fd()));
         let group = self.group.as_ref().map(|group| group.path().to_owned());
-        let record = serde_json::to_vec(&Record { group })?;
+        let parent = self.parent.clone();
+        let record = serde_json::to_vec(&Record { group, parent })?;
         holder.put(&key, &record, None, &descriptors).await?;
         self.held = Some(Held {
             holder,

@@ -3,29 +3,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+mod support;
+
 use libtest_mimic::{Arguments, Trial};
-use std::fs::File;
-use std::io::{Seek, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use tokio::runtime::{Builder, Runtime};
-use vm_memory::{Bytes, GuestAddress};
-use zygote_engine::{Admission, Budget, EngineConfig, PATIENCE, RunKind, Runner, Zygote};
+use support::{Tiny, become_zygote, hear, runtime};
+use zygote_engine::{EngineConfig, RunKind, Runner, Zygote};
 use zygote_protocol::PROTOCOL_VERSION;
-use zygote_runner::control::{self, FromRunner, Load, PACKET_MAX_BYTES};
+use zygote_runner::control::FromRunner;
 use zygote_runner::packet;
-use zygote_snapshot::{Origin, Writer};
 use zygote_vmm::layout::{VIRTIO_MMIO, VIRTIO_MMIO_SLOT_BYTES};
-use zygote_vmm::{BootConfig, Machine};
 
-/// How this program becomes a zygote process.
-const ZYGOTE_VERB: &str = "--zygote-process";
 const MEMORY_BYTES: u64 = 128 << 20;
-/// Where the guest's program is loaded and begins; its second vCPU begins a page further.
-const START: u64 = 0x100_0000;
-const SECOND: u64 = START + 0x1000;
 /// The guest writes here once it is set up.
 const READY: u64 = 0x200_0000;
 /// The rings of the socket device's transmit queue, each on a page of its own.
@@ -35,12 +28,7 @@ const VSOCK: u64 = VIRTIO_MMIO + VIRTIO_MMIO_SLOT_BYTES;
 const TRANSMIT: u32 = 1;
 
 fn main() -> ExitCode {
-    if std::env::args()
-        .nth(1)
-        .is_some_and(|word| word == ZYGOTE_VERB)
-    {
-        return ExitCode::from(zygote_runner::zygote_main());
-    }
+    become_zygote();
     let tests = [
         trial(
             "a_guest_that_keeps_a_ring_full_is_gone_within_a_second",
@@ -119,93 +107,25 @@ fn filling() -> Vec<u8> {
     code
 }
 
-/// An ELF kernel (System V ABI, chapters 4 and 5) with one segment.
-fn kernel() -> File {
-    let mut code = ringing();
-    code.resize((SECOND - START) as usize, 0xf4);
-    code.extend(filling());
-    let length = code.len() as u64;
-    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
-    for word in [START, 64, 0] {
-        file.extend_from_slice(&word.to_le_bytes());
-    }
-    file.extend_from_slice(b"\0\0\0\0\x40\0\x38\0\x01\0\x40\0\0\0\0\0\x01\0\0\0\x07\0\0\0");
-    for word in [120, START, START, length, length, 0x1000] {
-        file.extend_from_slice(&word.to_le_bytes());
-    }
-    file.extend_from_slice(&code);
-    content(&file)
-}
-
-fn content(bytes: &[u8]) -> File {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(bytes).unwrap();
-    file.rewind().unwrap();
-    file
-}
-
-/// Offsets in `struct kvm_regs` and of the wanted value in `mp_state`.
-const RIP: usize = 16 * 8;
-const RUNNABLE: u32 = 0;
-
 /// A snapshot of a machine whose first vCPU rings and whose second fills the ring. `spoil`: an MSR
 /// gets a value that no CPU takes.
 fn snapshot(folder: &Path, spoil: bool, protocol_version: u32) {
-    let config = BootConfig {
+    let tiny = Tiny {
         memory_bytes: MEMORY_BYTES,
         vcpus: 2,
-        kernel: kernel(),
-        initramfs: content(b"initramfs"),
-        command_line: "quiet".into(),
-        disks: vec![],
+        code: &[&ringing(), &filling()],
+        ready: READY,
+        protocol_version,
     };
-    let (agent, _host) = UnixStream::pair().unwrap();
-    agent.set_nonblocking(true).unwrap();
-    let mut machine = Machine::boot(config, agent.into(), Box::new(std::io::sink())).unwrap();
-    machine.start().unwrap();
-    let ready = |machine: &Machine| -> u32 {
-        let map = machine.memory().map_ref();
-        map.read_obj(GuestAddress(READY)).unwrap()
-    };
-    let begun = Instant::now();
-    while ready(&machine) == 0 {
-        assert!(begun.elapsed() < PATIENCE, "the guest is not set up");
-        std::thread::yield_now();
-    }
-    machine.pause().unwrap();
-    let mut state = machine.save().unwrap();
-    let first = state.vcpus[0].clone();
-    let second = &mut state.vcpus[1];
-    (second.regs, second.sregs) = (first.regs, first.sregs);
-    second.regs[RIP..RIP + 8].copy_from_slice(&SECOND.to_le_bytes());
-    second.mp_state = RUNNABLE;
-    if spoil {
-        let apic = zygote_snapshot::state::MsrEntry {
-            index: 0xc000_0080,
-            value: u64::MAX,
-        };
-        second.msrs.push(apic);
-    }
-    let mut writer = Writer::create(folder).unwrap();
-    writer.memory(machine.paused_memory().unwrap()).unwrap();
-    writer.machine(&state).unwrap();
-    writer
-        .finish(Origin {
-            template: "tiny".into(),
-            recipe_digest: String::new(),
-            replica: 0,
-            created_unix_s: 0,
-            zygote_version: String::new(),
-            protocol_version,
-            kernel_release: String::new(),
-            interpreter: String::new(),
-            cpu_vendor: zygote_snapshot::cpu::vendor(&state.vcpus[0].cpuid),
-        })
-        .unwrap();
-}
-
-fn runtime() -> Runtime {
-    Builder::new_current_thread().enable_all().build().unwrap()
+    support::snapshot(folder, &tiny, |state| {
+        if spoil {
+            let apic = zygote_snapshot::state::MsrEntry {
+                index: 0xc000_0080,
+                value: u64::MAX,
+            };
+            state.vcpus[1].msrs.push(apic);
+        }
+    });
 }
 
 fn config(folder: &Path, spoil: bool) -> EngineConfig {
@@ -214,18 +134,7 @@ fn config(folder: &Path, spoil: bool) -> EngineConfig {
 
 fn config_of(folder: &Path, spoil: bool, protocol_version: u32) -> EngineConfig {
     snapshot(&folder.join("snapshot"), spoil, protocol_version);
-    EngineConfig {
-        command: vec![std::env::current_exe().unwrap().into(), ZYGOTE_VERB.into()],
-        load: Load {
-            snapshot: folder.join("snapshot"),
-            pieces: folder.to_owned(),
-            stamps: folder.join("stamps"),
-            group: None,
-        },
-        admission: Admission::new(Budget::default()),
-        allow_missing_walls: false,
-        patience: PATIENCE,
-    }
+    support::config(folder)
 }
 
 struct Fork {
@@ -251,10 +160,7 @@ async fn fork(zygote: &Zygote) -> Fork {
 
 impl Fork {
     fn await_parked(&self) {
-        let mut bytes = [0; PACKET_MAX_BYTES];
-        let (length, _) = packet::receive(&self.control, &mut bytes).unwrap();
-        let heard: FromRunner = control::decode(&bytes[..length]).unwrap();
-        assert_eq!(heard, FromRunner::Parked);
+        assert_eq!(hear(&self.control).0, FromRunner::Parked);
     }
 }
 

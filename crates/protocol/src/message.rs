@@ -17,7 +17,8 @@ impl crate::Message for AgentMessage {
 /// From the host to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HostMessage {
-    /// First message of every fork: become somebody, then let the user's processes run.
+    /// First message of every fork: become somebody, then let the user's processes run. A fork of a branch
+    /// answers on a connection of its own, with all that `Resume` asks for as well.
     Activate(Identity),
     /// Put something into the file system. Not answered: what fails is why the next process does
     /// not start.
@@ -58,8 +59,19 @@ pub enum HostMessage {
         /// Source text; must not be secret, every fork inherits it.
         code: String,
     },
-    /// Freeze the user's processes, flush, and fall silent: a snapshot or a branch follows.
+    /// Freeze the user's processes, flush, and fall silent: a template's snapshot follows.
     Freeze,
+    /// Freeze the user's processes: a branch follows. Answered by `Held` or `NotHeld`. Until `Release`, no
+    /// process can be started.
+    Hold {
+        /// How long that may take, in milliseconds.
+        limit_ms: u32,
+        /// Whether to go on although some have not stopped by then: those are in the kernel, and stop before
+        /// they come out of it.
+        anyway: bool,
+    },
+    /// There is a branch, or none: the user's processes go on.
+    Release,
     /// Send a kept process's output to a reader: a new one, or one that may have more.
     Follow {
         /// Which process.
@@ -148,10 +160,12 @@ pub struct Identity {
     /// Entropy for the kernel's generator.
     #[serde(with = "serde_bytes")]
     pub kernel_seed: Vec<u8>,
-    /// Entropy for the generators of the warm interpreter; `None` leaves them as they were
-    /// (a branch that continues a computation).
+    /// Entropy for the generators of the warm interpreter, unless that has become somebody's.
     #[serde(with = "serde_bytes")]
     pub interpreter_seed: Option<Vec<u8>>,
+    /// Whether contexts draw anew, too. Without that, those of a branch go on with the random numbers that
+    /// their source would have had; not with the keys of its TLS.
+    pub reseed: bool,
 }
 
 /// Something for the guest's file system. Paths are bytes; relative ones start at `/root`. Folders
@@ -423,6 +437,16 @@ pub enum AgentMessage {
     },
     /// Everything is frozen. The agent says nothing more until `Activate`.
     Frozen,
+    /// The user's processes stand still.
+    Held {
+        /// Whether all of them; the others are in the kernel.
+        all: bool,
+    },
+    /// They do not, and go on.
+    NotHeld {
+        /// Why.
+        message: String,
+    },
     /// The host's message made no sense to the agent.
     Refused {
         /// Why.

@@ -84,11 +84,42 @@ pub enum FromZygote {
     },
 }
 
-/// From an engine to a runner that another engine had made.
+/// From the engine to a runner of a live sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToRunner {
-    /// Carries the agent's new stream, in place of the one whose other end that other engine took with it.
+    /// From an engine that goes on where another was. Carries the agent's new stream, in place of the one
+    /// whose other end that other engine took with it.
     NewStream,
+    /// Fork: the child is a zygote process, which holds the machine as it is now. Carries the child's
+    /// control socket, on which it says `Loaded` first. Answered by `Branched` or `BranchFailed`, with the
+    /// same number: an engine may find answers to the one before it.
+    Branch {
+        /// The engine's own.
+        number: u64,
+    },
+}
+
+/// How long a machine stood still for a branch, in microseconds, and what for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pause {
+    /// Until its vCPUs had left the guest.
+    pub stop_us: u32,
+    /// Reading the state of vCPUs and devices.
+    pub save_us: u32,
+    /// fork(2): its page tables are copied.
+    pub fork_us: u32,
+    /// Until its vCPUs could go on.
+    pub resume_us: u32,
+}
+
+impl Pause {
+    /// All of it.
+    #[must_use]
+    pub fn total_us(&self) -> u32 {
+        [self.stop_us, self.save_us, self.fork_us, self.resume_us]
+            .into_iter()
+            .fold(0, u32::saturating_add)
+    }
 }
 
 /// From a runner to the engine. Closing the control socket ends the runner; for as long as somebody holds
@@ -98,6 +129,20 @@ pub enum ToRunner {
 pub enum FromRunner {
     /// The machine is made, and waits before its guest's next instruction.
     Parked,
+    /// It has forked, and its guest goes on. Carries the child's pidfd.
+    Branched {
+        /// The request's.
+        number: u64,
+        /// How long its guest stood still.
+        pause: Pause,
+    },
+    /// It has not, and its guest goes on.
+    BranchFailed {
+        /// The request's.
+        number: u64,
+        /// Why.
+        message: String,
+    },
     /// The machine could not be made, or has stopped by itself; the process ends.
     Stopped {
         /// Why.

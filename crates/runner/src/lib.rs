@@ -8,6 +8,7 @@
 pub mod control;
 pub mod packet;
 
+mod branch;
 mod children;
 mod loaded;
 mod process;

@@ -33,6 +33,8 @@ pub struct Loaded {
     ahead: Vec<(RunKind, Ahead)>,
     /// Registers and devices.
     pub state: MachineState,
+    /// Whether it is a branch of a machine that goes on: the agent's connection stays with that one.
+    pub is_branch: bool,
     /// Disk images.
     pub disks: Vec<Disk>,
 }
@@ -64,6 +66,16 @@ impl Loaded {
         }
         let filter = self.vcpu_filter.for_process(std::process::id());
         Arc::new(move || filter.install().map_err(|e| chain(&e)))
+    }
+
+    /// What is held from here on: a machine's state, over the memory as it is now.
+    pub fn become_branch(&mut self, state: MachineState) {
+        self.state = state;
+        self.is_branch = true;
+        // What it has written by now is not what forks of its template write.
+        self.ahead.clear();
+        // Its user stays its source's; a process without capabilities has no other.
+        self.has_users = false;
     }
 
     /// The disks, for one machine.
@@ -109,6 +121,7 @@ pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
         memory,
         ahead: ahead(snapshot.manifest()),
         state,
+        is_branch: false,
         disks: disks.map_err(|e| chain(&e))?,
     };
     try_once(&loaded).map_err(|e| {

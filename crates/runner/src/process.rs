@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "signal mask, close_range, close")]
 
+use crate::branch;
 use crate::control::{FromRunner, REQUEST_MAX_BYTES, ToRunner, decode, encode};
 use crate::loaded::Loaded;
 use crate::packet;
@@ -10,39 +11,86 @@ use rustix::event::epoll;
 use rustix::time::Timespec;
 use std::error::Error;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 use zygote_snapshot::RunKind;
-use zygote_vmm::{Machine, StopReason};
+use zygote_snapshot::state::MachineState;
+use zygote_vmm::{Machine, Prepare, StopReason};
 
 const AGENT: u64 = 0;
 const STOP: u64 = 1;
 const CONTROL: u64 = 2;
 
-/// Runs a sandbox to its end; `number`: among its zygote's. Gives back the process's exit status.
-pub fn runner_main(
-    loaded: &Loaded,
-    kind: RunKind,
-    number: u32,
-    agent: OwnedFd,
-    control: OwnedFd,
-) -> i32 {
+/// What a runner is made with.
+pub struct Making {
+    /// What its sandbox will do.
+    pub kind: RunKind,
+    /// Among its zygote's.
+    pub number: u32,
+    /// The agent's stream.
+    pub agent: OwnedFd,
+    /// To the engine.
+    pub control: OwnedFd,
+}
+
+/// What becomes of a process that was a runner's.
+pub enum Fate {
+    /// It ends with this status.
+    End(i32),
+    /// It is the child of one, and holds its machine.
+    Zygote(Branch),
+}
+
+/// A machine as its runner has forked it, and the way to the engine of who holds it.
+pub struct Branch {
+    /// vCPUs and devices.
+    pub state: Box<MachineState>,
+    /// To the engine.
+    pub control: OwnedFd,
+}
+
+/// How serving a sandbox ends.
+enum Served {
+    /// The engine has let go of it.
+    LetGo,
+    /// The machine has stopped, for this reason.
+    Stopped(String),
+    /// In the child: it has been branched.
+    Branch(Branch),
+}
+
+/// Runs a sandbox to its end.
+pub fn runner_main(loaded: &Loaded, making: Making) -> Fate {
+    let Making {
+        kind,
+        number,
+        agent,
+        control,
+    } = making;
     leave_parent(loaded, &[agent.as_raw_fd(), control.as_raw_fd()]);
     let console = Console::default();
     let reason = match run(loaded, kind, number, agent, &control, &console) {
-        Ok(None) => return 0,
-        Ok(Some(reason)) => reason,
+        Ok(Served::LetGo) => return Fate::End(0),
+        Ok(Served::Branch(branch)) => return Fate::Zygote(branch),
+        Ok(Served::Stopped(reason)) => reason,
         Err(error) => chain(error.as_ref()),
     };
     let message = FromRunner::Stopped {
         reason,
         console: console.tail(),
     };
-    if let Ok(bytes) = encode(&message) {
-        // Fails only when the engine is gone, and then nobody wants to know.
-        let _ = packet::send(&control, &bytes, &[]);
-    }
-    1
+    // Fails only when the engine is gone, and then nobody wants to know.
+    let _ = tell(&control, &message, &[]);
+    Fate::End(1)
+}
+
+fn tell(
+    control: &OwnedFd,
+    message: &FromRunner,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<(), Box<dyn Error>> {
+    packet::send(control, &encode(message)?, descriptors)?;
+    Ok(())
 }
 
 /// Gives up what the zygote process had open, but for the snapshot's images, and its signals.
@@ -76,8 +124,8 @@ fn close_way_out(loaded: &Loaded) {
     unsafe { libc::close(loaded.host.as_raw_fd()) };
 }
 
-/// `None`: the engine has let go of the sandbox. Otherwise why the machine stopped. The machine is
-/// left to the process's end, which nobody waits for.
+/// The machine is left to the process's end, which nobody waits for; but for that of a child, which has
+/// no use for it.
 fn run(
     loaded: &Loaded,
     kind: RunKind,
@@ -85,7 +133,7 @@ fn run(
     agent: OwnedFd,
     control: &OwnedFd,
     console: &Console,
-) -> Result<Option<String>, Box<dyn Error>> {
+) -> Result<Served, Box<dyn Error>> {
     if loaded.has_users {
         zygote_jail::become_runner(number)?;
     }
@@ -100,13 +148,28 @@ fn run(
         agent.try_clone()?,
         Box::new(console.clone()),
     )?);
-    close_way_out(loaded);
+    if loaded.is_branch {
+        // Its guest finds the old connection gone, and a new one before it.
+        machine.replace_agent(agent.try_clone()?);
+    }
+    // What may be branched goes on making machines, in its children.
+    let may_branch = kind == RunKind::Sandbox;
+    if !may_branch {
+        close_way_out(loaded);
+    }
     machine.map_ahead(&ahead.touched);
     let events = watch(&agent, &machine, control)?;
-    machine.park(agent.try_clone()?, &loaded.prepare_vcpu())?;
-    loaded.take_away()?;
-    packet::send(control, &encode(&FromRunner::Parked)?, &[])?;
-    serve(&mut machine, &events, agent, control)
+    let prepare = loaded.prepare_vcpu();
+    machine.park(agent.try_clone()?, &prepare)?;
+    if !may_branch {
+        loaded.take_away()?;
+    }
+    tell(control, &FromRunner::Parked, &[])?;
+    let served = serve(&mut machine, &prepare, may_branch, &events, agent, control)?;
+    if let Served::Branch(_) = served {
+        drop(ManuallyDrop::into_inner(machine));
+    }
+    Ok(served)
 }
 
 fn watch(agent: &OwnedFd, machine: &Machine, control: &OwnedFd) -> rustix::io::Result<OwnedFd> {
@@ -125,25 +188,30 @@ fn watch_agent(set: &OwnedFd, agent: &OwnedFd) -> rustix::io::Result<()> {
     epoll::add(set, agent, epoll::EventData::new_u64(AGENT), edges)
 }
 
-/// What an engine says that goes on with this sandbox; `None`: nobody holds the sandbox any more.
-fn new_stream(control: &OwnedFd) -> Result<Option<OwnedFd>, Box<dyn Error>> {
+/// What an engine says, with its descriptor; `None`: nobody holds the sandbox any more.
+fn hear(control: &OwnedFd) -> Result<Option<(ToRunner, OwnedFd)>, Box<dyn Error>> {
     let mut bytes = [0; REQUEST_MAX_BYTES];
     let (length, descriptors) = packet::receive(control, &mut bytes)?;
     if length == 0 {
         return Ok(None);
     }
-    let ToRunner::NewStream = decode(&bytes[..length])?;
-    let agent = descriptors.into_iter().next();
-    Ok(Some(agent.ok_or("a new stream without a stream")?))
+    let message = decode(&bytes[..length])?;
+    let descriptor = descriptors.into_iter().next();
+    Ok(Some((
+        message,
+        descriptor.ok_or("a word without a descriptor")?,
+    )))
 }
 
 /// From the parked machine to its end.
 fn serve(
     machine: &mut Machine,
+    prepare: &Prepare,
+    may_branch: bool,
     set: &OwnedFd,
     agent: OwnedFd,
     control: &OwnedFd,
-) -> Result<Option<String>, Box<dyn Error>> {
+) -> Result<Served, Box<dyn Error>> {
     let nothing = epoll::Event {
         flags: epoll::EventFlags::empty(),
         data: epoll::EventData::new_u64(0),
@@ -179,10 +247,20 @@ fn serve(
                         watched = None;
                     }
                 }
-                STOP => return Ok(Some(describe(machine.stop_reason()))),
-                CONTROL => match new_stream(control)? {
-                    None => return Ok(None),
-                    Some(agent) => {
+                STOP => return Ok(Served::Stopped(describe(machine.stop_reason()))),
+                CONTROL => match hear(control)? {
+                    None => return Ok(Served::LetGo),
+                    Some((ToRunner::Branch { number }, child)) if may_branch => {
+                        if let Some(branch) =
+                            branch::fork(machine, prepare, control, number, child)?
+                        {
+                            return Ok(Served::Branch(branch));
+                        }
+                    }
+                    Some((ToRunner::Branch { number }, _)) => {
+                        branch::refuse(control, number, "it runs one program")?
+                    }
+                    Some((ToRunner::NewStream, agent)) => {
                         if let Some(old) = watched.take() {
                             epoll::delete(set, &old)?;
                         }

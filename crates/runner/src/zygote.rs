@@ -8,10 +8,12 @@ use crate::control::{
     FromZygote, Load, MissingWall, PACKET_MAX_BYTES, REQUEST_MAX_BYTES, ToZygote, decode, encode,
 };
 use crate::loaded::{self, Loaded};
+use crate::process::{Fate, Making};
 use crate::{packet, process};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
+use std::mem::forget;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use zygote_jail::{Filter, Role, cgroup};
 
@@ -25,7 +27,7 @@ pub fn zygote_main() -> u8 {
     // An arena for each thread would cost each vCPU of a fork two calls and 128 MiB of addresses.
     // SAFETY: sets a number, before there is a second thread.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-    match take_control().and_then(|control| live(&control)) {
+    match take_control().and_then(live) {
         Ok(()) => 0,
         // The engine is gone, or talks nonsense: there is nobody to tell.
         Err(_) => 1,
@@ -43,7 +45,42 @@ fn take_control() -> io::Result<OwnedFd> {
     Ok(control)
 }
 
-fn live(control: &OwnedFd) -> io::Result<()> {
+fn live(control: OwnedFd) -> io::Result<()> {
+    let Some((loaded, children)) = begin(&control)? else {
+        return Ok(());
+    };
+    serve_all(loaded, children, control)
+}
+
+/// Until the engine lets go of this process, which may be a runner and a zygote again in between: each
+/// child goes on from here, so that a branch of a branch does not lie deeper on its stack.
+fn serve_all(mut loaded: Loaded, mut children: Children, mut control: OwnedFd) -> io::Result<()> {
+    loop {
+        let making = match serve(&control, &mut children) {
+            Ok(Some(making)) => making,
+            over => {
+                children.end_all();
+                return over.map(|_| ());
+            }
+        };
+        // The parent's; the runner closes what it has no use for, all at once.
+        forget((children, control));
+        match process::runner_main(&loaded, making) {
+            // SAFETY: ends the child without running what the parent has registered for its end.
+            Fate::End(status) => unsafe { libc::_exit(status) },
+            Fate::Zygote(branch) => {
+                let _ = rustix::thread::set_name(c"zygote-branch");
+                loaded.become_branch(*branch.state);
+                (children, control) = (Children::new()?, branch.control);
+                tell_loaded(&control, &loaded, Vec::new())?;
+            }
+        }
+    }
+}
+
+/// Loads the snapshot that the first message names, and goes into the jail; `None`: it is not usable, and
+/// the engine has been told.
+fn begin(control: &OwnedFd) -> io::Result<Option<(Loaded, Children)>> {
     let mut bytes = vec![0; PACKET_MAX_BYTES];
     let (length, _) = packet::receive(control, &mut bytes)?;
     let Ok(ToZygote::Load(load)) = decode(&bytes[..length]) else {
@@ -52,19 +89,18 @@ fn live(control: &OwnedFd) -> io::Result<()> {
     let mut missing_walls = limit(&load);
     let mut loaded = match loaded::load(&load, control) {
         Ok(loaded) => loaded,
-        Err(message) => return tell(control, &FromZygote::Refused { message }),
+        Err(message) => return refuse(control, message),
     };
     // Everything is open that will be needed. Behind this line there is no host.
     let address_space = loaded.memory.size_bytes() + ADDRESS_SPACE_BESIDE_BYTES;
     let jail = match zygote_jail::enter(address_space) {
         Ok(report) => report,
         Err(error) => {
-            let message = process::chain(&error);
-            return tell(control, &FromZygote::Refused { message });
+            return refuse(control, process::chain(&error));
         }
     };
     loaded.has_users = jail.has_users;
-    let mut children = Children::new()?;
+    let children = Children::new()?;
     warm_up()?;
     missing_walls.extend(jail.missing.into_iter().map(told));
     if let Err(error) = Filter::new(Role::Zygote).install() {
@@ -75,17 +111,26 @@ fn live(control: &OwnedFd) -> io::Result<()> {
             &why,
         )));
     }
-    tell(
-        control,
-        &FromZygote::Loaded {
-            memory_bytes: loaded.memory.size_bytes(),
-            vcpus: loaded.state.vcpus.len() as u32,
-            missing_walls,
-        },
-    )?;
-    let served = serve(control, &loaded, &mut children);
-    children.end_all();
-    served
+    tell_loaded(control, &loaded, missing_walls)?;
+    Ok(Some((loaded, children)))
+}
+
+fn refuse<T>(control: &OwnedFd, message: String) -> io::Result<Option<T>> {
+    tell(control, &FromZygote::Refused { message })?;
+    Ok(None)
+}
+
+fn tell_loaded(
+    control: &OwnedFd,
+    loaded: &Loaded,
+    missing_walls: Vec<MissingWall>,
+) -> io::Result<()> {
+    let message = FromZygote::Loaded {
+        memory_bytes: loaded.memory.size_bytes(),
+        vcpus: loaded.state.vcpus.len() as u32,
+        missing_walls,
+    };
+    tell(control, &message)
 }
 
 /// What the host's kernel keeps this process and its children to; what it does not.
@@ -121,7 +166,8 @@ fn warm_up() -> io::Result<()> {
     Ok(())
 }
 
-fn serve(control: &OwnedFd, loaded: &Loaded, children: &mut Children) -> io::Result<()> {
+/// In a child: what it is to be. In the parent: nothing, once the engine lets go of it.
+fn serve(control: &OwnedFd, children: &mut Children) -> io::Result<Option<Making>> {
     loop {
         let mut fds = [
             PollFd::new(control, PollFlags::IN),
@@ -142,9 +188,12 @@ fn serve(control: &OwnedFd, loaded: &Loaded, children: &mut Children) -> io::Res
             let mut bytes = [0; REQUEST_MAX_BYTES];
             let (length, descriptors) = packet::receive(control, &mut bytes)?;
             if length == 0 {
-                return Ok(());
+                return Ok(None);
             }
-            answer(control, &bytes[..length], descriptors, loaded, children)?;
+            let making = answer(control, &bytes[..length], descriptors, children)?;
+            if making.is_some() {
+                return Ok(making);
+            }
         }
     }
 }
@@ -153,12 +202,11 @@ fn answer(
     control: &OwnedFd,
     bytes: &[u8],
     descriptors: Vec<OwnedFd>,
-    loaded: &Loaded,
     children: &mut Children,
-) -> io::Result<()> {
+) -> io::Result<Option<Making>> {
     let refuse = |message: &str| {
         let message = message.to_owned();
-        tell(control, &FromZygote::ForkFailed { message })
+        tell(control, &FromZygote::ForkFailed { message }).map(|()| None)
     };
     let Ok(ToZygote::Fork(kind)) = decode(bytes) else {
         return refuse("only forks can be asked for once the snapshot is loaded");
@@ -168,18 +216,18 @@ fn answer(
     };
     // SAFETY: this process has one thread, so the child finds every lock free.
     match unsafe { libc::fork() } {
-        0 => {
-            let number = children.made();
-            let status = process::runner_main(loaded, kind, number, agent, runner_control);
-            // SAFETY: ends the child without running what the parent has registered for its end.
-            unsafe { libc::_exit(status) }
-        }
+        0 => Ok(Some(Making {
+            kind,
+            number: children.made(),
+            agent,
+            control: runner_control,
+        })),
         pid if pid > 0 => {
             children.add(pid as u32);
             match Pid::from_raw(pid).map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
                 Some(Ok(process)) => {
                     let forked = FromZygote::Forked { pid: pid as u32 };
-                    send(control, &forked, &[process.as_fd()])
+                    send(control, &forked, &[process.as_fd()]).map(|()| None)
                 }
                 // What could not be ended must not begin.
                 _ => {

@@ -31,6 +31,7 @@ use zygote_api::*;
         live::change,
         live::wait,
         live::stats,
+        live::branch,
         live::exec,
         live::processes,
         live::process,

@@ -112,5 +112,6 @@ fn identity() -> std::io::Result<Identity> {
         boot_id: [1; 16],
         kernel_seed: seed.clone(),
         interpreter_seed: Some(seed),
+        reseed: false,
     })
 }

@@ -84,6 +84,7 @@ fn identity(number: u8) -> Identity {
         boot_id: [number; 16],
         kernel_seed: vec![number; 64],
         interpreter_seed: Some(vec![number; 64]),
+        reseed: false,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The host's KVM, opened once. What it tells of itself does not change while it is open, so
 //! processes that make many machines ask once, before they give up their way to /dev/kvm.
 
-use crate::machine::{MachineError, kvm, split_irqchip};
+use crate::machine::{MachineError, create_vm, kvm, split_irqchip};
 use crate::vcpu_state::FreshVcpu;
 use crate::{cpuid, vcpu, vcpu_state};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
@@ -34,7 +34,7 @@ impl Host {
         vcpu::install_kick()?;
         let kvm = crate::machine::kvm(OPEN_KVM, Kvm::new())?;
         let msrs = vcpu_state::msrs_to_save(&kvm)?;
-        let idle = crate::machine::kvm("make a VM", kvm.create_vm())?;
+        let idle = create_vm(&kvm)?;
         split_irqchip(&idle)?;
         let vcpu = crate::machine::kvm("make a vCPU", idle.create_vcpu(0))?;
         Ok(Self {

@@ -14,7 +14,7 @@ use crate::{Disk, Statistics, acpi, boot, cpuid, devices, prefault, vcpu_state};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, kvm_clock_data, kvm_enable_cap, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, VmFd};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -24,7 +24,9 @@ use vm_memory::{Bytes, GuestAddress};
 use vm_superio::Serial;
 use vm_superio::serial::NoEvents;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-use zygote_snapshot::state::{ClockState, CpuidEntry, MachineState, SerialState};
+use zygote_snapshot::state::{
+    ClockState, CpuidEntry, MachineState, SerialState, VirtioDeviceState,
+};
 
 /// Most vCPUs of a machine.
 pub const VCPUS_MAX: u8 = 32;
@@ -115,6 +117,8 @@ struct Parts {
     vm: Arc<VmFd>,
     vcpus: Vec<Vcpu>,
 }
+
+type SaveDevice = fn(&MmioTransport) -> Result<VirtioDeviceState, String>;
 
 impl Machine {
     /// Makes a machine that has not run yet. `agent`: non-blocking stream; `serial`: where the
@@ -276,6 +280,23 @@ impl Machine {
         self.spawn(None, &(Arc::new(|| Ok(())) as Prepare))
     }
 
+    /// Lets the vCPUs of a machine that has run go on, each on a thread of its own, which does `prepare`
+    /// first. Does nothing if they run.
+    ///
+    /// # Errors
+    /// If it has not run yet, or a thread cannot be made; the machine is then of no more use.
+    pub fn resume(&mut self, prepare: &Prepare) -> Result<(), MachineError> {
+        if !self.has_begun() {
+            return Err(MachineError::State("it has not run yet".into()));
+        }
+        self.spawn(None, prepare)
+    }
+
+    /// Whether its guest has been entered.
+    pub fn has_begun(&self) -> bool {
+        self.shared.gate.is_open()
+    }
+
     /// Gives a machine that was restored a new generation id (VMGenID: the guest's kernel reseeds its
     /// generator, and tells those who listen), once. The machine may run.
     ///
@@ -387,6 +408,20 @@ impl Machine {
     /// # Errors
     /// If the machine runs, KVM refuses, or a device is in a state that cannot be saved.
     pub fn save(&self) -> Result<MachineState, MachineError> {
+        self.save_devices(MmioTransport::save)
+    }
+
+    /// The same of a paused machine that goes on: what is on the way between its agent and the host stays
+    /// its own. Who restores it has to give it another stream, by [`Machine::replace_agent`], before it
+    /// runs.
+    ///
+    /// # Errors
+    /// If the machine runs, or KVM refuses.
+    pub fn save_branch(&self) -> Result<MachineState, MachineError> {
+        self.save_devices(MmioTransport::save_branch)
+    }
+
+    fn save_devices(&self, save: SaveDevice) -> Result<MachineState, MachineError> {
         let Vcpus::Stopped(vcpus) = &self.vcpus else {
             return Err(MachineError::State("it must be paused to be saved".into()));
         };
@@ -399,7 +434,7 @@ impl Machine {
         let bus = &self.shared.bus;
         let mut devices = Vec::with_capacity(bus.virtio.len());
         for slot in &bus.virtio {
-            devices.push(lock(slot).save().map_err(MachineError::State)?);
+            devices.push(save(&lock(slot)).map_err(MachineError::State)?);
         }
         Ok(MachineState {
             vcpus: saved,
@@ -471,7 +506,7 @@ impl Drop for Machine {
 
 impl Parts {
     fn create(host: &Host, memory: &GuestMemory, vcpus: u8) -> Result<Self, MachineError> {
-        let vm = kvm("make a VM", host.kvm.create_vm())?;
+        let vm = create_vm(&host.kvm)?;
         kvm("set the TSS address", vm.set_tss_address(KVM_TSS))?;
         split_irqchip(&vm)?;
         for (slot, region) in memory.kvm_regions().into_iter().enumerate() {
@@ -490,6 +525,16 @@ impl Parts {
             vm: Arc::new(vm),
             vcpus: created,
         })
+    }
+}
+
+/// A signal that comes meanwhile, of a child's end say, ends that call.
+pub(crate) fn create_vm(host: &Kvm) -> Result<VmFd, MachineError> {
+    loop {
+        match host.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            made => return kvm("make a VM", made),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ _AWAIT_FLAG = 0x2000  # ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _COROUTINE = 0x80  # inspect.CO_COROUTINE
 _EVENT_MAX_BYTES = 16 << 20
 _TRACEBACK_LINES = 200
+_RESEED_TLS, _RESEED_ALL = 64, 63  # As the agent has them (context.rs).
 
 # Ways of showing an object, by the names that Jupyter gives their methods, and what they give.
 _REPRESENTATIONS = (
@@ -58,6 +59,9 @@ class _Context:
     def serve(self):
         """Runs cells until the agent hangs up, which ends the process."""
         signal.signal(signal.SIGINT, self._interrupted)
+        # In a branch: what follows is not what its source goes on with.
+        signal.signal(_RESEED_TLS, lambda number, frame: _reseed_tls())
+        signal.signal(_RESEED_ALL, lambda number, frame: _reseed(os.urandom(64)))
         while True:
             request = _receive(self.control)
             if request[0] == b"cell":

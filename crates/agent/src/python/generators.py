@@ -96,6 +96,11 @@ def _reseed_found(seed):
             generator.set_state({**generator.get_state(legacy=False), "has_gauss": 0, "gauss": 0.0})
 
 
+def _reseed_tls():
+    if "_ssl" in sys.modules:
+        sys.modules["_ssl"].RAND_add(os.urandom(32), 32.0)
+
+
 def _reseed(seed):
     """Gives every generator that is loaded a state that no other fork has."""
     modules = sys.modules
@@ -109,8 +114,7 @@ def _reseed(seed):
     if "numpy.random" in modules and "numpy.random" not in _memories:
         words = [int.from_bytes(seed[at : at + 4], "little") for at in range(32, 64, 4)]
         modules["numpy.random"].seed(words)
-    if "_ssl" in modules:
-        modules["_ssl"].RAND_add(os.urandom(32), 32.0)
+    _reseed_tls()
     if "multiprocessing.process" in modules:
         modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
     for hook in _hooks:

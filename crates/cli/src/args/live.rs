@@ -47,6 +47,61 @@ pub struct CreateArgs {
 
 #[derive(Args)]
 #[command(
+    after_help = "Prints the ids of the children. Each has the sandbox's memory, files and processes as they are \
+        at this moment, and goes on from there, as somebody else: with its own host name, ids and random \
+        numbers of its kernel. The sandbox goes on as well.\n\nExamples:\n  \
+        zygote branch box\n  \
+        zygote branch box --count 3 --name try\n  \
+        zygote branch box --json | jq .pause_us"
+)]
+pub struct BranchArgs {
+    /// The sandbox
+    #[arg(add = sandboxes())]
+    pub sandbox: String,
+    /// How many children
+    #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000),
+          value_name = "N")]
+    pub count: u32,
+    /// A name; of several children, what theirs begin with: NAME-1, NAME-2 …
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// How long each lives, such as 30s, 10m, 2h; 0: until it is removed [default: as the sandbox]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub ttl: Option<Timeout>,
+    /// How long each lives without being used; 0: for any time [default: as the sandbox]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub idle: Option<Timeout>,
+    /// Have its interpreters draw random numbers that the sandbox will not draw
+    #[arg(long)]
+    pub reseed: bool,
+    /// How long its processes may take to stop
+    #[arg(long, default_value = "5s", value_parser = parse_duration, value_name = "TIME")]
+    pub freeze_timeout: Timeout,
+    /// Go on although some have not stopped by then: they wait in the guest's kernel, and stop before they
+    /// come out of it
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  zygote tree\n  zygote tree box --json | jq .")]
+pub struct TreeArgs {
+    /// A sandbox, to see what has come of it [default: all of them]
+    #[arg(add = sandboxes())]
+    pub sandbox: Option<String>,
+    /// Those that have ended as well; without, only those from which a living one has come
+    #[arg(short, long)]
+    pub all: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(
     override_usage = "zygote exec [OPTIONS] <SANDBOX> [--] <CMD> [ARGS]...",
     after_help = "A sandbox is named by its name, its id, or the beginning or end of that. Files and \
         processes of one call are there for the next. A program on a terminal (-t) is left with Ctrl-P \
@@ -279,7 +334,7 @@ pub struct KillArgs {
 }
 
 #[derive(Args)]
-#[command(after_help = "Examples:\n  zygote rm box\n  zygote rm --all")]
+#[command(after_help = "Examples:\n  zygote rm box\n  zygote rm --tree box\n  zygote rm --all")]
 pub struct RmArgs {
     /// The sandboxes
     #[arg(add = sandboxes(), required_unless_present = "all")]
@@ -287,6 +342,9 @@ pub struct RmArgs {
     /// All of them
     #[arg(long, conflicts_with = "sandboxes")]
     pub all: bool,
+    /// Their branches, and those of them, as well
+    #[arg(long, conflicts_with = "all")]
+    pub tree: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

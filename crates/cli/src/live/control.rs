@@ -1,5 +1,6 @@
 //! `zygote kill`, `zygote rm` and `zygote wait`.
 
+use super::tree::family;
 use super::{all, called, engine_there, engine_with};
 use crate::args::{Global, KillArgs, RmArgs, WaitArgs};
 use crate::failure;
@@ -58,6 +59,12 @@ pub fn rm(global: &Global, args: &RmArgs) -> anyhow::Result<u8> {
         let named = if args.all {
             let all = all(&client, None).await?;
             all.into_iter().map(|info| info.id).collect()
+        } else if args.tree {
+            let mut families = Vec::new();
+            for sandbox in &args.sandboxes {
+                families.extend(family(&client, sandbox).await?);
+            }
+            families
         } else {
             args.sandboxes.clone()
         };

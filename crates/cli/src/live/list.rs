@@ -148,6 +148,9 @@ pub fn inspect(global: &Global, args: &NamedArgs) -> anyhow::Result<u8> {
 fn detailed(info: &SandboxInfo) {
     say!("{} ({})", called(info), info.id);
     say!("  template    {} (build {})", info.template, info.build);
+    if let Some(parent) = &info.parent {
+        say!("  branch of   {}", short(parent));
+    }
     say!("  state       {}", info.state.name());
     if let Some(end) = &info.end {
         say!("  ended       {}, at {}", end.message, end.at);

@@ -105,6 +105,10 @@ fn tell(event: &SandboxEvent) {
     let sandbox = event.name.clone().unwrap_or_else(|| short(&event.sandbox));
     let what = match &event.what {
         SandboxHappening::Made => "made".to_owned(),
+        SandboxHappening::Branched { into } => format!("branched into {}", {
+            let into: Vec<_> = into.iter().map(|id| super::short(id)).collect();
+            into.join(", ")
+        }),
         SandboxHappening::Adopted => {
             "runs on; its engine was killed, and another one is there".to_owned()
         }

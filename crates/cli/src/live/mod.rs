@@ -1,6 +1,7 @@
 //! The verbs for sandboxes that live. Each is a call or two of the API; none knows more than that.
 
 mod archive;
+mod branch;
 mod control;
 mod cp;
 mod create;
@@ -11,7 +12,9 @@ mod python;
 mod streams;
 mod terminal;
 mod top;
+mod tree;
 
+pub use branch::branch;
 pub use control::{kill, rm, wait};
 pub use cp::cp;
 pub use create::create;
@@ -20,6 +23,7 @@ pub use list::{inspect, ps};
 pub use logs::{events, logs};
 pub use python::python;
 pub use top::{stats, top};
+pub use tree::tree;
 
 use crate::args::Global;
 use crate::{engine, host};

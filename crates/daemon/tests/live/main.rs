@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
 #![allow(dead_code, reason = "shared with other tests")]
 
+mod branches;
 mod cells;
 #[path = "../support/fake.rs"]
 mod fake;
@@ -110,6 +111,7 @@ tests!(
     killed::a_guest_that_lies_to_the_next_daemon_loses_its_sandbox_alone,
     killed::what_cannot_be_held_works_and_is_said,
     killed::a_daemon_that_is_stopped_in_the_middle_of_a_copy_says_so,
+    branches::a_branch_that_cannot_be_made_leaves_its_source_as_it_was,
     model::random_sequences_of_verbs_do_what_a_model_does,
 );
 

@@ -109,9 +109,18 @@ fn run_here(door: &OwnedFd, agent: OwnedFd, control: &OwnedFd, process: &OwnedFd
             let _ = pidfd_send_signal(process, Signal::KILL);
             return;
         }
-        let ToRunner::NewStream = decode(&bytes[..length]).unwrap();
-        for stream in descriptors {
-            let _ = pass_on(stream);
+        match decode(&bytes[..length]).unwrap() {
+            ToRunner::NewStream => {
+                for stream in descriptors {
+                    let _ = pass_on(stream);
+                }
+            }
+            // There is no machine to fork.
+            ToRunner::Branch { number } => {
+                let message = "it is no machine".to_owned();
+                let failed = FromRunner::BranchFailed { number, message };
+                let _ = packet::send(control, &encode_packet(&failed).unwrap(), &[]);
+            }
         }
     }
 }

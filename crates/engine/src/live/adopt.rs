@@ -11,7 +11,7 @@ use crate::held::Entry;
 use crate::socket::ControlSocket;
 use crate::zygote::{Runner, Zygote};
 use serde::{Deserialize, Serialize};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
@@ -82,9 +82,15 @@ impl Engine {
         }
         tokio::spawn(keep_numbers(Arc::clone(self)));
         let mut living = Vec::new();
-        for (key, sandboxes) in found {
+        let mut parents: HashMap<String, Arc<Zygote>> = HashMap::new();
+        for key in parents_first(&zygotes, found.keys()) {
+            let sandboxes = found.remove(&key).unwrap_or_default();
             let zygote = zygotes.remove(&key);
-            living.extend(self.adopt_family(zygote, sandboxes).await);
+            let parent = zygote.as_ref().and_then(Zygote::parent_of);
+            let parent = parent.map(|parent| parents.get(&parent));
+            let (zygote, those) = self.adopt_family(zygote, parent, sandboxes).await;
+            living.extend(those);
+            parents.extend(zygote.map(|zygote| (key, zygote)));
         }
         for key in zygotes.into_keys() {
             // It has nobody left.
@@ -140,12 +146,14 @@ impl Engine {
         None
     }
 
-    /// Goes on with a zygote and its sandboxes; gives back those that are on their way.
+    /// Goes on with a zygote and its sandboxes; gives back those that are on their way. `parent`: if it is a
+    /// branch, whose, unless that could not be gone on with.
     async fn adopt_family(
         self: &Arc<Self>,
         zygote: Option<Entry>,
+        parent: Option<Option<&Arc<Zygote>>>,
         sandboxes: Vec<Found>,
-    ) -> Vec<Arc<Sandbox>> {
+    ) -> (Option<Arc<Zygote>>, Vec<Arc<Sandbox>>) {
         let patience = self.settings().patience;
         let mut records = Vec::new();
         let mut runners = Vec::new();
@@ -158,11 +166,19 @@ impl Engine {
             runners.push((record.runner, process));
             records.push((record, control));
         }
-        let adopted = zygote
-            .ok_or_else(|| io::Error::other("its zygote has not been held"))
-            .and_then(|entry| {
-                Zygote::adopt(entry, runners, self.holder(), patience, self.admission())
-            });
+        let not_held = || io::Error::other("its zygote has not been held");
+        let adopted = zygote.ok_or_else(not_held).and_then(|entry| {
+            let parent = parent.map(|parent| parent.ok_or_else(not_held));
+            let (holder, admission) = (self.holder(), self.admission());
+            Zygote::adopt(
+                entry,
+                parent.transpose()?,
+                runners,
+                holder,
+                patience,
+                admission,
+            )
+        });
         let (zygote, runners) = match adopted {
             Ok((zygote, runners)) => (Arc::new(zygote), runners),
             Err(error) => {
@@ -171,12 +187,12 @@ impl Engine {
                     let why = EndReason::NotAdopted(error.to_string());
                     self.enter_ended(record.birth(), why).await;
                 }
-                return Vec::new();
+                return (None, Vec::new());
             }
         };
         let mut living = Vec::new();
         for ((record, control), runner) in records.into_iter().zip(runners) {
-            let source = Source::Adopted(Arc::clone(&zygote));
+            let source = Source::Zygote(Arc::clone(&zygote));
             match connect(control, runner) {
                 Ok(guest) => living.push(self.adopt_one(record, guest, source)),
                 Err(error) => {
@@ -185,7 +201,7 @@ impl Engine {
                 }
             }
         }
-        living
+        (Some(zygote), living)
     }
 
     fn adopt_one(self: &Arc<Self>, record: Record, guest: Guest, source: Source) -> Arc<Sandbox> {
@@ -216,6 +232,25 @@ impl Engine {
         self.live().journal.note(sandbox.id, name, happening);
         self.holder().remove(&record::key(sandbox.id)).await;
     }
+}
+
+/// The keys of the zygotes that somebody has come from, each before its branches.
+fn parents_first<'a>(
+    zygotes: &HashMap<String, Entry>,
+    used: impl Iterator<Item = &'a String>,
+) -> Vec<String> {
+    let mut all: Vec<String> = Vec::new();
+    let mut seen = HashSet::new();
+    for key in used {
+        let mut line = Vec::new();
+        let mut next = Some(key.clone());
+        while let Some(key) = next.take_if(|key| seen.insert(key.clone())) {
+            next = zygotes.get(&key).and_then(Zygote::parent_of);
+            line.push(key);
+        }
+        all.extend(line.into_iter().rev());
+    }
+    all
 }
 
 fn ended(reason: EndReason) -> super::Status {

@@ -9,8 +9,8 @@ use super::sandbox::{Birth, Sandbox, SandboxSpec, Status};
 use crate::conversation::{Broken, Listener};
 use crate::engine::{Engine, EngineError, Note};
 use crate::fork::Fork;
-use crate::pool::Pool;
 use crate::sandbox::{hear_activation, last_words};
+use crate::zygote::Zygote;
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::io::AsyncWriteExt;
@@ -44,23 +44,20 @@ impl Engine {
             spec,
             build: loaded.build.clone(),
             created: SystemTime::now(),
+            parent: None,
             key: key.map(str::to_owned),
         };
         let (sandbox, inbox) = Sandbox::new(birth, self.live().limits, status);
         if let Some(known) = self.live().enter(&sandbox, key)? {
             return self.made_before(known).await;
         }
-        let mut making = Making {
-            engine: self,
-            sandbox: &sandbox,
-            is_made: false,
-        };
+        let making = Making::begin(self, &sandbox);
         let begun = Instant::now();
         let kind = RunKind::Sandbox;
         let turn = self.turn().await?;
         let allowed = sandbox.spec.allow_missing_walls;
         let (pool, fork) = self.fork(&loaded, kind, allowed, notes).await?;
-        let made = activate(&sandbox, &pool, fork).await;
+        let made = activate(&sandbox, pool.zygote(), fork).await;
         drop(turn);
         let guest = made.map_err(LiveError::NotMade)?;
         let expires = sandbox.spec.ttl.map(|ttl| begun + ttl);
@@ -73,7 +70,7 @@ impl Engine {
         let mut owner = Owner::new(own, Arc::clone(&journal), guest, expires, source, holder);
         // Before anybody hears of it.
         owner.write_down().await;
-        making.is_made = true;
+        making.finish();
         step(&sandbox, Step::Activated, None);
         journal.note(sandbox.id, sandbox.spec.name.as_deref(), Happening::Made);
         tokio::spawn(owner.live(inbox));
@@ -95,7 +92,11 @@ impl Engine {
 }
 
 /// Has a fork become somebody; why not, otherwise. It no longer counts among its pool's that run.
-async fn activate(sandbox: &Sandbox, pool: &Pool, fork: Fork) -> Result<Guest, String> {
+pub(super) async fn activate(
+    sandbox: &Sandbox,
+    zygote: &Zygote,
+    fork: Fork,
+) -> Result<Guest, String> {
     let Fork {
         mut identity,
         stream,
@@ -109,7 +110,6 @@ async fn activate(sandbox: &Sandbox, pool: &Pool, fork: Fork) -> Result<Guest, S
     let opening = encode(&HostMessage::Activate(identity)).map_err(|e| e.to_string())?;
     let (read, mut writer) = stream.into_split();
     let mut listener = Listener::new(read);
-    let zygote = pool.zygote();
     // One that has died does not answer either.
     let _ = writer.write_all(&opening).await;
     match hear_activation(zygote, &mut listener, zygote.patience()).await {
@@ -133,21 +133,37 @@ fn hostname(name: Option<&str>) -> Option<String> {
 }
 
 /// What was begun is undone unless it comes to its end.
-struct Making<'a> {
-    engine: &'a Engine,
-    sandbox: &'a Sandbox,
+pub(super) struct Making {
+    engine: Arc<Engine>,
+    sandbox: Arc<Sandbox>,
     is_made: bool,
 }
 
-impl Drop for Making<'_> {
+impl Making {
+    /// Of a sandbox that has been entered.
+    pub fn begin(engine: &Arc<Engine>, sandbox: &Arc<Sandbox>) -> Self {
+        Self {
+            engine: Arc::clone(engine),
+            sandbox: Arc::clone(sandbox),
+            is_made: false,
+        }
+    }
+
+    /// It is there.
+    pub fn finish(mut self) {
+        self.is_made = true;
+    }
+}
+
+impl Drop for Making {
     fn drop(&mut self) {
         if !self.is_made {
             let end = End {
                 reason: EndReason::NotMade("it could not be made".to_owned()),
                 at: SystemTime::now(),
             };
-            step(self.sandbox, Step::End, Some(&end));
-            step(self.sandbox, Step::Gone, None);
+            step(&self.sandbox, Step::End, Some(&end));
+            step(&self.sandbox, Step::Gone, None);
             self.engine.live().leave(self.sandbox.id);
             // It may have been written down just now.
             let (holder, key) = (Arc::clone(self.engine.holder()), key(self.sandbox.id));

@@ -69,6 +69,9 @@ pub enum LiveError {
         /// The guest's sentence.
         message: String,
     },
+    /// It could not be forked.
+    #[error("the sandbox could not be branched: {0}")]
+    NotBranched(String),
     /// The guest does not answer.
     #[error("the guest did not answer within {0} s")]
     Late(u64),

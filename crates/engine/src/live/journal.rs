@@ -30,6 +30,11 @@ pub struct Entry {
 pub enum Happening {
     /// It runs.
     Made,
+    /// It was branched, and goes on.
+    Branched {
+        /// The branches.
+        into: Vec<Uuid>,
+    },
     /// It runs on; the engine that had made it was killed.
     Adopted,
     /// It has ended.

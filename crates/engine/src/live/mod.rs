@@ -4,6 +4,7 @@
 
 mod adopt;
 mod attachment;
+mod branch;
 mod contexts;
 mod create;
 mod error;
@@ -19,6 +20,7 @@ mod sandbox;
 
 pub use adopt::Adopted;
 pub use attachment::Attachment;
+pub use branch::{BranchSpec, Branched, Held};
 pub use contexts::{CellSpec, ContextInfo, ContextSpec, DEFAULT as DEFAULT_CONTEXT};
 pub use error::LiveError;
 pub use journal::{Entry, Happening, Journal};

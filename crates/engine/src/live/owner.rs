@@ -2,10 +2,13 @@
 //! the next. It never waits for a client: what a reader has not taken is bounded by its window, what is
 //! said to the guest by the commands that are let in.
 
+mod branch;
 mod commands;
 mod guest;
 mod written;
 
+pub(super) use self::branch::BranchRequest;
+use self::branch::Branches;
 use super::attachment::Attachment;
 use super::contexts::Contexts;
 use super::error::LiveError;
@@ -58,6 +61,7 @@ pub struct Owner {
     pub(super) processes: BTreeMap<ProcessId, Process>,
     pub(super) next_process: ProcessId,
     pub(super) contexts: Contexts,
+    branches: Branches,
     asked: VecDeque<Asked>,
     expires: Option<Instant>,
     idle: Option<Duration>,
@@ -79,15 +83,22 @@ pub enum Source {
         Arc<Pool>,
         #[expect(dead_code, reason = "kept to be dropped")] Arc<Loaded>,
     ),
-    /// Another engine's.
-    Adopted(Arc<Zygote>),
+    /// A branch, or another engine's.
+    Zygote(Arc<Zygote>),
 }
 
 impl Source {
     fn zygote(&self) -> &Zygote {
         match self {
             Self::Pool(pool, _) => pool.zygote(),
-            Self::Adopted(zygote) => zygote,
+            Self::Zygote(zygote) => zygote,
+        }
+    }
+
+    fn zygote_arc(&self) -> Arc<Zygote> {
+        match self {
+            Self::Pool(pool, _) => pool.zygote_arc(),
+            Self::Zygote(zygote) => Arc::clone(zygote),
         }
     }
 }
@@ -117,6 +128,7 @@ impl Owner {
             processes: BTreeMap::new(),
             next_process: 1,
             contexts: Contexts::default(),
+            branches: Branches::default(),
             asked: VecDeque::new(),
             expires,
             idle,
@@ -151,10 +163,20 @@ impl Owner {
                     Err(_) => return self.why(Broken::Ended).await,
                 },
                 Some(notice) = inbox.notices.recv() => self.take_notice(notice),
-                command = inbox.commands.recv(), if self.outgoing.len() < OUTGOING_MAX_BYTES => {
+                heard = self.control.receive_with_descriptors(), if self.branches.is_forking() => {
+                    if let Some(reason) = self.hear_runner(heard) {
+                        return reason;
+                    }
+                }
+                command = inbox.commands.recv(), if self.takes_commands() => {
                     match command {
                         Some(Command::End(reason)) => return reason,
-                        Some(command) => self.obey(command),
+                        Some(command) => {
+                            self.last_used = Instant::now();
+                            if let Some(command) = self.branches.hold_back(command) {
+                                self.obey(command);
+                            }
+                        }
                         // The registry holds one for as long as it lives.
                         None => return EndReason::EngineStopped,
                     }
@@ -166,6 +188,10 @@ impl Owner {
                 },
             }
         }
+    }
+
+    fn takes_commands(&self) -> bool {
+        self.outgoing.len() < OUTGOING_MAX_BYTES && !self.branches.is_full()
     }
 
     async fn why(&mut self, broken: Broken) -> EndReason {
@@ -211,6 +237,7 @@ impl Owner {
         of_processes
             .chain(of_cells)
             .chain(self.expires)
+            .chain(self.branches.deadline())
             .chain(self.idle_at())
             .min()
     }
@@ -226,6 +253,7 @@ impl Owner {
             return Some(EndReason::Idle);
         }
         self.interrupt_late_cells(now);
+        self.end_late_branch(now);
         let due = |process: &&mut Process| is_past(process.deadline);
         let mut kills = Vec::new();
         for process in self.processes.values_mut().filter(due) {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use zygote_protocol::ProcessId;
 
 /// Of this format, of what guests remember (see [`super::note`]), and of what runners are told.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// How the keys of sandboxes begin.
 const KEY: &str = "sandbox/";
 
@@ -24,6 +24,8 @@ pub struct Record {
     pub spec: SandboxSpec,
     pub build: String,
     pub key: Option<String>,
+    /// The sandbox that it is a branch of.
+    pub parent: Option<Uuid>,
     pub expires: Option<SystemTime>,
     pub idle: Option<Duration>,
     pub fork_time: Option<Duration>,
@@ -117,6 +119,7 @@ impl Record {
             build: self.build.clone(),
             created: self.head.created,
             key: self.key.clone(),
+            parent: self.parent,
         }
     }
 
@@ -145,6 +148,7 @@ impl Head {
             build: String::new(),
             created: self.created,
             key: None,
+            parent: None,
         }
     }
 }
@@ -169,6 +173,7 @@ mod tests {
                 spec: SandboxSpec::default(),
                 build: "b".to_owned(),
                 key: None,
+                parent: None,
                 expires: None,
                 idle: Some(Duration::from_millis(300)),
                 fork_time: None,

@@ -1,9 +1,11 @@
 //! A live sandbox from outside: what is known of it, and what it can be told.
 
 use super::attachment::{Attachment, Notice};
+use super::branch::Moment;
 use super::contexts::{CellSpec, ContextCommand, ContextInfo, ContextSpec};
 use super::error::LiveError;
 use super::limits::LiveLimits;
+use super::owner::BranchRequest;
 use super::phase::{End, Phase};
 use super::process::{ProcessInfo, ProcessSpec, ProcessState};
 use crate::usage::Usage;
@@ -71,6 +73,8 @@ pub struct Sandbox {
     pub build: String,
     /// When it was asked for.
     pub created: SystemTime,
+    /// The sandbox that it is a branch of.
+    pub parent: Option<Uuid>,
     /// The idempotency key that it was made with.
     pub(super) key: Option<String>,
     pub(super) limits: LiveLimits,
@@ -99,6 +103,7 @@ pub(super) enum Command {
         reply: oneshot::Sender<()>,
     },
     Measure(oneshot::Sender<Option<Usage>>),
+    Branch(BranchRequest),
     Context(ContextCommand),
     End(super::EndReason),
 }
@@ -145,6 +150,7 @@ pub(super) struct Birth {
     pub spec: SandboxSpec,
     pub build: String,
     pub created: SystemTime,
+    pub parent: Option<Uuid>,
     pub key: Option<String>,
 }
 
@@ -158,6 +164,7 @@ impl Sandbox {
             spec: birth.spec,
             build: birth.build,
             created: birth.created,
+            parent: birth.parent,
             key: birth.key,
             limits,
             status: watch::Sender::new(status),
@@ -436,6 +443,19 @@ impl Sandbox {
     /// If it has ended.
     pub async fn usage(&self) -> Result<Option<Usage>, LiveError> {
         self.ask(Command::Measure).await
+    }
+
+    /// Has it forked as it is now, once the branches before that are there.
+    pub(super) async fn branch(&self, limit: Duration, anyway: bool) -> Result<Moment, LiveError> {
+        let (reply, answer) = oneshot::channel();
+        let request = BranchRequest {
+            limit,
+            anyway,
+            reply,
+        };
+        self.tell(Command::Branch(request)).await?;
+        // Its owner has the deadlines.
+        answer.await.map_err(|_| self.gone())?
     }
 
     /// Ends it, and waits until nothing is left of it.

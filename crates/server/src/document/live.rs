@@ -56,6 +56,13 @@ pub fn wait() {}
     responses((status = 200, body = SandboxStats), (status = "default", body = ErrorBody)))]
 pub fn stats() {}
 
+/// Makes children of it that go on where it is: with its memory, its files, its processes, each in the middle
+/// of what it does. It stands still for that, for about a millisecond, and goes on.
+#[utoipa::path(post, path = "/v1/sandboxes/{id}/branch", request_body = BranchRequest,
+    params(("id" = String, Path, description = "Id or name")),
+    responses((status = 200, body = Branched), (status = "default", body = ErrorBody)))]
+pub fn branch() {}
+
 /// Starts a process. As an object, the answer has all of its output; as a stream it is of
 /// `ProcessEvent`. With the content type application/x-ndjson lines of `ProcessInput` follow the
 /// request. Detached, the answer is a `ProcessInfo`. A client that goes away leaves the process.

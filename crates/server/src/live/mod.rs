@@ -1,5 +1,6 @@
 //! `/v1/sandboxes` and `/v1/events`: sandboxes that live.
 
+mod branch;
 mod code;
 mod errno;
 mod events;

@@ -1,5 +1,6 @@
 //! Paths and methods of live sandboxes.
 
+use super::branch as branches;
 use super::code;
 use super::events::{self, events};
 use super::files;
@@ -26,9 +27,9 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use zygote_api::{
-    AttachRequest, ContextList, ContextRequest, CreateEvent, ErrorCode, Failure, ProcessList,
-    ProcessSignal, SandboxChange, SandboxList, SandboxRequest, SandboxState, SandboxStats,
-    TerminalSize,
+    AttachRequest, BranchRequest, ContextList, ContextRequest, CreateEvent, ErrorCode, Failure,
+    ProcessList, ProcessSignal, SandboxChange, SandboxList, SandboxRequest, SandboxState,
+    SandboxStats, TerminalSize,
 };
 use zygote_engine::live::{Attach, ContextSpec, EndReason, LiveError, Sandbox};
 use zygote_engine::{Engine, STREAM_CHUNK_MAX_BYTES};
@@ -56,6 +57,7 @@ pub fn router<B: Backend>(backend: &Arc<B>) -> Router<Arc<B>> {
         )
         .route("/v1/sandboxes/{id}/wait", get(wait::<B>))
         .route("/v1/sandboxes/{id}/stats", get(stats::<B>))
+        .route("/v1/sandboxes/{id}/branch", post(branch::<B>))
         .route("/v1/sandboxes/{id}/exec", post(start::<B>))
         .route("/v1/sandboxes/{id}/code", post(run_code::<B>))
         .route(
@@ -319,6 +321,17 @@ async fn stats<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>
         cpu_seconds: usage.cpu.as_secs_f64(),
         processes: running(&sandbox),
     }))
+}
+
+async fn branch<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    body: Body,
+) -> Answer {
+    let asked: BranchRequest = object(body).await?;
+    let source = find(&*backend, &id)?;
+    let engine = engine(&*backend)?;
+    Ok(json(&branches::branch(engine, &source, asked).await?))
 }
 
 async fn start<B: Backend>(

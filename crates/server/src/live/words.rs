@@ -39,6 +39,7 @@ pub fn sandbox_info(sandbox: &Sandbox) -> SandboxInfo {
         name: sandbox.spec.name.clone(),
         template: sandbox.spec.template.clone(),
         build: sandbox.build.clone(),
+        parent: sandbox.parent.map(|parent| parent.to_string()),
         state: state(status.phase),
         end: status.end.map(|end| SandboxEnd {
             reason: end.reason.name().to_owned(),
@@ -141,6 +142,9 @@ pub fn event(entry: Entry) -> SandboxEvent {
         name: entry.name,
         what: match entry.what {
             Happening::Made => SandboxHappening::Made,
+            Happening::Branched { into } => SandboxHappening::Branched {
+                into: into.iter().map(ToString::to_string).collect(),
+            },
             Happening::Adopted => SandboxHappening::Adopted,
             Happening::Ended { reason, message } => SandboxHappening::Ended {
                 reason: reason.to_owned(),
@@ -219,6 +223,9 @@ pub fn live_failure(error: &LiveError) -> Failure {
             StartFailure::NotExecutable => ErrorCode::ProgramNotExecutable,
             StartFailure::Other => ErrorCode::ProgramNotStarted,
         }),
+        LiveError::NotBranched(_) => with(ErrorCode::NotBranched).remedy(
+            "try again; if processes wait in the kernel, go on all the same: zygote branch --force",
+        ),
         LiveError::Late(_) => with(ErrorCode::Busy).retry_after(RETRY_AFTER_S),
         LiveError::TooLarge(_) => with(ErrorCode::TooLarge),
         LiveError::KeyReused => with(ErrorCode::Conflict).remedy("draw a new key for each request"),

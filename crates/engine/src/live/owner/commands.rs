@@ -15,7 +15,6 @@ use zygote_protocol::{HostMessage, Keep, ProcessId, Program, ReaderId, Start};
 
 impl Owner {
     pub(super) fn obey(&mut self, command: Command) {
-        self.last_used = Instant::now();
         match command {
             Command::Start(spec, reply) => self.start(spec, reply),
             Command::Attach(attach, reply) => self.ask(Asked::Reader(attach, reply)),
@@ -44,6 +43,7 @@ impl Owner {
                 let _ = reply.send(());
             }
             Command::Measure(reply) => self.measure(reply),
+            Command::Branch(request) => self.branch(request),
             Command::Context(command) => self.obey_context(command),
             // Taken care of before.
             Command::End(_) => {}

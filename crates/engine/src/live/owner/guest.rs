@@ -88,6 +88,8 @@ impl Owner {
                 data,
             } => self.take_part(process, offset, last, &data)?,
             AgentMessage::Described { processes } => self.described(&processes)?,
+            AgentMessage::Held { all } => self.held(all),
+            AgentMessage::NotHeld { message } => self.not_held(message),
             AgentMessage::Refused { message } => return Err(format!("it refuses: {message}")),
             _ => return Err("a message that does not belong here".to_owned()),
         }

@@ -2,6 +2,7 @@
 
 use super::Owner;
 use crate::conversation::Broken;
+use crate::live::contexts::ContextSpec;
 use crate::live::journal::Happening;
 use crate::live::limits::LiveLimits;
 use crate::live::note::{Note, decode};
@@ -70,6 +71,7 @@ impl Owner {
             spec: sandbox.spec.clone(),
             build: sandbox.build.clone(),
             key: sandbox.key.clone(),
+            parent: sandbox.parent,
             expires: status.expires,
             idle: status.idle,
             fork_time: status.fork_time,
@@ -91,6 +93,18 @@ impl Owner {
         let greeting: Vec<u8> = self.outgoing.drain(..).collect();
         // One that has died does not answer either.
         let _ = self.writer.write_all(&greeting).await;
+        self.take_over(&record.contexts, limit).await?;
+        super::step(&self.sandbox, Step::Activated, None);
+        self.note(Happening::Adopted);
+        Ok(())
+    }
+
+    /// Enters the processes that the guest tells of, some of which are these contexts.
+    pub(in crate::live) async fn take_over(
+        &mut self,
+        contexts: &[(ContextSpec, ProcessId)],
+        limit: Duration,
+    ) -> Result<(), EndReason> {
         let (all, last) = match timeout(limit, self.hear_all()).await {
             Ok(Ok(told)) => told,
             Ok(Err(broken)) => return Err(self.why(broken).await),
@@ -102,7 +116,7 @@ impl Owner {
             }
         };
         self.next_process = last.saturating_add(1);
-        for (spec, process) in &record.contexts {
+        for (spec, process) in contexts {
             let told = all.iter().find(|told| told.described.process == *process);
             // One that had not begun never was.
             if let Some(told) = told {
@@ -117,8 +131,6 @@ impl Owner {
             self.processes.insert(id, process);
             self.end_task(id);
         }
-        super::step(&self.sandbox, Step::Activated, None);
-        self.note(Happening::Adopted);
         Ok(())
     }
 

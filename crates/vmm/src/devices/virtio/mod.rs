@@ -101,6 +101,13 @@ impl Device {
             Self::Vsock(device) => device.save()?,
         })
     }
+
+    fn save_branch(&self) -> Result<DeviceState, String> {
+        match self {
+            Self::Vsock(device) => Ok(device.save_branch()),
+            _ => self.save(),
+        }
+    }
 }
 
 /// One buffer of a descriptor chain, copied out of the guest's memory.

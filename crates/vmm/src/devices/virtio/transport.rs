@@ -4,7 +4,7 @@ use super::{Device, InterruptLine};
 use std::os::fd::OwnedFd;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
-use zygote_snapshot::state::{QueueState, TransportState, VirtioDeviceState};
+use zygote_snapshot::state::{DeviceState, QueueState, TransportState, VirtioDeviceState};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -117,6 +117,18 @@ impl MmioTransport {
     /// # Errors
     /// A sentence, if the device holds something that a snapshot does not.
     pub fn save(&self) -> Result<VirtioDeviceState, String> {
+        Ok(self.saved(self.device.save()?))
+    }
+
+    /// The same of a machine that goes on: without what is on the way between its agent and the host.
+    ///
+    /// # Errors
+    /// As a device's.
+    pub fn save_branch(&self) -> Result<VirtioDeviceState, String> {
+        Ok(self.saved(self.device.save_branch()?))
+    }
+
+    fn saved(&self, device: DeviceState) -> VirtioDeviceState {
         let transport = TransportState {
             status: self.status,
             driver_features: self.driver_features,
@@ -127,10 +139,7 @@ impl MmioTransport {
             config_generation: self.config_generation,
             queues: self.queues.iter().map(save_queue).collect(),
         };
-        Ok(VirtioDeviceState {
-            transport,
-            device: self.device.save()?,
-        })
+        VirtioDeviceState { transport, device }
     }
 
     /// Whether this is the socket device.

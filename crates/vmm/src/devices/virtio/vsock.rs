@@ -169,6 +169,14 @@ impl Vsock {
         })
     }
 
+    /// The same for a machine that goes on, of which this one's connection stays: who restores it must
+    /// [`Vsock::replace`] its stream before the guest runs.
+    pub fn save_branch(&self) -> DeviceState {
+        DeviceState::Vsock {
+            agent: self.connection,
+        }
+    }
+
     /// The driver has reset the device: connections are gone, and none will be accepted again.
     pub fn reset(&mut self) {
         self.connection = None;

@@ -1,0 +1,221 @@
+//! Branches of running machines, with real zygote processes and guests of a few instructions: any host
+//! whose /dev/kvm opens runs them. The program that starts a zygote also is one.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod support;
+
+use libtest_mimic::{Arguments, Trial};
+use rustix::process::{Signal, pidfd_send_signal};
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use support::branch::{Fork, Memory, fork, start};
+use support::{Tiny, become_zygote, hear, runtime};
+use zygote_engine::{PATIENCE, RunKind, Zygote, ZygoteError};
+use zygote_protocol::PROTOCOL_VERSION;
+use zygote_runner::control::{FromRunner, Pause};
+use zygote_runner::packet;
+
+const MEMORY_BYTES: u64 = 128 << 20;
+/// Each vCPU counts in a register, and writes that to two words, one after the other; the second vCPU's lie
+/// on the next page.
+const COUNTERS: u32 = 0x200_0000;
+const SECOND: u32 = COUNTERS + 0x1000;
+
+fn main() -> ExitCode {
+    become_zygote();
+    let tests = [
+        trial("a_branch_goes_on_where_its_source_was", one_vcpu),
+        trial("a_branch_has_all_vcpus_of_one_moment", two_vcpus),
+        trial("branches_of_branches_are_as_fast", depth),
+        trial("what_cannot_be_branched_says_so_and_goes_on", refusals),
+        trial("a_branch_outlives_its_source", outlives),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), tests.into()).exit_code()
+}
+
+fn trial(name: &str, check: fn()) -> Trial {
+    Trial::test(name, move || {
+        check();
+        Ok(())
+    })
+}
+
+/// xor eax, eax; loop: inc rax; mov [AT], rax; mov [AT + 8], rax; jmp loop
+fn counting(at: u32) -> Vec<u8> {
+    let mut code = vec![0x31, 0xc0, 0x48, 0xff, 0xc0];
+    for word in [at, at + 8] {
+        code.extend_from_slice(&[0x48, 0x89, 0x04, 0x25]);
+        code.extend_from_slice(&word.to_le_bytes());
+    }
+    code.extend_from_slice(&[0xeb, 0xeb]);
+    code
+}
+
+async fn load(folder: &Path, vcpus: usize) -> Arc<Zygote> {
+    let (first, second) = (counting(COUNTERS), counting(SECOND));
+    let tiny = Tiny {
+        memory_bytes: MEMORY_BYTES,
+        vcpus: vcpus as u8,
+        code: &[&first[..], &second[..]][..vcpus],
+        ready: COUNTERS.into(),
+        protocol_version: PROTOCOL_VERSION,
+    };
+    support::snapshot(&folder.join("snapshot"), &tiny, |_| ());
+    Arc::new(Zygote::load(&support::config(folder)).await.unwrap())
+}
+
+/// Both of a vCPU's words, of one that stands still.
+fn still(memory: &Memory, counters: u32) -> u64 {
+    let (first, second) = (memory.word(counters), memory.word(counters + 8));
+    assert!(first == second || first == second + 1, "{first} {second}");
+    first
+}
+
+/// A fork whose guest runs.
+async fn running(zygote: &Zygote) -> Fork {
+    start(zygote, COUNTERS).await
+}
+
+fn one_vcpu() {
+    goes_on(1);
+}
+
+fn two_vcpus() {
+    goes_on(2);
+}
+
+/// The source goes on, the branch stands still, and each fork of it counts from there.
+fn goes_on(vcpus: usize) {
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let zygote = load(folder.path(), vcpus).await;
+        let source = running(&zygote).await;
+        let all = &[COUNTERS, SECOND][..vcpus];
+        for counters in all {
+            source.memory().await_count(*counters, 1000);
+        }
+        let branch = source.branch(&zygote).await;
+        let Pause {
+            stop_us,
+            save_us,
+            fork_us,
+            resume_us,
+        } = branch.pause;
+        assert!(save_us > 0 && fork_us > 0);
+        let whole = stop_us + save_us + fork_us + resume_us;
+        assert_eq!(branch.pause.total_us(), whole);
+        let first = running(&branch.zygote).await;
+        let second = running(&branch.zygote).await;
+        for counters in all {
+            let at = still(&branch.memory, *counters);
+            assert!(at >= 1000);
+            for other in [&source, &first, &second] {
+                let memory = other.memory();
+                // From the register that was the source's: it never counts less.
+                memory.await_count(*counters, at + 1000);
+            }
+            assert_eq!(still(&branch.memory, *counters), at);
+        }
+        // A branch of a branch, and one more of the source.
+        for (fork, parent) in [(&first, &branch.zygote), (&source, &zygote)] {
+            let another = fork.branch(parent).await;
+            let at = still(&another.memory, COUNTERS);
+            running(&another.zygote)
+                .await
+                .memory()
+                .await_count(COUNTERS, at + 1000);
+        }
+    });
+}
+
+/// How long the hundredth may take, beside the first ten.
+fn depth() {
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let zygote = load(folder.path(), 1).await;
+        let mut kept = Vec::new();
+        let mut parent = Arc::clone(&zygote);
+        let mut fork = running(&zygote).await;
+        let mut times = Vec::new();
+        let mut least = 1000;
+        for _ in 0..100 {
+            fork.memory().await_count(COUNTERS, least);
+            let begun = Instant::now();
+            let branch = fork.branch(&parent).await;
+            let next = running(&branch.zygote).await;
+            times.push(begun.elapsed());
+            least = still(&branch.memory, COUNTERS) + 10;
+            parent = Arc::clone(&branch.zygote);
+            kept.push(branch);
+            // It would take the processor's time.
+            std::mem::replace(&mut fork, next).runner.end().await;
+        }
+        let median = |times: &[Duration]| {
+            let mut sorted = times.to_vec();
+            sorted.sort();
+            sorted[sorted.len() / 2]
+        };
+        let (first, last) = (median(&times[..20]), median(&times[80..]));
+        println!("depth 1 to 20: {first:?}, 81 to 100: {last:?}");
+        // What grew with the depth would be more than that; on a busy host no less can be said.
+        assert!(last < first * 4, "{first:?} {last:?}");
+    });
+}
+
+fn refusals() {
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let zygote = load(folder.path(), 1).await;
+        let parked = fork(&zygote, RunKind::Sandbox).await;
+        assert!(parked.refusal().contains("not begun"));
+        let mut program = fork(&zygote, RunKind::Python).await;
+        program.agent.write_all(b"go").unwrap();
+        assert!(program.refusal().contains("one program"));
+        let counted = program.memory().word(COUNTERS);
+        program.memory().await_count(COUNTERS, counted + 1);
+        // Its engine goes in the middle of it.
+        let source = running(&zygote).await;
+        drop(source.ask());
+        let (FromRunner::Branched { .. }, Some(process)) = hear(&source.control) else {
+            panic!("it is not branched");
+        };
+        let (ours, theirs) = packet::pair().unwrap();
+        drop(theirs);
+        let gone = Zygote::branched(&zygote, ours, process).await;
+        assert!(matches!(gone, Err(ZygoteError::Gone)));
+        let counted = source.memory().word(COUNTERS);
+        source.memory().await_count(COUNTERS, counted + 1000);
+    });
+}
+
+/// The source is killed, then the process that holds the branch: each takes nobody else with it.
+fn outlives() {
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let zygote = load(folder.path(), 1).await;
+        let source = running(&zygote).await;
+        let branch = source.branch(&zygote).await;
+        let mut child = running(&branch.zygote).await;
+        source.runner.end().await;
+        let at = still(&branch.memory, COUNTERS);
+        child.memory().await_count(COUNTERS, at + 1000);
+        let other = running(&branch.zygote).await;
+        other.memory().await_count(COUNTERS, at + 1000);
+        pidfd_send_signal(&branch.process, Signal::KILL).unwrap();
+        let begun = Instant::now();
+        while branch.zygote.is_alive() {
+            assert!(begun.elapsed() < PATIENCE);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Its forks are no part of it.
+        let counted = child.memory().word(COUNTERS);
+        child.memory().await_count(COUNTERS, counted + 1000);
+        // Nobody is left to tell how it ends.
+        assert_eq!(child.runner.ended().await, None);
+        running(&zygote).await;
+    });
+}

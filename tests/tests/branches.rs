@@ -1,0 +1,227 @@
+//! Branches of running sandboxes, by the verbs that a user types.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::time::{Duration, Instant};
+use zygote_tests::*;
+
+/// Prints numbered lines, and appends them to a file, without end.
+const COUNTING: &str = "i=0; while true; do i=$((i+1)); echo $i; echo $i >> /root/lines; done";
+
+/// Has a sandbox branched; gives back the children.
+fn branch(source: &Live, name: &str, words: &[&str]) -> Vec<Live> {
+    let branched = zygote(&[&["branch", &source.name, "--name", name, "--json"], words].concat());
+    let value = branched.good().json().remove(0);
+    assert!(value["pause_us"].as_u64().unwrap() > 0, "{value}");
+    assert_eq!(value["all_frozen"], true, "{value}");
+    let children = value["sandboxes"].as_array().unwrap();
+    let of = |child: &serde_json::Value| Live::named(child["name"].as_str().unwrap());
+    children.iter().map(of).collect()
+}
+
+/// Numbers from one on, each on a line; how many.
+fn unbroken(text: &str) -> usize {
+    let lines: Vec<&str> = text.lines().collect();
+    for (index, line) in lines.iter().enumerate() {
+        assert_eq!(*line, (index + 1).to_string(), "line {}", index + 1);
+    }
+    lines.len()
+}
+
+fn lines(of: &Live) -> usize {
+    unbroken(&of.sh("cat /root/lines").good().text())
+}
+
+fn await_lines(of: &Live, least: usize) {
+    let begun = Instant::now();
+    while lines(of) < least {
+        assert!(
+            begun.elapsed() < Duration::from_secs(120),
+            "it stands still"
+        );
+    }
+}
+
+#[test]
+fn a_branch_goes_on_where_its_source_is_as_somebody_else() {
+    let source = Live::with("source", &["--env", "A=1"]);
+    source
+        .python("import random, ssl; x = 41; random.seed(7)")
+        .good();
+    source
+        .sh("mkdir /srv/own && echo content > /srv/own/file && echo 10.0.0.1 mine >> /etc/hosts")
+        .good();
+    zygote(&["exec", "-d", "source", "--", "sh", "-c", COUNTING]).good();
+    await_lines(&source, 3);
+    let kids = branch(&source, "kid", &["--count", "2"]);
+    let drawn = branch(&source, "drawn", &["--reseed"]).remove(0);
+    let known: Vec<&Live> = [&source].into_iter().chain(&kids).chain([&drawn]).collect();
+    let own = "cat /etc/machine-id /proc/sys/kernel/random/boot_id; hostname; cat /etc/hostname; \
+        head -c 16 /dev/urandom | base64";
+    let mut seen = std::collections::HashSet::new();
+    for one in &known {
+        let own = one.sh(own).good().text();
+        for line in own.lines().filter(|line| *line != one.name) {
+            assert!(seen.insert(line.to_owned()), "{line} is not its own");
+        }
+        assert_eq!(
+            own.lines().filter(|line| *line == one.name).count(),
+            2,
+            "{own}"
+        );
+        let kept = one
+            .sh("cat /srv/own/file; echo $A; grep -c mine /etc/hosts")
+            .good();
+        assert_eq!(kept.text(), "content\n1\n1\n");
+        let tls = one.python("print(ssl.RAND_bytes(8).hex())").good().text();
+        assert!(seen.insert(tls), "keys are not its own");
+        let clock = one.python("import time; time.time()").good().text();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let late = now.unwrap().as_secs_f64() - clock.trim().parse::<f64>().unwrap();
+        assert!((-1.0..60.0).contains(&late), "{late} s");
+    }
+    // A computation goes on; unless its numbers are to be others.
+    let random = |one: &Live| one.python("x + random.random()").good().text();
+    let drawn_by_source = random(&source);
+    assert!(kids.iter().all(|kid| random(kid) == drawn_by_source));
+    assert_ne!(random(&drawn), drawn_by_source);
+    // The process of the source's goes on in each, under its number, with its output.
+    for one in &known {
+        await_lines(one, 10);
+        let logs = zygote(&["logs", &one.name, "2"]).good();
+        assert!(
+            logs.error().is_empty() || logs.error().contains("no longer"),
+            "{logs:?}"
+        );
+        zygote(&["kill", &one.name, "2"]).good();
+        assert_eq!(zygote(&["wait", &one.name, "2"]).code, 137);
+    }
+    // What one writes nobody else sees.
+    kids[0].sh("echo other > /srv/own/file").good();
+    assert_eq!(kids[1].sh("cat /srv/own/file").good().text(), "content\n");
+    let tree = zygote(&["tree", "--json", "source"]).json().remove(0);
+    assert_eq!(
+        tree["sandboxes"][0]["branches"].as_array().unwrap().len(),
+        3
+    );
+    let shown = zygote(&["tree"]).good().text();
+    assert!(
+        shown.contains("├── kid-1") && shown.contains("└── drawn"),
+        "{shown}"
+    );
+    zygote(&["rm", "--tree", "source"]).good();
+    let left = zygote(&["ps", "--json"]).json().remove(0);
+    assert_eq!(
+        left["sandboxes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|one| one["name"] == "kid-1")
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn a_line_of_branches_loses_nothing_and_survives_its_ancestors_and_its_engine() {
+    let mut last = Live::new("line");
+    zygote(&["exec", "-d", "line", "--", "sh", "-c", COUNTING]).good();
+    let mut most = 1;
+    for depth in 0..8 {
+        await_lines(&last, most + 1);
+        let next = branch(&last, &format!("line-{depth}"), &[]).remove(0);
+        if depth == 5 {
+            kill_engine();
+        }
+        // It has all up to its branch, and the source no more than that from it.
+        let (own, of_source) = (lines(&next), lines(&last));
+        assert!(own > most && of_source > most);
+        most = own;
+        if depth % 2 == 0 {
+            // It lives on when its source has ended.
+            drop(std::mem::replace(&mut last, next));
+        } else {
+            let source = std::mem::replace(&mut last, next);
+            await_lines(&source, of_source + 1);
+        }
+    }
+    await_lines(&last, most + 1);
+}
+
+#[test]
+fn programs_in_the_middle_of_everything_are_branched() {
+    let source = Live::new("busy");
+    // A pipe half full, an open file that has been removed, threads, a child, a sleep, and SQLite under load.
+    let code = "import os, sqlite3, subprocess, threading, time\n\
+        r, w = os.pipe(); os.write(w, b'half')\n\
+        gone = open('/tmp/gone', 'w+'); gone.write('kept'); gone.flush(); os.unlink('/tmp/gone')\n\
+        counts = [0] * 4\n\
+        def count(n):\n    \
+            while True: counts[n] += 1; time.sleep(0.01)\n\
+        for n in range(4): threading.Thread(target=count, args=[n], daemon=True).start()\n\
+        child = subprocess.Popen(['sleep', '100000'])\n\
+        def load():\n    \
+            db = sqlite3.connect('/root/db', isolation_level=None)\n    \
+            db.execute('create table if not exists t(n integer)')\n    \
+            n = 0\n    \
+            while True:\n        \
+                db.execute('begin')\n        \
+                for _ in range(20): n += 1; db.execute('insert into t values (?)', [n])\n        \
+                db.execute('commit')\n\
+        threading.Thread(target=load, daemon=True).start()";
+    source.python(code).good();
+    let check = "import sqlite3\n\
+        db = sqlite3.connect('/root/db', timeout=60)\n\
+        before = list(counts); time.sleep(0.3)\n\
+        print(os.read(r, 10), gone.seek(0), gone.read(), child.poll(), all(b > a for a, b in zip(before, counts)))\n\
+        print(db.execute('pragma integrity_check').fetchone()[0])\n\
+        n, most = db.execute('select count(*), max(n) from t').fetchone()\n\
+        print(n == most, n % 20)";
+    for number in 0..3 {
+        let kid = branch(&source, &format!("busy-{number}"), &[]).remove(0);
+        let checked = kid.python(check).good().text();
+        assert_eq!(checked, "b'half' 0 kept None True\nok\nTrue 0\n");
+    }
+    // In the middle of a cell, which goes on in both.
+    let slow = std::thread::spawn(|| {
+        zygote(&[
+            "python",
+            "busy",
+            "-c",
+            "for n in range(30): time.sleep(0.1)\nprint('done', n)",
+        ])
+    });
+    std::thread::sleep(Duration::from_secs(1));
+    let kid = branch(&source, "busy-cell", &[]).remove(0);
+    assert_eq!(slow.join().unwrap().good().text(), "done 29\n");
+    assert_eq!(kid.python("n").good().text(), "29\n");
+}
+
+#[test]
+fn what_cannot_be_branched_is_told_and_goes_on() {
+    let it = Live::new("stays");
+    let refused = zygote(&["branch", "stays", "--name", "stays"]);
+    assert!(
+        refused.code == 125 && refused.error().contains("taken"),
+        "{refused:?}"
+    );
+    it.sh("true").good();
+    // A fork bomb stands still and goes on as other programs do.
+    let bomb = "ulimit -u 200; b() { b | b & }; b; sleep 100000";
+    zygote(&[
+        "exec", "-d", "-u", "nobody", "stays", "--", "sh", "-c", bomb,
+    ])
+    .good();
+    let kid = branch(&it, "stays-kid", &["--freeze-timeout", "60s"]).remove(0);
+    for one in [&it, &kid] {
+        one.sh("true").good();
+        zygote(&["kill", &one.name]).good();
+    }
+    let name = it.name.clone();
+    drop(it);
+    let ended = zygote(&["branch", &name]);
+    assert!(
+        ended.code == 125 && ended.error().contains("removed"),
+        "{ended:?}"
+    );
+}
