@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use zygote_tests::*;
 
 /// Prints numbered lines, and appends them to a file, without end.
-const COUNTING: &str = "i=0; while true; do i=$((i+1)); echo $i; echo $i >> /root/lines; done";
+const COUNTING: &str =
+    "i=0; while true; do i=$((i+1)); echo $i; echo $i >> /root/lines; sleep 0.02; done";
 
 /// Has a sandbox branched; gives back the children.
 fn branch(source: &Live, name: &str, words: &[&str]) -> Vec<Live> {
@@ -51,7 +52,8 @@ fn a_branch_goes_on_where_its_source_is_as_somebody_else() {
     source
         .sh("mkdir /srv/own && echo content > /srv/own/file && echo 10.0.0.1 mine >> /etc/hosts")
         .good();
-    zygote(&["exec", "-d", "source", "--", "sh", "-c", COUNTING]).good();
+    let counts = zygote(&["exec", "-d", "source", "--", "sh", "-c", COUNTING]).good();
+    let counts = counts.text().trim().to_owned();
     await_lines(&source, 3);
     let kids = branch(&source, "kid", &["--count", "2"]);
     let drawn = branch(&source, "drawn", &["--reseed"]).remove(0);
@@ -88,13 +90,13 @@ fn a_branch_goes_on_where_its_source_is_as_somebody_else() {
     // The process of the source's goes on in each, under its number, with its output.
     for one in &known {
         await_lines(one, 10);
-        let logs = zygote(&["logs", &one.name, "2"]).good();
+        let logs = zygote(&["logs", &one.name, &counts]).good();
         assert!(
             logs.error().is_empty() || logs.error().contains("no longer"),
             "{logs:?}"
         );
-        zygote(&["kill", &one.name, "2"]).good();
-        assert_eq!(zygote(&["wait", &one.name, "2"]).code, 137);
+        zygote(&["kill", &one.name, &counts]).good();
+        assert_eq!(zygote(&["wait", &one.name, &counts]).code, 137);
     }
     // What one writes nobody else sees.
     kids[0].sh("echo other > /srv/own/file").good();
@@ -224,4 +226,106 @@ fn what_cannot_be_branched_is_told_and_goes_on() {
         ended.code == 125 && ended.error().contains("removed"),
         "{ended:?}"
     );
+}
+
+/// What a command says that is told that its sandbox has gone back.
+fn is_told(waits: std::thread::JoinHandle<Ran>) {
+    let ran = waits.join().unwrap();
+    assert_eq!(ran.code, 125, "{ran:?}");
+    assert!(ran.error().contains("rolled back"), "{ran:?}");
+}
+
+/// Waits until so many processes run.
+fn await_processes(of: &Live, count: u64) {
+    let begun = Instant::now();
+    let running =
+        || zygote(&["inspect", "--json", &of.name]).json().remove(0)["processes"].as_u64();
+    while running() != Some(count) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", running());
+    }
+}
+
+#[test]
+fn a_sandbox_goes_back_and_those_who_wait_are_told() {
+    let it = Live::new("back");
+    let id = || zygote(&["inspect", "--json", "back"]).json().remove(0)["id"].clone();
+    let first = id();
+    it.python("x = 1").good();
+    it.sh("echo one > /root/file").good();
+    assert_eq!(zygote(&["snapshot", "back", "one"]).good().text(), "one\n");
+    it.python("x = 2; y = 3").good();
+    it.sh("echo two > /root/file; touch /root/new").good();
+    let waits = std::thread::spawn(|| zygote(&["exec", "back", "--", "sleep", "1000"]));
+    let cell =
+        std::thread::spawn(|| zygote(&["python", "back", "-c", "import time; time.sleep(1000)"]));
+    await_processes(&it, 2);
+    zygote(&["rollback", "back", "one"]).good();
+    is_told(waits);
+    is_told(cell);
+    let state = |it: &Live| it.python("print(x, 'y' in globals())").good().text();
+    assert_eq!((id(), state(&it)), (first.clone(), "1 False\n".to_owned()));
+    assert_eq!(
+        it.sh("cat /root/file; ls /root").good().text(),
+        "one\nfile\n"
+    );
+    // The next engine has its moments, too.
+    it.python("x = 4").good();
+    zygote(&["snapshot", "back"]).good();
+    it.python("x = 5").good();
+    kill_engine();
+    zygote(&["rollback", "back"]).good();
+    assert_eq!(state(&it), "4 False\n");
+    zygote(&["rollback", "back", "one"]).good();
+    assert_eq!((id(), state(&it)), (first, "1 False\n".to_owned()));
+    // That of which there was no name has gone with what it was of.
+    let moments = zygote(&["moments", "back", "--json"]).json().remove(0);
+    let names: Vec<_> = moments["moments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["name"].clone())
+        .collect();
+    assert_eq!(names, ["one"]);
+    let kid = Live::named("back-kid");
+    zygote(&["branch", "back", "--at", "one", "--name", "back-kid"]).good();
+    assert_eq!(state(&kid), "1 False\n");
+    zygote(&["moments", "back", "--forget", "one"]).good();
+    let gone = zygote(&["rollback", "back", "one"]);
+    assert!(
+        gone.code == 125 && gone.error().contains("no moment"),
+        "{gone:?}"
+    );
+    assert_eq!(state(&it), "1 False\n");
+}
+
+#[test]
+fn each_program_can_be_undone() {
+    let it = Live::with("undo", &["--moment-on-exec", "--moments", "3"]);
+    it.sh("mkdir /root/data && echo kept > /root/data/file")
+        .good();
+    for _ in 0..3 {
+        it.sh("rm -r /root/data").good();
+        zygote(&["rollback", "undo"]).good();
+        assert_eq!(it.sh("cat /root/data/file").good().text(), "kept\n");
+        zygote(&["rollback", "undo"]).good();
+    }
+    let moments = || {
+        let list = zygote(&["moments", "undo", "--json"]).json().remove(0);
+        list["moments"].as_array().unwrap().len()
+    };
+    assert!(moments() <= 3);
+    let every = Live::with("every", &["--moment-every", "200ms", "--moments", "2"]);
+    let begun = Instant::now();
+    loop {
+        let list = zygote(&["moments", &every.name, "--json"]).json().remove(0);
+        let moments = list["moments"].as_array().unwrap();
+        assert!(moments.len() <= 2, "{list}");
+        if moments
+            .last()
+            .is_some_and(|last| last["number"].as_u64() > Some(3))
+        {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{list}");
+    }
 }

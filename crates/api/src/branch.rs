@@ -11,6 +11,9 @@ pub struct BranchRequest {
     /// How many.
     #[schema(default = 1, minimum = 1)]
     pub count: u32,
+    /// A moment that is kept: its name, its number (`@7`), or counted from the newest (`@-1`); absent: now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
     /// A name; of several children, what theirs begin with: `NAME-1`, `NAME-2` …
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -39,6 +42,7 @@ impl Default for BranchRequest {
     fn default() -> Self {
         Self {
             count: 1,
+            at: None,
             name: None,
             ttl_seconds: None,
             idle_seconds: None,
@@ -54,7 +58,7 @@ impl Default for BranchRequest {
 pub struct Branched {
     /// They run.
     pub sandboxes: Vec<SandboxInfo>,
-    /// How long the source stood still, in microseconds.
+    /// How long the source stood still when they parted from it, in microseconds.
     pub pause_us: u32,
     /// What for.
     pub pause: BranchPause,

@@ -70,6 +70,10 @@ pub enum ErrorCode {
     ContextDead,
     /// 409: the sandbox could not be branched; it goes on.
     NotBranched,
+    /// 404: the sandbox keeps no such moment.
+    MomentNotFound,
+    /// 409: the sandbox was rolled back to an earlier moment, and what was asked for is gone.
+    RolledBack,
     /// 429: a limit of the engine, or of a sandbox, is reached.
     LimitReached,
     /// 500: the template is there, but not usable.
@@ -129,6 +133,7 @@ impl ErrorCode {
             | Self::SandboxNotFound
             | Self::ProcessNotFound
             | Self::ContextNotFound
+            | Self::MomentNotFound
             | Self::FileNotFound
             | Self::TemplateNotFound => 404,
             Self::MethodNotAllowed => 405,
@@ -143,6 +148,7 @@ impl ErrorCode {
             | Self::NoTerminal
             | Self::ContextDead
             | Self::NotBranched
+            | Self::RolledBack
             | Self::FileFailed => 409,
             Self::LimitReached => 429,
             Self::TooLarge => 413,

@@ -8,6 +8,7 @@ mod error;
 mod exec;
 mod file;
 mod lines;
+mod moment;
 mod octets;
 mod sandbox;
 mod status;
@@ -26,6 +27,7 @@ pub use exec::{
 };
 pub use file::{FileAction, FileEvent, FileInfo, FileList, FileType};
 pub use lines::{LineSplitter, LineTooLong};
+pub use moment::{MomentInfo, MomentList, MomentPolicy, MomentRequest, RollbackRequest};
 pub use octets::{Octets, base64, from_base64};
 pub use sandbox::{
     AttachRequest, CreateEvent, OnTimeout, ProcessEvent, ProcessInfo, ProcessInput, ProcessList,

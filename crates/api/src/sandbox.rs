@@ -1,6 +1,7 @@
 //! `/v1/sandboxes`: sandboxes that live until they are ended.
 
 use crate::error::Failure;
+use crate::moment::MomentPolicy;
 use crate::octets::Octets;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -37,6 +38,9 @@ pub struct SandboxRequest {
     /// Run although this host does not allow all walls between it and untrusted code.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_missing_walls: bool,
+    /// Moments that are kept without being asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moments: Option<MomentPolicy>,
 }
 
 fn default_template() -> String {
@@ -55,6 +59,7 @@ impl Default for SandboxRequest {
             idle_seconds: 0.0,
             on_timeout: OnTimeout::Kill,
             allow_missing_walls: false,
+            moments: None,
         }
     }
 }
@@ -488,6 +493,18 @@ pub enum SandboxHappening {
     Branched {
         /// The ids of the branches.
         into: Vec<String>,
+    },
+    /// A moment of it is kept, with a name.
+    MomentKept {
+        /// Its number.
+        number: u64,
+        /// Its name.
+        moment: String,
+    },
+    /// It has gone back to a moment.
+    RolledBack {
+        /// Its number.
+        to: u64,
     },
     /// It runs on: the engine that had made it was killed, and this one goes on with it.
     Adopted,

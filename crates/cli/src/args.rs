@@ -122,6 +122,12 @@ pub enum Verb {
     Create(CreateArgs),
     /// Make children of a sandbox that go on where it is
     Branch(BranchArgs),
+    /// Keep this moment of a sandbox, to go back to it
+    Snapshot(SnapshotArgs),
+    /// Take a sandbox back to a moment that is kept
+    Rollback(RollbackArgs),
+    /// Show which moments of a sandbox are kept
+    Moments(MomentsArgs),
     /// Show which sandbox is a branch of which
     Tree(TreeArgs),
     /// Run a program in a sandbox

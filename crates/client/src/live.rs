@@ -11,9 +11,10 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use zygote_api::{
     AttachRequest, BranchRequest, Branched, CodeEvent, CodeRequest, ContextInfo, ContextList,
-    ContextRequest, CreateEvent, FileAction, FileEvent, FileInfo, ProcessEvent, ProcessInfo,
-    ProcessInput, ProcessList, ProcessOutput, ProcessRequest, ProcessSignal, SandboxChange,
-    SandboxEvent, SandboxInfo, SandboxList, SandboxRequest, SandboxStats, base64,
+    ContextRequest, CreateEvent, FileAction, FileEvent, FileInfo, MomentInfo, MomentList,
+    MomentRequest, ProcessEvent, ProcessInfo, ProcessInput, ProcessList, ProcessOutput,
+    ProcessRequest, ProcessSignal, RollbackRequest, SandboxChange, SandboxEvent, SandboxInfo,
+    SandboxList, SandboxRequest, SandboxStats, base64,
 };
 
 /// How long one request waits for an end; it is asked again.
@@ -110,6 +111,38 @@ impl Client {
     /// `POST /v1/sandboxes/{id}/branch`.
     pub async fn branch(&self, id: &str, request: &BranchRequest) -> Result<Branched, ClientError> {
         self.ask(Method::POST, &path(id, "/branch"), Some(request))
+            .await
+    }
+
+    /// `POST /v1/sandboxes/{id}/moments`.
+    pub async fn keep_moment(
+        &self,
+        id: &str,
+        request: &MomentRequest,
+    ) -> Result<MomentInfo, ClientError> {
+        self.ask(Method::POST, &path(id, "/moments"), Some(request))
+            .await
+    }
+
+    /// `GET /v1/sandboxes/{id}/moments`.
+    pub async fn moments(&self, id: &str) -> Result<MomentList, ClientError> {
+        self.ask(Method::GET, &path(id, "/moments"), None::<&()>)
+            .await
+    }
+
+    /// `DELETE /v1/sandboxes/{id}/moments/{moment}`.
+    pub async fn forget_moment(&self, id: &str, moment: &str) -> Result<MomentList, ClientError> {
+        let path = path(id, &format!("/moments/{}", escaped(moment)));
+        self.ask(Method::DELETE, &path, None::<&()>).await
+    }
+
+    /// `POST /v1/sandboxes/{id}/rollback`.
+    pub async fn roll_back(
+        &self,
+        id: &str,
+        request: &RollbackRequest,
+    ) -> Result<SandboxInfo, ClientError> {
+        self.ask(Method::POST, &path(id, "/rollback"), Some(request))
             .await
     }
 

@@ -107,8 +107,8 @@ pub enum ZygoteError {
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     group: Option<PathBuf>,
-    /// The key of the one that it is a branch in the family of.
-    parent: Option<String>,
+    /// The key of the first of its family, if it is another.
+    first: Option<String>,
 }
 
 /// A loaded snapshot, or a branch of a running machine, ready to be forked. Dropping it lets the process
@@ -118,14 +118,16 @@ pub struct Zygote {
     family: Family,
     /// By which it is known to who holds it.
     key: String,
+    /// Its pidfd, unless it is a child of ours.
+    process: Option<OwnedFd>,
     owner: JoinHandle<()>,
 }
 
-/// What a zygote has from the one whose fork's branch it is.
+/// What a zygote has from the one with which its family began.
 struct Family {
-    /// That one. The first of a family ends last: its process is the first of a namespace, with which all
-    /// of them end.
-    parent: Option<Arc<Zygote>>,
+    /// That one, which ends last: its process is the first of a namespace, with which all of them end. Those
+    /// in between may go: the kernel gives their children to the first.
+    first: Option<Arc<Zygote>>,
     missing_walls: Vec<MissingWall>,
     /// What forks have shown: a branch's must differ from those of its source, too.
     samples: Arc<Mutex<HashSet<[u8; SAMPLE_BYTES]>>>,
@@ -136,14 +138,14 @@ struct Family {
 impl Family {
     fn of_branch(parent: &Arc<Zygote>) -> Self {
         let Self {
-            parent: _,
+            first,
             missing_walls,
             samples,
             patience,
             admission,
         } = &parent.family;
         Self {
-            parent: Some(Arc::clone(parent)),
+            first: Some(Arc::clone(first.as_ref().unwrap_or(parent))),
             missing_walls: missing_walls.clone(),
             samples: Arc::clone(samples),
             patience: *patience,
@@ -281,24 +283,25 @@ impl Zygote {
             group,
             runners: HashMap::new(),
             held: None,
-            parent: None,
+            first: None,
         };
         let family = Family {
-            parent: None,
+            first: None,
             missing_walls,
             samples: Arc::default(),
             patience,
             admission: Arc::clone(admission),
         };
-        Ok(Self::of(owned, family, key))
+        Ok(Self::of(owned, family, key, None))
     }
 
-    fn of(owned: Owned, family: Family, key: String) -> Self {
+    fn of(owned: Owned, family: Family, key: String, process: Option<OwnedFd>) -> Self {
         let (requests, inbox) = mpsc::channel(REQUESTS_MAX);
         Self {
             requests,
             family,
             key,
+            process,
             owner: tokio::spawn(owned.live(inbox)),
         }
     }
@@ -322,16 +325,17 @@ impl Zygote {
         let (FromZygote::Loaded { .. }, _) = answer.map_err(late)?? else {
             return Err(ZygoteError::Gone);
         };
+        let own = process.try_clone().map_err(ZygoteError::Start)?;
         let owned = Owned {
             socket,
             process: Process::Known(process),
             group: None,
             runners: HashMap::new(),
             held: None,
-            parent: Some(parent.key.clone()),
+            first: Some(parent.first_key().to_owned()),
         };
         let key = format!("{KEY}{}", Uuid::new_v4().simple());
-        Ok(Self::of(owned, Family::of_branch(parent), key))
+        Ok(Self::of(owned, Family::of_branch(parent), key, Some(own)))
     }
 
     /// Whether something that is held is a zygote.
@@ -339,20 +343,20 @@ impl Zygote {
         entry.key.starts_with(KEY)
     }
 
-    /// The key of the one whose fork's branch something is that is held, if it is one.
-    pub(crate) fn parent_of(entry: &Entry) -> Option<String> {
+    /// The key of the first of the family of something that is held, if it is another.
+    pub(crate) fn first_of(entry: &Entry) -> Option<String> {
         let record: Result<Record, _> = serde_json::from_slice(&entry.record);
-        record.ok()?.parent
+        record.ok()?.first
     }
 
     /// Goes on with one that another engine has left, and with these runners of it, by their process ids
-    /// among its own; gives each back with its number in `runners`. `parent`: see [`Zygote::parent_of`].
+    /// among its own; gives each back with its number in `runners`. `first`: see [`Zygote::first_of`].
     ///
     /// # Errors
     /// If what is held is no zygote.
     pub(crate) fn adopt(
         entry: Entry,
-        parent: Option<&Arc<Self>>,
+        first: Option<&Arc<Self>>,
         runners: Vec<(u32, OwnedFd)>,
         holder: &Arc<Holder>,
         patience: Duration,
@@ -363,6 +367,7 @@ impl Zygote {
         let mut descriptors = entry.descriptors.into_iter();
         let socket = descriptors.next().ok_or_else(missing)?;
         let process = descriptors.next().ok_or_else(missing)?;
+        let own = process.try_clone()?;
         let group = record.group.zip(descriptors.next());
         let mut known = HashMap::new();
         let runners = runners.into_iter().map(|(pid, process)| {
@@ -379,7 +384,7 @@ impl Zygote {
         let owned = Owned {
             socket: ControlSocket::new(socket)?,
             process: Process::Known(process),
-            parent: record.parent,
+            first: record.first,
             group: group.map(|(path, lock)| Group::adopt(path, lock)),
             runners: known,
             held: Some(Held {
@@ -388,9 +393,9 @@ impl Zygote {
                 losses: *holder.losses().borrow(),
             }),
         };
-        let family = parent.map_or_else(
+        let family = first.map_or_else(
             || Family {
-                parent: None,
+                first: None,
                 missing_walls: Vec::new(),
                 samples: Arc::default(),
                 patience,
@@ -398,7 +403,7 @@ impl Zygote {
             },
             Family::of_branch,
         );
-        Ok((Self::of(owned, family, entry.key), runners))
+        Ok((Self::of(owned, family, entry.key, Some(own)), runners))
     }
 
     /// Has it held beyond this engine's end, under the key that is given back.
@@ -406,8 +411,8 @@ impl Zygote {
     /// # Errors
     /// If it cannot be, or has ended.
     pub(crate) async fn hold(&self, holder: &Arc<Holder>) -> io::Result<String> {
-        if let Some(parent) = &self.family.parent {
-            Box::pin(parent.hold(holder)).await?;
+        if let Some(first) = &self.family.first {
+            Box::pin(first.hold(holder)).await?;
         }
         let gone = || io::Error::other("the zygote process has ended");
         let (reply, answer) = oneshot::channel();
@@ -450,6 +455,19 @@ impl Zygote {
     /// Whether its process has not ended yet, as far as is known.
     pub fn is_alive(&self) -> bool {
         !self.owner.is_finished() && !self.requests.is_closed()
+    }
+
+    /// The key of the first of its family.
+    fn first_key(&self) -> &str {
+        self.family
+            .first
+            .as_ref()
+            .map_or(&self.key, |first| &first.key)
+    }
+
+    /// The pidfd of its process, if it is a branch.
+    pub(crate) fn process(&self) -> Option<&OwnedFd> {
+        self.process.as_ref()
     }
 
     /// How long a step of a sandbox may take.
@@ -562,8 +580,8 @@ struct Owned {
     group: Option<Group>,
     runners: HashMap<u32, (oneshot::Sender<i32>, Option<Place>)>,
     held: Option<Held>,
-    /// The key of the one whose fork's branch it is.
-    parent: Option<String>,
+    /// The key of the first of its family, if it is another.
+    first: Option<String>,
 }
 
 /// Who holds a zygote, under which key, and how many holders had been lost by then.
@@ -667,8 +685,8 @@ impl Owned {
         let mut descriptors = vec![self.socket.as_fd(), process.as_fd()];
         descriptors.extend(self.group.as_ref().map(|group| group.lock().as_fd()));
         let group = self.group.as_ref().map(|group| group.path().to_owned());
-        let parent = self.parent.clone();
-        let record = serde_json::to_vec(&Record { group, parent })?;
+        let first = self.first.clone();
+        let record = serde_json::to_vec(&Record { group, first })?;
         holder.put(&key, &record, None, &descriptors).await?;
         self.held = Some(Held {
             holder,

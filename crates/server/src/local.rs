@@ -1,7 +1,7 @@
 //! The engine of this process, asked in the API's words.
 
 use crate::backend::Input;
-use crate::live::{attached, live_failure, sandbox_info};
+use crate::live::{attached, live_failure, moment_policy, sandbox_info};
 use crate::template::template_failure;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -149,6 +149,7 @@ impl Local {
             ttl: time_limit(request.ttl_seconds)?,
             idle: time_limit(request.idle_seconds)?,
             allow_missing_walls: request.allow_missing_walls,
+            moments: request.moments.map(moment_policy).transpose()?,
         };
         let notes = |note| {
             // Who does not keep up misses it.

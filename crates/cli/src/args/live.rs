@@ -37,6 +37,16 @@ pub struct CreateArgs {
     #[arg(long, value_name = "SRC[:DST]",
           value_parser = clap::builder::OsStringValueParser::new().try_map(|text| Pair::parse(&text)))]
     pub copy: Vec<Pair>,
+    /// Keep a moment each time, such as 1s, to go back to
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub moment_every: Option<Timeout>,
+    /// Keep a moment before each program, and before each cell of code
+    #[arg(long)]
+    pub moment_on_exec: bool,
+    /// How many of those are kept, the newest
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=64),
+          value_name = "N")]
+    pub moments: u32,
     /// Run although this host does not allow all walls between it and untrusted code; says so
     #[arg(long, env = "ZYGOTE_ALLOW_MISSING_WALLS", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_missing_walls: bool,
@@ -62,6 +72,9 @@ pub struct BranchArgs {
     #[arg(short = 'n', long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000),
           value_name = "N")]
     pub count: u32,
+    /// A moment that is kept, by its name, its number (@7), or counted from the newest (@-1) [default: now]
+    #[arg(long, value_name = "MOMENT", allow_hyphen_values = true)]
+    pub at: Option<String>,
     /// A name; of several children, what theirs begin with: NAME-1, NAME-2 …
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -81,6 +94,71 @@ pub struct BranchArgs {
     /// come out of it
     #[arg(long)]
     pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "The moment is kept as long as the sandbox lives, and costs what differs from it. One without a \
+        name gives way to newer ones.\n\nExamples:\n  \
+        zygote snapshot box before\n  \
+        zygote python box -c 'x = 1'\n  \
+        zygote rollback box before\n  \
+        zygote branch box --at before --name again"
+)]
+pub struct SnapshotArgs {
+    /// The sandbox
+    #[arg(add = sandboxes())]
+    pub sandbox: String,
+    /// What the moment is called: letters, digits, -, _ and .
+    pub name: Option<String>,
+    /// How long its processes may take to stop
+    #[arg(long, default_value = "5s", value_parser = parse_duration, value_name = "TIME")]
+    pub freeze_timeout: Timeout,
+    /// Go on although some have not stopped by then
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "The sandbox keeps its id, its name and its time to live. What has run since that moment is gone, \
+        and whoever waits for it is told. Later moments without a name are gone, too.\n\nExamples:\n  \
+        zygote snapshot box before\n  \
+        zygote rollback box before\n  \
+        zygote rollback box     the newest"
+)]
+pub struct RollbackArgs {
+    /// The sandbox
+    #[arg(add = sandboxes())]
+    pub sandbox: String,
+    /// A moment: its name, its number (@7), or counted from the newest (@-1)
+    #[arg(default_value = "@-1", value_name = "MOMENT")]
+    pub moment: String,
+    /// Have its interpreters draw other random numbers than they have drawn from there
+    #[arg(long)]
+    pub reseed: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  zygote snapshot box before\n  zygote moments box\n  zygote moments box --forget before"
+)]
+pub struct MomentsArgs {
+    /// The sandbox
+    #[arg(add = sandboxes())]
+    pub sandbox: String,
+    /// Keep one no longer
+    #[arg(long, value_name = "MOMENT")]
+    pub forget: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -38,6 +38,7 @@ fn request(args: &BranchArgs) -> BranchRequest {
     let seconds = |limit: Timeout| limit.0.map_or(0.0, |limit| limit.as_secs_f64());
     BranchRequest {
         count: args.count,
+        at: args.at.clone(),
         name: args.name.clone(),
         ttl_seconds: args.ttl.map(seconds),
         idle_seconds: args.idle.map(seconds),

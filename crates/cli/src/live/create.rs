@@ -11,7 +11,7 @@ use crate::{host, template};
 use serde_json::json;
 use std::io::IsTerminal;
 use std::path::Path;
-use zygote_api::{CreateEvent, SandboxInfo, SandboxRequest};
+use zygote_api::{CreateEvent, MomentPolicy, SandboxInfo, SandboxRequest};
 use zygote_daemon::{Client, ClientError};
 
 /// Makes one; gives back the exit code.
@@ -65,8 +65,22 @@ fn request(args: &CreateArgs) -> SandboxRequest {
         ttl_seconds: seconds(args.ttl),
         idle_seconds: seconds(args.idle),
         allow_missing_walls: args.allow_missing_walls,
+        moments: policy(args),
         ..SandboxRequest::default()
     }
+}
+
+/// When moments are kept without being asked for.
+fn policy(args: &CreateArgs) -> Option<MomentPolicy> {
+    let every = args.moment_every.and_then(|every| every.0);
+    if every.is_none() && !args.moment_on_exec {
+        return None;
+    }
+    Some(MomentPolicy {
+        keep: args.moments,
+        every_seconds: every.map_or(0.0, |every| every.as_secs_f64()),
+        on_exec: args.moment_on_exec,
+    })
 }
 
 async fn made(client: &Client, args: &CreateArgs) -> anyhow::Result<SandboxInfo> {

@@ -109,6 +109,8 @@ fn tell(event: &SandboxEvent) {
             let into: Vec<_> = into.iter().map(|id| super::short(id)).collect();
             into.join(", ")
         }),
+        SandboxHappening::MomentKept { moment, .. } => format!("moment {moment} is kept"),
+        SandboxHappening::RolledBack { to } => format!("rolled back to the moment @{to}"),
         SandboxHappening::Adopted => {
             "runs on; its engine was killed, and another one is there".to_owned()
         }

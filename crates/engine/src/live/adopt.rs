@@ -1,9 +1,11 @@
 //! Going on with the live sandboxes of an engine that was killed.
 
 use super::Happening;
+use super::branch::Moment;
+use super::moments::{Kept, Moments};
 use super::owner::{Guest, Owner, Source};
 use super::phase::{End, EndReason, Phase};
-use super::record::{self, Read, Record};
+use super::record::{self, MomentRecord, Read, Record};
 use super::sandbox::{Birth, Inbox, Sandbox};
 use crate::conversation::Listener;
 use crate::engine::Engine;
@@ -81,16 +83,21 @@ impl Engine {
             }
         }
         tokio::spawn(keep_numbers(Arc::clone(self)));
-        let mut living = Vec::new();
-        let mut parents: HashMap<String, Arc<Zygote>> = HashMap::new();
-        for key in parents_first(&zygotes, found.keys()) {
+        let (mut living, mut adoptable) = (Vec::new(), Vec::new());
+        let mut adopted_zygotes: HashMap<String, Arc<Zygote>> = HashMap::new();
+        let of_moments = found.values().flatten().flat_map(|one| &one.record.moments);
+        let of_moments: Vec<String> = of_moments.map(|moment| moment.zygote.clone()).collect();
+        for key in first_ones_first(&zygotes, found.keys().chain(&of_moments)) {
             let sandboxes = found.remove(&key).unwrap_or_default();
             let zygote = zygotes.remove(&key);
-            let parent = zygote.as_ref().and_then(Zygote::parent_of);
-            let parent = parent.map(|parent| parents.get(&parent));
-            let (zygote, those) = self.adopt_family(zygote, parent, sandboxes).await;
-            living.extend(those);
-            parents.extend(zygote.map(|zygote| (key, zygote)));
+            let first = zygote.as_ref().and_then(Zygote::first_of);
+            let first = first.map(|first| adopted_zygotes.get(&first));
+            let (zygote, those) = self.adopt_family(zygote, first, sandboxes).await;
+            adoptable.extend(those);
+            adopted_zygotes.extend(zygote.map(|zygote| (key, zygote)));
+        }
+        for (record, guest, source) in adoptable {
+            living.push(self.adopt_one(record, guest, source, &adopted_zygotes));
         }
         for key in zygotes.into_keys() {
             // It has nobody left.
@@ -146,14 +153,14 @@ impl Engine {
         None
     }
 
-    /// Goes on with a zygote and its sandboxes; gives back those that are on their way. `parent`: if it is a
-    /// branch, whose, unless that could not be gone on with.
+    /// Goes on with a zygote; gives back those of its sandboxes that can be gone on with. `first`:
+    /// if that is another, the first of its family, unless that could not be gone on with.
     async fn adopt_family(
         self: &Arc<Self>,
         zygote: Option<Entry>,
-        parent: Option<Option<&Arc<Zygote>>>,
+        first: Option<Option<&Arc<Zygote>>>,
         sandboxes: Vec<Found>,
-    ) -> (Option<Arc<Zygote>>, Vec<Arc<Sandbox>>) {
+    ) -> (Option<Arc<Zygote>>, Vec<(Record, Guest, Source)>) {
         let patience = self.settings().patience;
         let mut records = Vec::new();
         let mut runners = Vec::new();
@@ -168,11 +175,11 @@ impl Engine {
         }
         let not_held = || io::Error::other("its zygote has not been held");
         let adopted = zygote.ok_or_else(not_held).and_then(|entry| {
-            let parent = parent.map(|parent| parent.ok_or_else(not_held));
+            let first = first.map(|first| first.ok_or_else(not_held));
             let (holder, admission) = (self.holder(), self.admission());
             Zygote::adopt(
                 entry,
-                parent.transpose()?,
+                first.transpose()?,
                 runners,
                 holder,
                 patience,
@@ -194,7 +201,7 @@ impl Engine {
         for ((record, control), runner) in records.into_iter().zip(runners) {
             let source = Source::Zygote(Arc::clone(&zygote));
             match connect(control, runner) {
-                Ok(guest) => living.push(self.adopt_one(record, guest, source)),
+                Ok(guest) => living.push((record, guest, source)),
                 Err(error) => {
                     let why = EndReason::NotAdopted(error.to_string());
                     self.enter_ended(record.birth(), why).await;
@@ -204,7 +211,13 @@ impl Engine {
         (Some(zygote), living)
     }
 
-    fn adopt_one(self: &Arc<Self>, record: Record, guest: Guest, source: Source) -> Arc<Sandbox> {
+    fn adopt_one(
+        self: &Arc<Self>,
+        mut record: Record,
+        guest: Guest,
+        source: Source,
+        zygotes: &HashMap<String, Arc<Zygote>>,
+    ) -> Arc<Sandbox> {
         let status = record.status(Phase::Making);
         let expires = status.expires.map(|at| {
             let left = at.duration_since(SystemTime::now()).unwrap_or_default();
@@ -214,7 +227,10 @@ impl Engine {
         self.live().enter_adopted(&sandbox);
         let journal = Arc::clone(&self.live().journal);
         let (own, holder) = (Arc::clone(&sandbox), Arc::clone(self.holder()));
-        let owner = Owner::new(own, journal, guest, expires, source, holder);
+        let mut owner = Owner::new(own, journal, guest, expires, source, holder);
+        let moments = std::mem::take(&mut record.moments).into_iter();
+        // One that cannot be gone on with is kept no longer.
+        owner.moments = Moments::resume(moments.filter_map(|one| resumed(one, zygotes)).collect());
         let limit = self.settings().patience;
         tokio::spawn(go_on(owner, record, inbox, limit));
         sandbox
@@ -234,23 +250,35 @@ impl Engine {
     }
 }
 
-/// The keys of the zygotes that somebody has come from, each before its branches.
-fn parents_first<'a>(
+/// The keys of the zygotes that somebody needs, the first of a family before the others.
+fn first_ones_first<'a>(
     zygotes: &HashMap<String, Entry>,
     used: impl Iterator<Item = &'a String>,
 ) -> Vec<String> {
-    let mut all: Vec<String> = Vec::new();
+    let mut all = Vec::new();
     let mut seen = HashSet::new();
     for key in used {
-        let mut line = Vec::new();
-        let mut next = Some(key.clone());
-        while let Some(key) = next.take_if(|key| seen.insert(key.clone())) {
-            next = zygotes.get(&key).and_then(Zygote::parent_of);
-            line.push(key);
-        }
-        all.extend(line.into_iter().rev());
+        let first = zygotes.get(key).and_then(Zygote::first_of);
+        let both = first.into_iter().chain([key.clone()]);
+        all.extend(both.filter(|key| seen.insert(key.clone())));
     }
     all
+}
+
+fn resumed(record: MomentRecord, zygotes: &HashMap<String, Arc<Zygote>>) -> Option<Kept> {
+    let zygote = Arc::clone(zygotes.get(&record.zygote)?);
+    let moment = Moment {
+        zygote,
+        contexts: record.contexts,
+        at: record.at,
+        held: record.held,
+        pause: record.pause,
+    };
+    Some(Kept {
+        number: record.number,
+        name: record.name,
+        moment: Arc::new(moment),
+    })
 }
 
 fn ended(reason: EndReason) -> super::Status {

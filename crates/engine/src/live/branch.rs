@@ -10,6 +10,7 @@ use super::sandbox::{Birth, Inbox, Sandbox, SandboxSpec, Status};
 use crate::engine::Engine;
 use crate::fork::Fork;
 use crate::zygote::Zygote;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
@@ -36,10 +37,12 @@ pub struct BranchSpec {
     pub limit: Duration,
     /// Whether to go on although some are in the kernel by then: they stop before they come out of it.
     pub anyway: bool,
+    /// A moment of the source that is kept; `None`: now.
+    pub moment: Option<String>,
 }
 
 /// How a guest's processes have stopped.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Held {
     /// How long that took, with the way to the guest.
     pub took: Duration,
@@ -90,7 +93,10 @@ impl Engine {
     ) -> Result<Branched, LiveError> {
         let begun = Instant::now();
         let children = self.enter_children(source, spec)?;
-        let moment = Arc::new(source.branch(spec.limit, spec.anyway).await?);
+        let moment = match &spec.moment {
+            Some(words) => source.moment(words).await?,
+            None => Arc::new(source.branch(spec.limit, spec.anyway).await?),
+        };
         let mut makings = JoinSet::new();
         for child in children {
             let (engine, moment) = (Arc::clone(self), Arc::clone(&moment));

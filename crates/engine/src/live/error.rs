@@ -72,6 +72,12 @@ pub enum LiveError {
     /// It could not be forked.
     #[error("the sandbox could not be branched: {0}")]
     NotBranched(String),
+    /// No such moment is kept.
+    #[error("the sandbox has no moment {0}")]
+    NoMoment(String),
+    /// There is one already.
+    #[error("the sandbox has a moment {0} already")]
+    MomentTaken(String),
     /// The guest does not answer.
     #[error("the guest did not answer within {0} s")]
     Late(u64),

@@ -35,6 +35,18 @@ pub enum Happening {
         /// The branches.
         into: Vec<Uuid>,
     },
+    /// A moment of it is kept, with a name.
+    MomentKept {
+        /// Its number.
+        number: u64,
+        /// Its name.
+        name: String,
+    },
+    /// It has gone back to a moment.
+    RolledBack {
+        /// Its number.
+        to: u64,
+    },
     /// It runs on; the engine that had made it was killed.
     Adopted,
     /// It has ended.

@@ -21,6 +21,8 @@ pub struct LiveLimits {
     pub contexts_max: usize,
     /// Cells that wait for one interpreter.
     pub cells_max: usize,
+    /// Moments of one sandbox that are kept: with a name, and without.
+    pub moments_max: usize,
     /// Output that is kept of one process, in bytes.
     pub ring_bytes: u32,
     /// Longest time to live.
@@ -40,6 +42,7 @@ impl Default for LiveLimits {
             files_max: 64,
             contexts_max: 64,
             cells_max: 64,
+            moments_max: 64,
             ring_bytes: 256 * 1024,
             ttl_max: Duration::from_secs(366 * 86400),
             start_max: Duration::from_secs(60),

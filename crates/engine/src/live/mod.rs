@@ -10,6 +10,7 @@ mod create;
 mod error;
 mod journal;
 mod limits;
+mod moments;
 mod note;
 mod owner;
 mod phase;
@@ -25,6 +26,7 @@ pub use contexts::{CellSpec, ContextInfo, ContextSpec, DEFAULT as DEFAULT_CONTEX
 pub use error::LiveError;
 pub use journal::{Entry, Happening, Journal};
 pub use limits::{INPUT_WINDOW_BYTES, LiveLimits, READER_WINDOW_BYTES};
+pub use moments::{MomentInfo, MomentPolicy};
 pub use phase::{End, EndReason, Phase};
 pub use process::{Piece, ProcessInfo, ProcessSpec, ProcessState};
 pub use registry::Registry;

@@ -5,6 +5,7 @@
 mod branch;
 mod commands;
 mod guest;
+mod rollback;
 mod written;
 
 pub(super) use self::branch::BranchRequest;
@@ -13,6 +14,7 @@ use super::attachment::Attachment;
 use super::contexts::Contexts;
 use super::error::LiveError;
 use super::journal::{Happening, Journal};
+use super::moments::Moments;
 use super::phase::{End, EndReason, Phase, Step};
 use super::process::{Piece, Process, ProcessState};
 use super::sandbox::{Attach, Command, Inbox, RingState, Sandbox, Seen};
@@ -62,6 +64,7 @@ pub struct Owner {
     pub(super) next_process: ProcessId,
     pub(super) contexts: Contexts,
     branches: Branches,
+    pub(super) moments: Moments,
     asked: VecDeque<Asked>,
     expires: Option<Instant>,
     idle: Option<Duration>,
@@ -129,6 +132,7 @@ impl Owner {
             next_process: 1,
             contexts: Contexts::default(),
             branches: Branches::default(),
+            moments: Moments::default(),
             asked: VecDeque::new(),
             expires,
             idle,
@@ -138,7 +142,9 @@ impl Owner {
 
     /// From its first moment to its end.
     pub async fn live(mut self, mut inbox: Inbox) {
+        let keeping = tokio::spawn(Arc::clone(&self.sandbox).keep_regularly());
         let reason = self.serve(&mut inbox).await;
+        keeping.abort();
         self.end(reason, inbox).await;
     }
 
@@ -148,6 +154,10 @@ impl Owner {
             if !self.is_written {
                 self.write_down().await;
             }
+            while let Some(command) = self.branches.next_held_back() {
+                self.do_command(command).await;
+            }
+            self.begin_branch();
             let deadline = self.next_deadline();
             tokio::select! {
                 message = self.listener.next() => {
@@ -172,9 +182,12 @@ impl Owner {
                     match command {
                         Some(Command::End(reason)) => return reason,
                         Some(command) => {
-                            self.last_used = Instant::now();
+                            // Nobody's use of it.
+                            if !matches!(command, Command::Branch(_) | Command::Keep { .. }) {
+                                self.last_used = Instant::now();
+                            }
                             if let Some(command) = self.branches.hold_back(command) {
-                                self.obey(command);
+                                self.do_command(command).await;
                             }
                         }
                         // The registry holds one for as long as it lives.
@@ -187,6 +200,17 @@ impl Owner {
                     return reason;
                 },
             }
+        }
+    }
+
+    /// The only one that the guest's other words wait for is the way back, which ends them.
+    async fn do_command(&mut self, command: Command) {
+        match command {
+            Command::Rollback { to, reseed, reply } => {
+                // Who asked may have gone; it is done all the same.
+                let _ = reply.send(self.roll_back(&to, reseed).await);
+            }
+            command => self.obey(command),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What is written down of a live sandbox for the engine after this one; the holder keeps it. Only an
 //! engine of the same version reads more than its head.
 
+use super::branch::Held;
 use super::contexts::ContextSpec;
 use super::phase::End;
 use super::process::ProcessInfo;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 use zygote_protocol::ProcessId;
+use zygote_runner::control::Pause;
 
 /// Of this format, of what guests remember (see [`super::note`]), and of what runners are told.
 const VERSION: u32 = 2;
@@ -35,10 +37,25 @@ pub struct Record {
     pub zygote: String,
     /// Interpreters that stay, with their processes.
     pub contexts: Vec<(ContextSpec, ProcessId)>,
+    /// Its moments that are kept.
+    pub moments: Vec<MomentRecord>,
     /// Its end, once it has one; then nothing but this is held.
     pub end: Option<End>,
     /// Its processes, once it has ended.
     pub processes: Vec<ProcessInfo>,
+}
+
+/// A moment on paper.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MomentRecord {
+    pub number: u64,
+    pub name: Option<String>,
+    /// Its zygote's key.
+    pub zygote: String,
+    pub contexts: Vec<(ContextSpec, ProcessId)>,
+    pub at: SystemTime,
+    pub held: Held,
+    pub pause: Pause,
 }
 
 /// What engines of all versions understand.
@@ -180,6 +197,7 @@ mod tests {
                 runner: 7,
                 zygote: "z".to_owned(),
                 contexts: vec![(ContextSpec::default(), 3)],
+                moments: Vec::new(),
                 end: None,
                 processes: Vec::new(),
             };

@@ -5,6 +5,7 @@ use super::branch::Moment;
 use super::contexts::{CellSpec, ContextCommand, ContextInfo, ContextSpec};
 use super::error::LiveError;
 use super::limits::LiveLimits;
+use super::moments::{MomentInfo, MomentPolicy};
 use super::owner::BranchRequest;
 use super::phase::{End, Phase};
 use super::process::{ProcessInfo, ProcessSpec, ProcessState};
@@ -37,6 +38,8 @@ pub struct SandboxSpec {
     pub idle: Option<Duration>,
     /// Whether it may run although main walls of the jail are missing.
     pub allow_missing_walls: bool,
+    /// Moments that are kept without being asked for.
+    pub moments: Option<MomentPolicy>,
 }
 
 /// What changes in a sandbox's life.
@@ -104,6 +107,19 @@ pub(super) enum Command {
     },
     Measure(oneshot::Sender<Option<Usage>>),
     Branch(BranchRequest),
+    Keep {
+        name: Option<String>,
+        moment: Box<Moment>,
+        reply: oneshot::Sender<Result<MomentInfo, LiveError>>,
+    },
+    Moments(oneshot::Sender<Vec<MomentInfo>>),
+    Moment(String, oneshot::Sender<Result<Arc<Moment>, LiveError>>),
+    ForgetMoment(String, oneshot::Sender<Result<(), LiveError>>),
+    Rollback {
+        to: String,
+        reseed: bool,
+        reply: oneshot::Sender<Result<(), LiveError>>,
+    },
     Context(ContextCommand),
     End(super::EndReason),
 }
@@ -263,6 +279,9 @@ impl Sandbox {
         &self,
         spec: ProcessSpec,
     ) -> Result<(ProcessInfo, Option<Attachment>), LiveError> {
+        if spec.task.is_none() {
+            self.keep_before().await;
+        }
         let reply = self.ask(|reply| Command::Start(spec, reply)).await?;
         let limit = self.limits.start_max;
         let started = tokio::time::timeout(limit, reply.started).await;
@@ -356,9 +375,19 @@ impl Sandbox {
     /// # Errors
     /// If there is no such process.
     pub async fn wait(&self, process: ProcessId) -> Result<ProcessInfo, LiveError> {
-        let mut state = self.seen(process)?.state;
+        let Seen {
+            info, mut state, ..
+        } = self.seen(process)?;
         // Its sender is dropped only once it is over.
-        let _ = state.wait_for(ProcessState::is_over).await;
+        let over = state.wait_for(ProcessState::is_over).await;
+        let over = over.map_or(ProcessState::Lost, |state| state.clone());
+        if over == ProcessState::Lost {
+            // The sandbox may have gone back, to where there is another of this number.
+            return Ok(ProcessInfo {
+                state: over,
+                ..info
+            });
+        }
         self.process(process)
     }
 
@@ -404,6 +433,7 @@ impl Sandbox {
     /// # Errors
     /// If the context has died, a limit is reached, or the sandbox has ended.
     pub async fn run_cell(&self, spec: CellSpec) -> Result<Attachment, LiveError> {
+        self.keep_before().await;
         let (reply, answer) = oneshot::channel();
         let command = Command::Context(ContextCommand::Run(spec, reply));
         self.tell(command).await?;
@@ -454,6 +484,61 @@ impl Sandbox {
             reply,
         };
         self.tell(Command::Branch(request)).await?;
+        // Its owner has the deadlines.
+        answer.await.map_err(|_| self.gone())?
+    }
+
+    /// Keeps this moment of it, with a name or without.
+    ///
+    /// # Errors
+    /// If it cannot be branched, or there is one of that name.
+    pub async fn keep(
+        &self,
+        name: Option<String>,
+        limit: Duration,
+        anyway: bool,
+    ) -> Result<MomentInfo, LiveError> {
+        let moment = Box::new(self.branch(limit, anyway).await?);
+        let command = |reply| Command::Keep {
+            name,
+            moment,
+            reply,
+        };
+        self.ask(command).await?
+    }
+
+    /// Its moments that are kept, in their order.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub async fn moments(&self) -> Result<Vec<MomentInfo>, LiveError> {
+        self.ask(Command::Moments).await
+    }
+
+    pub(super) async fn moment(&self, words: &str) -> Result<Arc<Moment>, LiveError> {
+        self.ask(|reply| Command::Moment(words.to_owned(), reply))
+            .await?
+    }
+
+    /// Keeps a moment no longer.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub async fn forget_moment(&self, words: &str) -> Result<(), LiveError> {
+        self.ask(|reply| Command::ForgetMoment(words.to_owned(), reply))
+            .await?
+    }
+
+    /// Goes back to a moment that is kept: by its name, its number (`@7`), or counted from the newest
+    /// (`@-1`). What has run since is gone, and whoever waits for it is told. With `reseed`, interpreters
+    /// draw other random numbers than they have drawn from there.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be forked: then nothing has changed.
+    pub async fn roll_back(&self, to: &str, reseed: bool) -> Result<(), LiveError> {
+        let (reply, answer) = oneshot::channel();
+        let to = to.to_owned();
+        self.tell(Command::Rollback { to, reseed, reply }).await?;
         // Its owner has the deadlines.
         answer.await.map_err(|_| self.gone())?
     }

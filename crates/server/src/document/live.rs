@@ -63,6 +63,32 @@ pub fn stats() {}
     responses((status = 200, body = Branched), (status = "default", body = ErrorBody)))]
 pub fn branch() {}
 
+/// Keeps this moment of it, as long as it lives.
+#[utoipa::path(post, path = "/v1/sandboxes/{id}/moments", request_body = MomentRequest,
+    params(("id" = String, Path, description = "Id or name")),
+    responses((status = 200, body = MomentInfo), (status = "default", body = ErrorBody)))]
+pub fn keep_moment() {}
+
+/// Its moments that are kept, and what each costs.
+#[utoipa::path(get, path = "/v1/sandboxes/{id}/moments",
+    params(("id" = String, Path, description = "Id or name")),
+    responses((status = 200, body = MomentList), (status = "default", body = ErrorBody)))]
+pub fn list_moments() {}
+
+/// Keeps one no longer.
+#[utoipa::path(delete, path = "/v1/sandboxes/{id}/moments/{moment}",
+    params(("id" = String, Path, description = "Id or name"),
+        ("moment" = String, Path, description = "Its name, `@` and its number, or `@-1`")),
+    responses((status = 200, body = MomentList), (status = "default", body = ErrorBody)))]
+pub fn forget_moment() {}
+
+/// Takes it back to a moment, under the same id. What has run since is gone, and whoever waits for it is told
+/// (`rolled_back`).
+#[utoipa::path(post, path = "/v1/sandboxes/{id}/rollback", request_body = RollbackRequest,
+    params(("id" = String, Path, description = "Id or name")),
+    responses((status = 200, body = SandboxInfo), (status = "default", body = ErrorBody)))]
+pub fn roll_back() {}
+
 /// Starts a process. As an object, the answer has all of its output; as a stream it is of
 /// `ProcessEvent`. With the content type application/x-ndjson lines of `ProcessInput` follow the
 /// request. Detached, the answer is a `ProcessInfo`. A client that goes away leaves the process.

@@ -49,6 +49,7 @@ pub async fn branch(
 fn spec(request: BranchRequest) -> Result<BranchSpec, Failure> {
     let BranchRequest {
         count,
+        at,
         name,
         ttl_seconds,
         idle_seconds,
@@ -59,19 +60,25 @@ fn spec(request: BranchRequest) -> Result<BranchSpec, Failure> {
     if !(1..=COUNT_MAX).contains(&count) {
         return Err(Failure::bad_request(format!("count: 1 to {COUNT_MAX}")));
     }
-    if !(0.0..=FREEZE_MAX_S).contains(&freeze_seconds) {
-        let message = format!("freeze_seconds: 0 to {FREEZE_MAX_S}");
-        return Err(Failure::bad_request(message));
-    }
     Ok(BranchSpec {
         count: count as usize,
         name,
         ttl: ttl_seconds.map(time_limit).transpose()?,
         idle: idle_seconds.map(time_limit).transpose()?,
         reseed,
-        limit: Duration::from_secs_f64(freeze_seconds),
+        limit: freeze_limit(freeze_seconds)?,
         anyway: force,
+        moment: at,
     })
+}
+
+/// How long processes may take to stop.
+pub fn freeze_limit(seconds: f64) -> Result<Duration, Failure> {
+    if !(0.0..=FREEZE_MAX_S).contains(&seconds) {
+        let message = format!("freeze_seconds: 0 to {FREEZE_MAX_S}");
+        return Err(Failure::bad_request(message));
+    }
+    Ok(Duration::from_secs_f64(seconds))
 }
 
 #[cfg(test)]

@@ -5,11 +5,13 @@ mod code;
 mod errno;
 mod events;
 mod files;
+mod moment;
 mod process;
 mod routes;
 mod socket;
 mod words;
 
+pub use moment::policy as moment_policy;
 pub use process::attached;
 pub use routes::router;
 pub use words::{live_failure, sandbox_info};

@@ -4,6 +4,7 @@ use super::branch as branches;
 use super::code;
 use super::events::{self, events};
 use super::files;
+use super::moment;
 use super::process::{attach, exec, output};
 use super::socket as ws;
 use super::words::{live_failure, process_info, running, sandbox_info, state};
@@ -28,8 +29,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use zygote_api::{
     AttachRequest, BranchRequest, ContextList, ContextRequest, CreateEvent, ErrorCode, Failure,
-    ProcessList, ProcessSignal, SandboxChange, SandboxList, SandboxRequest, SandboxState,
-    SandboxStats, TerminalSize,
+    MomentRequest, ProcessList, ProcessSignal, RollbackRequest, SandboxChange, SandboxList,
+    SandboxRequest, SandboxState, SandboxStats, TerminalSize,
 };
 use zygote_engine::live::{Attach, ContextSpec, EndReason, LiveError, Sandbox};
 use zygote_engine::{Engine, STREAM_CHUNK_MAX_BYTES};
@@ -58,6 +59,15 @@ pub fn router<B: Backend>(backend: &Arc<B>) -> Router<Arc<B>> {
         .route("/v1/sandboxes/{id}/wait", get(wait::<B>))
         .route("/v1/sandboxes/{id}/stats", get(stats::<B>))
         .route("/v1/sandboxes/{id}/branch", post(branch::<B>))
+        .route(
+            "/v1/sandboxes/{id}/moments",
+            get(list_moments::<B>).post(keep_moment::<B>),
+        )
+        .route(
+            "/v1/sandboxes/{id}/moments/{moment}",
+            delete(forget_moment::<B>),
+        )
+        .route("/v1/sandboxes/{id}/rollback", post(roll_back::<B>))
         .route("/v1/sandboxes/{id}/exec", post(start::<B>))
         .route("/v1/sandboxes/{id}/code", post(run_code::<B>))
         .route(
@@ -332,6 +342,38 @@ async fn branch<B: Backend>(
     let source = find(&*backend, &id)?;
     let engine = engine(&*backend)?;
     Ok(json(&branches::branch(engine, &source, asked).await?))
+}
+
+async fn keep_moment<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    body: Body,
+) -> Answer {
+    let asked: MomentRequest = object(body).await?;
+    let sandbox = find(&*backend, &id)?;
+    Ok(json(&moment::keep(&sandbox, asked).await?))
+}
+
+async fn list_moments<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Answer {
+    Ok(json(&moment::list(&*find(&*backend, &id)?).await?))
+}
+
+async fn forget_moment<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path((id, words)): Path<(String, String)>,
+) -> Answer {
+    let sandbox = find(&*backend, &id)?;
+    Ok(json(&moment::forget(&sandbox, &words).await?))
+}
+
+async fn roll_back<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    body: Body,
+) -> Answer {
+    let asked: RollbackRequest = object(body).await?;
+    let sandbox = find(&*backend, &id)?;
+    Ok(json(&moment::roll_back(&sandbox, &asked).await?))
 }
 
 async fn start<B: Backend>(

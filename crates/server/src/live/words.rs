@@ -126,8 +126,11 @@ fn exit_code(status: ExitStatus, timed_out: bool) -> u8 {
 
 /// Why there is no more to come from a sandbox.
 pub fn lost(sandbox: &Sandbox) -> Failure {
-    let end = sandbox.status().end;
-    let why = end.map_or("it has gone".to_owned(), |end| end.reason.to_string());
+    let Some(end) = sandbox.status().end else {
+        let message = "the sandbox was rolled back to an earlier moment";
+        return Failure::new(ErrorCode::RolledBack, message);
+    };
+    let why = end.reason;
     Failure::new(
         ErrorCode::SandboxEnded,
         printable(&format!("the sandbox has ended: {why}")),
@@ -145,6 +148,11 @@ pub fn event(entry: Entry) -> SandboxEvent {
             Happening::Branched { into } => SandboxHappening::Branched {
                 into: into.iter().map(ToString::to_string).collect(),
             },
+            Happening::MomentKept { number, name } => SandboxHappening::MomentKept {
+                number,
+                moment: name,
+            },
+            Happening::RolledBack { to } => SandboxHappening::RolledBack { to },
             Happening::Adopted => SandboxHappening::Adopted,
             Happening::Ended { reason, message } => SandboxHappening::Ended {
                 reason: reason.to_owned(),
@@ -225,6 +233,12 @@ pub fn live_failure(error: &LiveError) -> Failure {
         }),
         LiveError::NotBranched(_) => with(ErrorCode::NotBranched).remedy(
             "try again; if processes wait in the kernel, go on all the same: zygote branch --force",
+        ),
+        LiveError::NoMoment(_) => {
+            with(ErrorCode::MomentNotFound).remedy("see which are kept: zygote moments SANDBOX")
+        }
+        LiveError::MomentTaken(_) => with(ErrorCode::NameTaken).remedy(
+            "choose another name, or let that one go: zygote moments SANDBOX --forget NAME",
         ),
         LiveError::Late(_) => with(ErrorCode::Busy).retry_after(RETRY_AFTER_S),
         LiveError::TooLarge(_) => with(ErrorCode::TooLarge),

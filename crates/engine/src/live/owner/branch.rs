@@ -70,6 +70,20 @@ impl Branches {
         self.current.as_ref().is_some_and(is_forking)
     }
 
+    /// Whether there is none on its way.
+    pub fn is_idle(&self) -> bool {
+        self.current.is_none()
+    }
+
+    /// A command that has waited, once it can be done.
+    pub fn next_held_back(&mut self) -> Option<Command> {
+        if self.is_idle() {
+            self.held_back.pop_front()
+        } else {
+            None
+        }
+    }
+
     /// Whether no more commands can be taken.
     pub fn is_full(&self) -> bool {
         self.held_back.len() >= HELD_BACK_MAX
@@ -77,8 +91,11 @@ impl Branches {
 
     /// A command that has to wait, unless there is no branch on its way.
     pub fn hold_back(&mut self, command: Command) -> Option<Command> {
-        let needs_processes = matches!(command, Command::Start(..) | Command::Context(_));
-        if self.current.is_none() || !needs_processes {
+        let needs_processes = matches!(
+            command,
+            Command::Start(..) | Command::Context(_) | Command::Rollback { .. }
+        );
+        if (self.current.is_none() && self.held_back.is_empty()) || !needs_processes {
             return Some(command);
         }
         self.held_back.push_back(command);
@@ -92,8 +109,9 @@ impl Owner {
         self.begin_branch();
     }
 
-    fn begin_branch(&mut self) {
-        if self.branches.current.is_some() {
+    /// Begins the next one, unless what has waited comes first.
+    pub(super) fn begin_branch(&mut self) {
+        if self.branches.current.is_some() || !self.branches.held_back.is_empty() {
             return;
         }
         let Some(request) = self.branches.waiting.pop_front() else {
@@ -230,10 +248,9 @@ impl Owner {
     /// Its processes go on, and what has waited for that is done.
     fn go_on(&mut self) {
         self.say_small(&HostMessage::Release);
-        for command in std::mem::take(&mut self.branches.held_back) {
-            self.obey(command);
+        if self.branches.held_back.is_empty() {
+            self.begin_branch();
         }
-        self.begin_branch();
     }
 }
 

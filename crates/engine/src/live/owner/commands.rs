@@ -8,6 +8,7 @@ use crate::live::note::Note;
 use crate::live::process::{Process, ProcessSpec, Reader};
 use crate::live::sandbox::{Command, StartReply};
 use crate::usage::Meter;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -45,8 +46,23 @@ impl Owner {
             Command::Measure(reply) => self.measure(reply),
             Command::Branch(request) => self.branch(request),
             Command::Context(command) => self.obey_context(command),
+            Command::Keep {
+                name,
+                moment,
+                reply,
+            } => {
+                let _ = reply.send(self.keep(name, *moment));
+            }
+            Command::Moments(reply) => self.tell_moments(reply),
+            Command::Moment(words, reply) => {
+                let found = self.moments.find(&words);
+                let _ = reply.send(found.map(|kept| Arc::clone(&kept.moment)));
+            }
+            Command::ForgetMoment(words, reply) => {
+                let _ = reply.send(self.forget_moment(&words));
+            }
             // Taken care of before.
-            Command::End(_) => {}
+            Command::End(_) | Command::Rollback { .. } => {}
         }
     }
 

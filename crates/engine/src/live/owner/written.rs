@@ -1,14 +1,16 @@
 //! What is written down of a sandbox for the engine after this one, and how that goes on with it.
 
 use super::Owner;
-use crate::conversation::Broken;
+use crate::conversation::{Broken, Listener};
+use crate::live::branch::Moment;
 use crate::live::contexts::ContextSpec;
 use crate::live::journal::Happening;
 use crate::live::limits::LiveLimits;
+use crate::live::moments::Kept;
 use crate::live::note::{Note, decode};
 use crate::live::phase::{End, EndReason, Step};
 use crate::live::process::Process;
-use crate::live::record::{Head, Record, key};
+use crate::live::record::{Head, MomentRecord, Record, key};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, SystemTime};
@@ -32,7 +34,11 @@ impl Owner {
 
     async fn try_write_down(&self) -> io::Result<()> {
         let zygote = self.source.zygote().hold(&self.holder).await?;
-        let record = self.record(zygote, None);
+        let mut moments = Vec::new();
+        for kept in self.moments.all() {
+            moments.push(self.hold_moment(kept).await?);
+        }
+        let record = self.record(zygote, moments, None);
         let expires = record.expires;
         let descriptors = [self.control.as_fd(), self.runner.process.as_fd()];
         self.put(&record, expires, &descriptors).await
@@ -54,12 +60,31 @@ impl Owner {
         if !self.holder.is_up() {
             return;
         }
-        let record = self.record(String::new(), Some(end.clone()));
+        let record = self.record(String::new(), Vec::new(), Some(end.clone()));
         let written = self.put(&record, None, &[]).await;
         self.holder.note(written);
     }
 
-    fn record(&self, zygote: String, end: Option<End>) -> Record {
+    async fn hold_moment(&self, kept: &Kept) -> io::Result<MomentRecord> {
+        let Moment {
+            zygote,
+            contexts,
+            at,
+            held,
+            pause,
+        } = &*kept.moment;
+        Ok(MomentRecord {
+            number: kept.number,
+            name: kept.name.clone(),
+            zygote: zygote.hold(&self.holder).await?,
+            contexts: contexts.clone(),
+            at: *at,
+            held: *held,
+            pause: *pause,
+        })
+    }
+
+    fn record(&self, zygote: String, moments: Vec<MomentRecord>, end: Option<End>) -> Record {
         let sandbox = &self.sandbox;
         let status = sandbox.status();
         let processes = match &end {
@@ -78,6 +103,7 @@ impl Owner {
             runner: self.runner.pid,
             zygote,
             contexts: self.contexts.written(),
+            moments,
             end,
             processes,
         }
@@ -99,22 +125,29 @@ impl Owner {
         Ok(())
     }
 
-    /// Enters the processes that the guest tells of, some of which are these contexts.
+    /// Has the guest's own words of its processes, and enters them; some of them are these contexts.
     pub(in crate::live) async fn take_over(
         &mut self,
         contexts: &[(ContextSpec, ProcessId)],
         limit: Duration,
     ) -> Result<(), EndReason> {
-        let (all, last) = match timeout(limit, self.hear_all()).await {
+        let limits = self.sandbox.limits;
+        let (all, last) = match timeout(limit, list(&mut self.listener, &limits)).await {
             Ok(Ok(told)) => told,
             Ok(Err(broken)) => return Err(self.why(broken).await),
-            Err(_) => {
-                let seconds = limit.as_secs();
-                return Err(EndReason::Died(format!(
-                    "its guest has not answered a new engine within {seconds} s"
-                )));
-            }
+            Err(_) => return Err(EndReason::Died(late(limit))),
         };
+        self.enter(contexts, &all, last);
+        Ok(())
+    }
+
+    /// Enters the processes that a guest has told of.
+    pub(super) fn enter(
+        &mut self,
+        contexts: &[(ContextSpec, ProcessId)],
+        all: &[Resumed],
+        last: ProcessId,
+    ) {
         self.next_process = last.saturating_add(1);
         for (spec, process) in contexts {
             let told = all.iter().find(|told| told.described.process == *process);
@@ -123,7 +156,7 @@ impl Owner {
                 self.contexts.resume(spec.clone(), told);
             }
         }
-        for told in &all {
+        for told in all {
             let note = decode(&told.note).unwrap_or_else(Note::of_a_stranger);
             let process = Process::resumed(told, note);
             let id = process.info.id;
@@ -131,34 +164,54 @@ impl Owner {
             self.processes.insert(id, process);
             self.end_task(id);
         }
-        Ok(())
     }
+}
 
-    /// All processes of the guest, and the largest number that one has had.
-    async fn hear_all(&mut self) -> Result<(Vec<Resumed>, ProcessId), Broken> {
-        let most = most_processes(&self.sandbox.limits);
-        let nonsense = |what: &str| Err(Broken::Nonsense(what.to_owned()));
-        let mut all: Vec<Resumed> = Vec::new();
-        loop {
-            match self.listener.next().await? {
-                AgentMessage::Resumed(told) => {
-                    let is_new = all
-                        .last()
-                        .is_none_or(|before| before.described.process < told.described.process);
-                    if !is_new || !makes_sense(&told) || all.len() >= most {
-                        return nonsense("a list of processes that makes no sense");
-                    }
-                    all.push(told);
+fn late(limit: Duration) -> String {
+    let seconds = limit.as_secs();
+    format!("its guest has not told of its processes within {seconds} s")
+}
+
+/// All processes of a guest, and the largest number that one has had; why not, otherwise.
+pub(super) async fn hear_all(
+    listener: &mut Listener,
+    limits: &LiveLimits,
+    limit: Duration,
+) -> Result<(Vec<Resumed>, ProcessId), String> {
+    match timeout(limit, list(listener, limits)).await {
+        Ok(Ok(told)) => Ok(told),
+        Ok(Err(Broken::Nonsense(what))) => Err(format!("the guest sent nonsense: {what}")),
+        Ok(Err(Broken::Ended)) => Err("its process has ended".to_owned()),
+        Err(_) => Err(late(limit)),
+    }
+}
+
+async fn list(
+    listener: &mut Listener,
+    limits: &LiveLimits,
+) -> Result<(Vec<Resumed>, ProcessId), Broken> {
+    let most = most_processes(limits);
+    let nonsense = |what: &str| Err(Broken::Nonsense(what.to_owned()));
+    let mut all: Vec<Resumed> = Vec::new();
+    loop {
+        match listener.next().await? {
+            AgentMessage::Resumed(told) => {
+                let is_new = all
+                    .last()
+                    .is_none_or(|before| before.described.process < told.described.process);
+                if !is_new || !makes_sense(&told) || all.len() >= most {
+                    return nonsense("a list of processes that makes no sense");
                 }
-                AgentMessage::ResumedEnd { last } => {
-                    let is_last = all.last().is_none_or(|told| told.described.process <= last);
-                    if is_last && last <= NUMBER_MAX {
-                        return Ok((all, last));
-                    }
-                    return nonsense("a last process that cannot be");
-                }
-                _ => return nonsense("something else before its processes"),
+                all.push(told);
             }
+            AgentMessage::ResumedEnd { last } => {
+                let is_last = all.last().is_none_or(|told| told.described.process <= last);
+                if is_last && last <= NUMBER_MAX {
+                    return Ok((all, last));
+                }
+                return nonsense("a last process that cannot be");
+            }
+            _ => return nonsense("something else before its processes"),
         }
     }
 }
