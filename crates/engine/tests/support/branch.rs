@@ -90,6 +90,14 @@ impl Fork {
     }
 }
 
+/// The id of the process behind a pidfd.
+pub fn pid(process: impl AsFd) -> u32 {
+    let number = process.as_fd().as_raw_fd();
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap();
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+    pid.unwrap().trim().parse().unwrap()
+}
+
 /// A guest's memory, seen from outside of its process.
 pub struct Memory {
     file: File,
@@ -98,10 +106,7 @@ pub struct Memory {
 
 impl Memory {
     pub fn of(process: impl AsFd) -> Self {
-        let number = process.as_fd().as_raw_fd();
-        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap();
-        let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"));
-        let pid = pid.unwrap().trim();
+        let pid = pid(process);
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
         let span = |line: &str| {
             let (from, to) = line.split_once(' ')?.0.split_once('-')?;
