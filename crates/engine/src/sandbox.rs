@@ -491,7 +491,8 @@ pub(crate) async fn last_words(control: &ControlSocket, runner: &mut Runner) -> 
     let heard = async {
         loop {
             match control.receive().await {
-                Ok(Some(bytes)) if matches!(decode(&bytes), Ok(FromRunner::Parked)) => {}
+                // From its beginning, or for an engine before this one.
+                Ok(Some(bytes)) if !is_last(&bytes) => {}
                 other => return other,
             }
         }
@@ -507,6 +508,13 @@ pub(crate) async fn last_words(control: &ControlSocket, runner: &mut Runner) -> 
         },
         Err(_) => "the guest's agent has hung up".to_owned(),
     }
+}
+
+fn is_last(bytes: &[u8]) -> bool {
+    !matches!(
+        decode(bytes),
+        Ok(FromRunner::Parked | FromRunner::Branched { .. } | FromRunner::BranchFailed { .. })
+    )
 }
 
 /// Why a machine has stopped, in a sentence.

@@ -66,7 +66,7 @@ impl Meter {
 }
 
 /// The id that a process has here (pidfd_open(2): the field Pid of fdinfo).
-fn pid(process: &OwnedFd) -> io::Result<u32> {
+pub(crate) fn pid(process: &OwnedFd) -> io::Result<u32> {
     let number = process.as_fd().as_raw_fd();
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
     let line = info.lines().find_map(|line| line.strip_prefix("Pid:"));

@@ -109,6 +109,8 @@ struct Record {
     group: Option<PathBuf>,
     /// The key of the first of its family, if it is another.
     first: Option<String>,
+    /// What that has loaded.
+    snapshot: Option<(PathBuf, PathBuf)>,
 }
 
 /// A loaded snapshot, or a branch of a running machine, ready to be forked. Dropping it lets the process
@@ -128,6 +130,8 @@ struct Family {
     /// That one, which ends last: its process is the first of a namespace, with which all of them end. Those
     /// in between may go: the kernel gives their children to the first.
     first: Option<Arc<Zygote>>,
+    /// The snapshot that the first one has loaded, and where its pieces lie.
+    snapshot: Option<(PathBuf, PathBuf)>,
     missing_walls: Vec<MissingWall>,
     /// What forks have shown: a branch's must differ from those of its source, too.
     samples: Arc<Mutex<HashSet<[u8; SAMPLE_BYTES]>>>,
@@ -139,6 +143,7 @@ impl Family {
     fn of_branch(parent: &Arc<Zygote>) -> Self {
         let Self {
             first,
+            snapshot,
             missing_walls,
             samples,
             patience,
@@ -146,6 +151,7 @@ impl Family {
         } = &parent.family;
         Self {
             first: Some(Arc::clone(first.as_ref().unwrap_or(parent))),
+            snapshot: snapshot.clone(),
             missing_walls: missing_walls.clone(),
             samples: Arc::clone(samples),
             patience: *patience,
@@ -157,7 +163,14 @@ impl Family {
 enum Request {
     Fork(ForkRequest),
     /// Have it held under this key, beyond this engine's end.
-    Hold(Arc<Holder>, String, oneshot::Sender<io::Result<()>>),
+    Hold(
+        Arc<Holder>,
+        String,
+        Option<(PathBuf, PathBuf)>,
+        oneshot::Sender<io::Result<()>>,
+    ),
+    /// Have it send what it holds into this stream, as its page map tells.
+    Send(OwnedFd, OwnedFd),
 }
 
 struct ForkRequest {
@@ -285,8 +298,12 @@ impl Zygote {
             held: None,
             first: None,
         };
+        let Load {
+            snapshot, pieces, ..
+        } = config.load.clone();
         let family = Family {
             first: None,
+            snapshot: Some((snapshot, pieces)),
             missing_walls,
             samples: Arc::default(),
             patience,
@@ -396,6 +413,7 @@ impl Zygote {
         let family = first.map_or_else(
             || Family {
                 first: None,
+                snapshot: record.snapshot,
                 missing_walls: Vec::new(),
                 samples: Arc::default(),
                 patience,
@@ -416,7 +434,8 @@ impl Zygote {
         }
         let gone = || io::Error::other("the zygote process has ended");
         let (reply, answer) = oneshot::channel();
-        let request = Request::Hold(Arc::clone(holder), self.key.clone(), reply);
+        let snapshot = self.family.snapshot.clone();
+        let request = Request::Hold(Arc::clone(holder), self.key.clone(), snapshot, reply);
         self.requests.send(request).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())??;
         Ok(self.key.clone())
@@ -455,6 +474,17 @@ impl Zygote {
     /// Whether its process has not ended yet, as far as is known.
     pub fn is_alive(&self) -> bool {
         !self.owner.is_finished() && !self.requests.is_closed()
+    }
+
+    /// The snapshot that its family has begun with, and where its pieces lie.
+    pub(crate) fn snapshot(&self) -> Option<&(PathBuf, PathBuf)> {
+        self.family.snapshot.as_ref()
+    }
+
+    /// Has it send what it holds: see [`zygote_runner::pages`].
+    pub(crate) async fn send(&self, stream: OwnedFd, pagemap: OwnedFd) -> Result<(), ZygoteError> {
+        let sent = self.requests.send(Request::Send(stream, pagemap)).await;
+        sent.map_err(|_| ZygoteError::Gone)
     }
 
     /// The key of the first of its family.
@@ -659,8 +689,14 @@ impl Owned {
                 },
                 request = inbox.recv(), if waiting.len() < UNANSWERED_MAX => match request {
                     None => return,
-                    Some(Request::Hold(holder, key, reply)) => {
-                        let _ = reply.send(self.hold(holder, key).await);
+                    Some(Request::Hold(holder, key, snapshot, reply)) => {
+                        let _ = reply.send(self.hold(holder, key, snapshot).await);
+                    }
+                    Some(Request::Send(stream, pagemap)) => {
+                        let descriptors = [stream.as_fd(), pagemap.as_fd()];
+                        if send(&self.socket, &ToZygote::Send, &descriptors).await.is_err() {
+                            return;
+                        }
                     }
                     Some(Request::Fork(ForkRequest { kind, place, agent, control, reply })) => {
                         let descriptors = [agent.as_fd(), control.as_fd()];
@@ -676,7 +712,12 @@ impl Owned {
     }
 
     /// Once for each of its sandboxes; does nothing if it is held already.
-    async fn hold(&mut self, holder: Arc<Holder>, key: String) -> io::Result<()> {
+    async fn hold(
+        &mut self,
+        holder: Arc<Holder>,
+        key: String,
+        snapshot: Option<(PathBuf, PathBuf)>,
+    ) -> io::Result<()> {
         let losses = *holder.losses().borrow();
         if self.held.as_ref().is_some_and(|held| held.losses == losses) {
             return Ok(());
@@ -686,7 +727,11 @@ impl Owned {
         descriptors.extend(self.group.as_ref().map(|group| group.lock().as_fd()));
         let group = self.group.as_ref().map(|group| group.path().to_owned());
         let first = self.first.clone();
-        let record = serde_json::to_vec(&Record { group, first })?;
+        let record = serde_json::to_vec(&Record {
+            group,
+            first,
+            snapshot,
+        })?;
         holder.put(&key, &record, None, &descriptors).await?;
         self.held = Some(Held {
             holder,

@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         ),
         trial("what_cannot_be_branched_says_so_and_goes_on", refusals),
         trial("a_branch_outlives_its_source", outlives),
+        trial("a_branch_on_disk_goes_on_where_it_was", on_disk),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests.into()).exit_code()
 }
@@ -276,6 +277,70 @@ fn refusals() {
         assert!(matches!(gone, Err(ZygoteError::Gone)));
         let counted = source.memory().word(COUNTERS);
         source.memory().await_count(COUNTERS, counted + 1000);
+    });
+}
+
+fn on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    runtime().block_on(async {
+        let zygote = load_writing(folder.path()).await;
+        let source = running(&zygote).await;
+        source.memory().await_count(WRITTEN, 1);
+        source.memory().await_count(COUNTERS, 1000);
+        let branch = source.branch(&zygote).await;
+        let saved = folder.path().join("saved");
+        let manifest = branch.zygote.save(&saved).await.unwrap();
+        // The pages that it has written, and a few of its own; in less room than a tenth of them.
+        let delta = manifest.base.unwrap().delta;
+        let pages = u64::from(PRIVATE_PAGES);
+        assert!(
+            (pages..pages + 64).contains(&delta.page_count()),
+            "{}",
+            delta.page_count()
+        );
+        assert!(delta.bytes() < pages * 4096 / 10, "{}", delta.bytes());
+        let (at, own) = (
+            still(&branch.memory, COUNTERS),
+            branch.memory.word(PRIVATE + 4096 * 7),
+        );
+        source.runner.end().await;
+        drop((branch, zygote));
+        // From its files alone, and once more from what that has come to.
+        let mut config = support::config(folder.path());
+        config.load.snapshot = saved.clone();
+        let again = Arc::new(Zygote::load(&config).await.unwrap());
+        let resumed = running(&again).await;
+        resumed.memory().await_count(COUNTERS, at + 1000);
+        assert_eq!(resumed.memory().word(PRIVATE + 4096 * 7), own);
+        let second = resumed.branch(&again).await;
+        let next = folder.path().join("next");
+        let manifest = second.zygote.save(&next).await.unwrap();
+        assert!(manifest.base.unwrap().folder.ends_with("/snapshot"));
+        let later = still(&second.memory, COUNTERS);
+        assert!(later > at);
+        // There is one of this name.
+        assert!(second.zygote.save(&next).await.is_err());
+        config.load.snapshot = next.clone();
+        let third = Arc::new(Zygote::load(&config).await.unwrap());
+        running(&third)
+            .await
+            .memory()
+            .await_count(COUNTERS, later + 1000);
+        // A single bit, anywhere.
+        for file in ["manifest", "machine.bin", "delta.bin"] {
+            let path = next.join(file);
+            let good = std::fs::read(&path).unwrap();
+            let mut bad = good.clone();
+            bad[good.len() / 2] ^= 1;
+            std::fs::remove_file(&path).unwrap();
+            std::fs::write(&path, &bad).unwrap();
+            let refused = Zygote::load(&config).await.err().unwrap().to_string();
+            assert!(refused.contains("snapshot"), "{refused}");
+            std::fs::write(&path, &good).unwrap();
+        }
+        std::fs::remove_file(folder.path().join("snapshot/manifest")).unwrap();
+        let refused = Zygote::load(&config).await.err().unwrap().to_string();
+        assert!(refused.contains("snapshot/manifest"), "{refused}");
     });
 }
 

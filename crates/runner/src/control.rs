@@ -21,6 +21,10 @@ pub enum ToZygote {
     /// Fork a runner, with what such runs touch. Carries two descriptors: the agent's stream and the
     /// runner's control socket.
     Fork(RunKind),
+    /// Of a branch: send the pages of the guest's memory that are not those of its snapshot's file, and the
+    /// machine's state. Carries a stream for them ([`crate::pages`]), and the process's page map
+    /// (proc_pid_pagemap(5)). Answered on the stream alone.
+    Send,
 }
 
 /// What a zygote process holds.

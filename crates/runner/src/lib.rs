@@ -7,6 +7,7 @@
 
 pub mod control;
 pub mod packet;
+pub mod pages;
 
 mod branch;
 mod children;

@@ -108,6 +108,7 @@ pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
     }
     let bytes = snapshot.manifest().memory.bytes;
     let memory = GuestMemory::private(snapshot.memory_file(), bytes).map_err(|e| chain(&e))?;
+    put_delta(&snapshot, &memory, engine)?;
     let disks: io::Result<Vec<_>> = snapshot
         .disks()
         .map(|(file, digest)| Disk::new(file.try_clone()?, digest.to_owned()))
@@ -121,7 +122,7 @@ pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
         memory,
         ahead: ahead(snapshot.manifest()),
         state,
-        is_branch: false,
+        is_branch: snapshot.manifest().base.is_some(),
         disks: disks.map_err(|e| chain(&e))?,
     };
     try_once(&loaded).map_err(|e| {
@@ -131,6 +132,12 @@ pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
         )
     })?;
     Ok(loaded)
+}
+
+/// Puts what differs from the memory's file into it.
+fn put_delta(snapshot: &Snapshot, memory: &GuestMemory, engine: &OwnedFd) -> Result<(), String> {
+    let put = &mut |offset, bytes: &[u8]| memory.write(offset, bytes) && is_open(engine);
+    snapshot.read_delta(put).map_err(|e| refuse(&e))
 }
 
 fn ahead(manifest: &Manifest) -> Vec<(RunKind, Ahead)> {

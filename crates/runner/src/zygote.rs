@@ -9,7 +9,7 @@ use crate::control::{
 };
 use crate::loaded::{self, Loaded};
 use crate::process::{Fate, Making};
-use crate::{packet, process};
+use crate::{packet, pages, process};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
@@ -56,7 +56,7 @@ fn live(control: OwnedFd) -> io::Result<()> {
 /// child goes on from here, so that a branch of a branch does not lie deeper on its stack.
 fn serve_all(mut loaded: Loaded, mut children: Children, mut control: OwnedFd) -> io::Result<()> {
     loop {
-        let making = match serve(&control, &mut children) {
+        let making = match serve(&control, &loaded, &mut children) {
             Ok(Some(making)) => making,
             over => {
                 children.end_all();
@@ -167,7 +167,11 @@ fn warm_up() -> io::Result<()> {
 }
 
 /// In a child: what it is to be. In the parent: nothing, once the engine lets go of it.
-fn serve(control: &OwnedFd, children: &mut Children) -> io::Result<Option<Making>> {
+fn serve(
+    control: &OwnedFd,
+    loaded: &Loaded,
+    children: &mut Children,
+) -> io::Result<Option<Making>> {
     loop {
         let mut fds = [
             PollFd::new(control, PollFlags::IN),
@@ -190,7 +194,7 @@ fn serve(control: &OwnedFd, children: &mut Children) -> io::Result<Option<Making
             if length == 0 {
                 return Ok(None);
             }
-            let making = answer(control, &bytes[..length], descriptors, children)?;
+            let making = answer(control, &bytes[..length], descriptors, loaded, children)?;
             if making.is_some() {
                 return Ok(making);
             }
@@ -202,18 +206,22 @@ fn answer(
     control: &OwnedFd,
     bytes: &[u8],
     descriptors: Vec<OwnedFd>,
+    loaded: &Loaded,
     children: &mut Children,
 ) -> io::Result<Option<Making>> {
     let refuse = |message: &str| {
         let message = message.to_owned();
         tell(control, &FromZygote::ForkFailed { message }).map(|()| None)
     };
-    let Ok(ToZygote::Fork(kind)) = decode(bytes) else {
-        return refuse("only forks can be asked for once the snapshot is loaded");
-    };
-    let Ok([agent, runner_control]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+    let Ok([first, second]) = <[OwnedFd; 2]>::try_from(descriptors) else {
         return refuse("a fork needs the agent's stream and a control socket");
     };
+    let kind = match decode(bytes) {
+        Ok(ToZygote::Fork(kind)) => kind,
+        Ok(ToZygote::Send) => return send_branch(loaded, first, second, children),
+        _ => return refuse("only forks can be asked for once the snapshot is loaded"),
+    };
+    let (agent, runner_control) = (first, second);
     // SAFETY: this process has one thread, so the child finds every lock free.
     match unsafe { libc::fork() } {
         0 => Ok(Some(Making {
@@ -241,6 +249,27 @@ fn answer(
             io::Error::last_os_error()
         )),
     }
+}
+
+/// Has a child send what this process holds, so that forks go on meanwhile. What goes wrong is seen by the
+/// stream's end.
+fn send_branch(
+    loaded: &Loaded,
+    stream: OwnedFd,
+    pagemap: OwnedFd,
+    children: &mut Children,
+) -> io::Result<Option<Making>> {
+    // SAFETY: this process has one thread, so the child finds every lock free.
+    match unsafe { libc::fork() } {
+        0 => {
+            let sent = pages::send(loaded, stream, pagemap);
+            // SAFETY: ends the child without running what the parent has registered for its end.
+            unsafe { libc::_exit(i32::from(sent.is_err())) }
+        }
+        pid if pid > 0 => children.add(pid as u32),
+        _ => {}
+    }
+    Ok(None)
 }
 
 fn tell(control: &OwnedFd, message: &FromZygote) -> io::Result<()> {

@@ -4,11 +4,14 @@
 //! so that a newer snapshot is refused by its version and not by a parse error. DIGEST is BLAKE3,
 //! in hex, of all bytes after the header.
 
+use crate::delta::Delta;
 use serde::{Deserialize, Serialize};
+use std::path::{Component, Path};
 
 /// Version of the format that this program writes.
-pub const FORMAT_VERSION: u32 = 3;
-/// Oldest version that it reads: the same, without working sets. Version 2 had the written pages of one.
+pub const FORMAT_VERSION: u32 = 4;
+/// Oldest version that it reads. Version 1 had no working sets, version 2 the written pages of one, and all
+/// before 4 no base.
 pub const FORMAT_VERSION_OLDEST: u32 = 1;
 /// A page of the working set.
 pub const PAGE_BYTES: u64 = 4096;
@@ -32,12 +35,28 @@ pub struct Manifest {
     /// Disk images, in the order of their devices. They lie beside the snapshots that share them,
     /// in a folder of pieces, each under its digest.
     pub disks: Vec<DiskPiece>,
+    /// The snapshot that this one differs from, if it is not whole: then `memory.chunks` and `disks` are empty,
+    /// as they are that one's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
     /// What runs touch whatever their program. A hint: forks have it ahead.
     #[serde(default)]
     pub working_sets: Vec<WorkingSet>,
     /// Version 2: the written pages of [`RunKind::Python`]. Read, and never written.
     #[serde(default, skip_serializing)]
     working_set: Vec<[u32; 2]>,
+}
+
+/// A snapshot, whole, that another one differs from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// Its folder, from that in which the folder of its disk images lies.
+    pub folder: String,
+    /// BLAKE3, in hex, of its manifest: all of it is what that says.
+    pub manifest_digest: String,
+    /// What differs.
+    pub delta: Delta,
 }
 
 /// What is run.
@@ -153,6 +172,7 @@ impl Manifest {
         machine: Piece,
         memory: MemoryPiece,
         disks: Vec<DiskPiece>,
+        base: Option<Base>,
         working_sets: Vec<WorkingSet>,
     ) -> Self {
         Self {
@@ -161,6 +181,7 @@ impl Manifest {
             machine,
             memory,
             disks,
+            base,
             working_sets,
             working_set: Vec::new(),
         }
@@ -206,11 +227,14 @@ impl Manifest {
         // The version is not under the digest.
         let is_old =
             manifest.working_sets.is_empty() && (found == 2 || manifest.working_set.is_empty());
-        let is_new = found == 3 && manifest.working_set.is_empty();
+        let is_new = found >= 3 && manifest.working_set.is_empty();
         if !is_old && !is_new {
             return Err(ManifestError::Contradiction(
                 "its working sets are those of another version",
             ));
+        }
+        if manifest.base.is_some() && found < 4 {
+            return Err(ManifestError::Contradiction("its version knows no base"));
         }
         if !manifest.working_set.is_empty() {
             manifest.working_sets.push(WorkingSet {
@@ -224,7 +248,13 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), ManifestError> {
-        let chunks = self.memory.bytes.div_ceil(crate::CHUNK_BYTES);
+        let chunks = match &self.base {
+            None => self.memory.bytes.div_ceil(crate::CHUNK_BYTES),
+            Some(base) => {
+                self.check_base(base)?;
+                0
+            }
+        };
         if self.memory.chunks.len() as u64 != chunks {
             return Err(ManifestError::Contradiction(
                 "the number of memory digests does not fit the memory's size",
@@ -240,6 +270,31 @@ impl Manifest {
         if !self.working_sets.iter().all(are_sound) {
             return Err(ManifestError::Contradiction(
                 "a working set is not one of its memory",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Manifest {
+    fn check_base(&self, base: &Base) -> Result<(), ManifestError> {
+        let is_path = Path::new(&base.folder)
+            .components()
+            .all(|part| matches!(part, Component::Normal(_)));
+        if !is_path || base.folder.is_empty() || !is_digest(&base.manifest_digest) {
+            return Err(ManifestError::Contradiction("its base is no snapshot's"));
+        }
+        if !self.disks.is_empty() {
+            return Err(ManifestError::Contradiction(
+                "it has disks beside those of its base",
+            ));
+        }
+        let delta = &base.delta;
+        let are_sound = are_pages_of(&delta.pages, self.memory.bytes)
+            && are_pages_of(&delta.zeros, self.memory.bytes);
+        if !are_sound || !delta.is_sound() {
+            return Err(ManifestError::Contradiction(
+                "what differs is not of its memory",
             ));
         }
         Ok(())
@@ -296,6 +351,7 @@ pub(crate) mod tests {
                 chunks: vec![String::new()],
             },
             disks: vec![],
+            base: None,
             working_sets: vec![set(&[[0, 1]], &[])],
             working_set: vec![],
         }
@@ -325,17 +381,17 @@ pub(crate) mod tests {
 
     #[test]
     fn a_newer_version_is_refused_by_its_number_before_anything_else() {
-        let bytes = b"zygote-snapshot 4 whatever comes then\n{";
-        let Err(ManifestError::NotASnapshot | ManifestError::Version { found: 4 }) =
+        let bytes = b"zygote-snapshot 5 whatever comes then\n{";
+        let Err(ManifestError::NotASnapshot | ManifestError::Version { found: 5 }) =
             Manifest::decode(bytes)
         else {
             panic!("decoded");
         };
-        let bytes = b"zygote-snapshot 4 digest\n\xff\xfe not json";
+        let bytes = b"zygote-snapshot 5 digest\n\xff\xfe not json";
         let Err(error) = Manifest::decode(bytes) else {
             panic!("decoded");
         };
-        assert!(error.to_string().contains("version 4"), "{error}");
+        assert!(error.to_string().contains("version 5"), "{error}");
     }
 
     #[test]
@@ -389,6 +445,51 @@ pub(crate) mod tests {
         let two = old(2, ",\n  \"working_set\": [[0, 1]]");
         assert_eq!(two.working_sets, [set(&[[0, 1]], &[])]);
         assert_eq!(two, manifest());
+    }
+
+    #[test]
+    fn a_base_that_leads_elsewhere_or_does_not_fit_is_refused() {
+        let base = |folder: &str, delta: Delta| Manifest {
+            memory: MemoryPiece {
+                bytes: 8 * PAGE_BYTES,
+                chunks: vec![],
+            },
+            working_sets: vec![],
+            base: Some(Base {
+                folder: folder.into(),
+                manifest_digest: "0a".repeat(32),
+                delta,
+            }),
+            ..manifest()
+        };
+        let frame = |bytes| Piece {
+            bytes,
+            digest: "0a".repeat(32),
+        };
+        let delta = |pages: &[[u32; 2]], frames: Vec<Piece>| Delta {
+            pages: pages.to_vec(),
+            zeros: vec![],
+            frames,
+        };
+        let read = |manifest: Manifest| Manifest::decode(&manifest.encode().unwrap());
+        let one = || delta(&[[1, 2]], vec![frame(9)]);
+        assert!(read(base("generations/a-1/replica-0", one())).is_ok());
+        for folder in ["", "/etc", "../x", "a/../../b", "."] {
+            assert!(read(base(folder, one())).is_err(), "{folder}");
+        }
+        for bad in [
+            delta(&[[1, 2]], vec![]),
+            delta(&[], vec![frame(9)]),
+            delta(&[[7, 2]], vec![frame(9)]),
+            delta(&[[1, 2]], vec![frame(u64::MAX)]),
+        ] {
+            assert!(read(base("a", bad)).is_err());
+        }
+        let whole = Manifest {
+            memory: manifest().memory,
+            ..base("a", one())
+        };
+        assert!(read(whole).is_err());
     }
 
     #[test]

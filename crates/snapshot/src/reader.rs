@@ -1,8 +1,9 @@
 //! Opening a snapshot: header, digest, decode, in this order; refusing by name.
 
-use crate::manifest::{MANIFEST_MAX_BYTES, Manifest, ManifestError};
+use crate::delta::{self, DeltaError};
+use crate::manifest::{Base, MANIFEST_MAX_BYTES, Manifest, ManifestError};
 use crate::state::MachineState;
-use crate::{MACHINE_FILE, MANIFEST_FILE, MEMORY_FILE};
+use crate::{DELTA_FILE, MACHINE_FILE, MANIFEST_FILE, MEMORY_FILE};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -47,6 +48,12 @@ pub enum OpenError {
         /// Which file.
         path: PathBuf,
     },
+    /// It is based on another one.
+    #[error("{} is not the snapshot that this one differs from: it has been replaced", path.display())]
+    Base {
+        /// Its folder.
+        path: PathBuf,
+    },
     /// The state cannot be decoded although its digest is right.
     #[error("{} holds no machine state of this format", path.display())]
     State {
@@ -63,6 +70,8 @@ pub struct Snapshot {
     pub(crate) machine: (PathBuf, File),
     pub(crate) memory: (PathBuf, File),
     pub(crate) disks: Vec<(PathBuf, File)>,
+    /// What it differs from, and what differs.
+    pub(crate) base: Option<(Box<Snapshot>, (PathBuf, File))>,
 }
 
 impl Snapshot {
@@ -76,6 +85,25 @@ impl Snapshot {
         let manifest =
             Manifest::decode(&bytes).map_err(|source| OpenError::Manifest { path, source })?;
         let machine = open(directory.join(MACHINE_FILE), manifest.machine.bytes)?;
+        if let Some(base) = &manifest.base {
+            let delta = open(directory.join(DELTA_FILE), base.delta.bytes())?;
+            let base = open_base(pieces, base, manifest.memory.bytes)?;
+            let copy = |(path, file): &(PathBuf, File)| {
+                let copied = file.try_clone().map(|file| (path.clone(), file));
+                copied.map_err(|source| OpenError::File {
+                    path: path.clone(),
+                    source,
+                })
+            };
+            return Ok(Self {
+                memory: copy(&base.memory)?,
+                disks: base.disks.iter().map(copy).collect::<Result<_, _>>()?,
+                machine,
+                manifest_digest: blake3::hash(&bytes).to_hex().to_string(),
+                manifest,
+                base: Some((Box::new(base), delta)),
+            });
+        }
         let memory = open(directory.join(MEMORY_FILE), manifest.memory.bytes)?;
         let disks = manifest
             .disks
@@ -87,7 +115,16 @@ impl Snapshot {
             memory,
             manifest_digest: blake3::hash(&bytes).to_hex().to_string(),
             manifest,
+            base: None,
         })
+    }
+
+    /// Its files but for manifests, those of its base among them.
+    pub(crate) fn files(&self) -> impl Iterator<Item = &(PathBuf, File)> {
+        let delta = self.base.as_ref().map(|(_, delta)| delta);
+        let base = self.base.as_ref().map(|(base, _)| &base.machine);
+        let own = [&self.machine, &self.memory];
+        own.into_iter().chain(&self.disks).chain(delta).chain(base)
     }
 
     /// What it consists of.
@@ -95,15 +132,29 @@ impl Snapshot {
         &self.manifest
     }
 
-    /// The memory file, to be mapped copy-on-write.
+    /// The memory file, to be mapped copy-on-write; what differs from it comes on top:
+    /// [`Snapshot::read_delta`].
     pub fn memory_file(&self) -> &File {
         &self.memory.1
     }
 
     /// The disk images with their digests, in the order of their devices.
     pub fn disks(&self) -> impl Iterator<Item = (&File, &str)> {
-        let digests = self.manifest.disks.iter().map(|disk| disk.digest.as_str());
+        let whole = self.base.as_ref().map_or(self, |(base, _)| base);
+        let digests = whole.manifest.disks.iter().map(|disk| disk.digest.as_str());
         self.disks.iter().map(|(_, file)| file).zip(digests)
+    }
+
+    /// Reads what differs from the memory file, if something does: `put` gets offsets and bytes of pages, and
+    /// tells whether to go on. Each frame's digest is checked before it is unpacked.
+    ///
+    /// # Errors
+    /// See [`DeltaError`].
+    pub fn read_delta(&self, put: &mut dyn FnMut(u64, &[u8]) -> bool) -> Result<(), DeltaError> {
+        match (&self.base, &self.manifest.base) {
+            (Some((_, (path, file))), Some(base)) => delta::read(path, file, &base.delta, put),
+            _ => Ok(()),
+        }
     }
 
     /// The machine's state, its digest checked before it is decoded.
@@ -118,6 +169,19 @@ impl Snapshot {
         }
         decode_machine(&bytes, self.manifest.vcpus)
             .ok_or_else(|| OpenError::State { path: path.clone() })
+    }
+}
+
+fn open_base(pieces: &Path, base: &Base, bytes: u64) -> Result<Snapshot, OpenError> {
+    let folder = pieces.parent().unwrap_or(pieces).join(&base.folder);
+    let opened = Snapshot::open(&folder, pieces)?;
+    let is_same = opened.manifest_digest == base.manifest_digest
+        && opened.base.is_none()
+        && opened.manifest.memory.bytes == bytes;
+    if is_same {
+        Ok(opened)
+    } else {
+        Err(OpenError::Base { path: folder })
     }
 }
 

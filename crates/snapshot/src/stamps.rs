@@ -63,9 +63,8 @@ fn read(path: &Path) -> Vec<String> {
 
 /// What tells that files are the same, unchanged.
 pub fn view(snapshot: &Snapshot) -> io::Result<String> {
-    let files = [&snapshot.machine, &snapshot.memory];
     let mut words = Vec::new();
-    for (_, file) in files.into_iter().chain(&snapshot.disks) {
+    for (_, file) in snapshot.files() {
         let meta = file.metadata()?;
         words.push(format!(
             "{}:{}:{}.{:09}:{}.{:09}",

@@ -1,5 +1,6 @@
 //! Verifying a snapshot: every byte of every piece against its digest.
 
+use crate::delta::DeltaError;
 use crate::memory::{CHUNK_BYTES, chunk_digest, is_hole};
 use crate::reader::{OpenError, Snapshot};
 use crate::stamps;
@@ -34,6 +35,9 @@ pub enum VerifyError {
         /// Byte after it.
         end: u64,
     },
+    /// What differs from its base.
+    #[error(transparent)]
+    Delta(DeltaError),
     /// Whoever wanted it has gone.
     #[error("the comparison with its digests was stopped")]
     Stopped,
@@ -45,8 +49,17 @@ pub enum VerifyError {
     },
 }
 
+impl From<DeltaError> for VerifyError {
+    fn from(error: DeltaError) -> Self {
+        match error {
+            DeltaError::Stopped => Self::Stopped,
+            error => Self::Delta(error),
+        }
+    }
+}
+
 /// What was verified.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// Bytes that were read and compared; holes are not read.
     pub read_bytes: u64,
@@ -65,6 +78,10 @@ impl Snapshot {
         progress: &mut dyn FnMut(u64, u64) -> bool,
     ) -> Result<Report, VerifyError> {
         self.machine()?;
+        if let Some((base, _)) = &self.base {
+            let report = base.verify(progress)?;
+            return self.verify_delta(report, progress);
+        }
         let disks: u64 = self.manifest.disks.iter().map(|disk| disk.bytes).sum();
         let total = self.manifest.machine.bytes + self.manifest.memory.bytes + disks;
         let mut done = self.manifest.machine.bytes;
@@ -100,6 +117,26 @@ impl Snapshot {
         })
     }
 
+    /// With what differs from its base, which has been verified.
+    fn verify_delta(
+        &self,
+        base: Report,
+        progress: &mut dyn FnMut(u64, u64) -> bool,
+    ) -> Result<Report, VerifyError> {
+        let delta = self.manifest.base.as_ref().map(|base| base.delta.bytes());
+        let own = self.manifest.machine.bytes + delta.unwrap_or(0);
+        let total = base.total_bytes + own;
+        let mut done = base.total_bytes + self.manifest.machine.bytes;
+        self.read_delta(&mut |_, bytes| {
+            done = total.min(done + bytes.len() as u64);
+            progress(done, total)
+        })?;
+        Ok(Report {
+            read_bytes: base.read_bytes + own,
+            total_bytes: total,
+        })
+    }
+
     /// As [`Snapshot::verify`], unless these very files were verified before; `stamps` is the
     /// folder in which that is remembered.
     ///
@@ -114,7 +151,14 @@ impl Snapshot {
             return Ok(());
         }
         let before = stamps::view(self);
-        self.verify(progress)?;
+        match &self.base {
+            Some((base, _)) => {
+                base.verify_once(stamps, progress)?;
+                self.machine()?;
+                self.verify_delta(Report::default(), progress)?;
+            }
+            None => drop(self.verify(progress)?),
+        }
         // Not remembered (a read-only folder, a full disk, a file that was written to meanwhile):
         // verified again next time.
         let _ = before.and_then(|before| stamps::remember(self, stamps, before));

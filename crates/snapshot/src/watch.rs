@@ -1,6 +1,6 @@
 //! Noticing that a snapshot's files are not any more what they were, at the cost of a look at each.
 
-use crate::{MACHINE_FILE, MANIFEST_FILE, MEMORY_FILE, Snapshot};
+use crate::{MANIFEST_FILE, Snapshot};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -35,11 +35,8 @@ impl Watch {
     /// If the snapshot cannot be opened, in the kernel's words.
     pub fn begin(directory: &Path, pieces: &Path) -> io::Result<Self> {
         let snapshot = Snapshot::open(directory, pieces).map_err(io::Error::other)?;
-        let own = [MANIFEST_FILE, MACHINE_FILE, MEMORY_FILE].map(|name| directory.join(name));
-        let disks = snapshot.manifest().disks.iter();
-        let paths = own
-            .into_iter()
-            .chain(disks.map(|disk| pieces.join(&disk.digest)));
+        let files = snapshot.files().map(|(path, _)| path.clone());
+        let paths = files.chain([directory.join(MANIFEST_FILE)]);
         let files = paths.map(|path| Ok((path.clone(), identity(&path)?)));
         Ok(Self {
             files: files.collect::<io::Result<_>>()?,

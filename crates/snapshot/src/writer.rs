@@ -1,12 +1,15 @@
 //! Writing a snapshot: content first, the manifest last. A folder without a manifest is none.
 
-use crate::manifest::{DiskPiece, Manifest, MemoryPiece, Origin, Piece, WorkingSet};
+use crate::delta::DeltaWriter;
+use crate::manifest::{
+    Base, DiskPiece, Manifest, MemoryPiece, Origin, PAGE_BYTES, Piece, WorkingSet,
+};
 use crate::memory::{CHUNK_BYTES, chunk_digest, write_chunk};
 use crate::state::MachineState;
-use crate::{MACHINE_FILE, MANIFEST_FILE, MEMORY_FILE};
+use crate::{DELTA_FILE, MACHINE_FILE, MANIFEST_FILE, MEMORY_FILE, Snapshot};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Why a snapshot could not be written.
@@ -32,6 +35,9 @@ pub enum WriteError {
     /// Finished too early.
     #[error("a snapshot needs memory and a machine's state")]
     Incomplete,
+    /// A snapshot that differs from another one.
+    #[error("a snapshot can only be based on one that is whole")]
+    Base,
     /// The caller's memory ranges.
     #[error("memory at offset {offset} does not continue at {expected}")]
     Gap {
@@ -51,7 +57,7 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WriteError {
+pub(crate) fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WriteError {
     let path = path.to_owned();
     move |source| WriteError::File {
         operation,
@@ -67,6 +73,7 @@ pub struct Writer {
     machine: Option<Piece>,
     vcpus: u32,
     memory: Option<MemoryPiece>,
+    base: Option<Base>,
     disks: Vec<DiskPiece>,
     working_sets: Vec<WorkingSet>,
 }
@@ -83,6 +90,7 @@ impl Writer {
             machine: None,
             vcpus: 0,
             memory: None,
+            base: None,
             disks: Vec::new(),
             working_sets: Vec::new(),
         })
@@ -121,6 +129,27 @@ impl Writer {
         close(&file, &path)?;
         self.memory = Some(MemoryPiece { bytes, chunks });
         Ok(())
+    }
+
+    /// Writes memory as it differs from that of `base`, in the folder `folder` (see [`Base::folder`]).
+    ///
+    /// # Errors
+    /// If the file cannot be written, or the base is not whole.
+    pub fn delta(&mut self, base: &Snapshot, folder: &str) -> Result<Based<'_>, WriteError> {
+        if base.manifest().base.is_some() {
+            return Err(WriteError::Base);
+        }
+        let memory = base.memory_file().try_clone();
+        let path = self.directory.join(DELTA_FILE);
+        Ok(Based {
+            base: memory.map_err(at("open the memory under", &path))?,
+            bytes: base.manifest().memory.bytes,
+            folder: folder.to_owned(),
+            manifest_digest: base.manifest_digest.clone(),
+            pages: DeltaWriter::create(&path)?,
+            next: 0,
+            writer: self,
+        })
     }
 
     /// Writes the machine's state.
@@ -165,6 +194,7 @@ impl Writer {
             machine,
             memory,
             self.disks,
+            self.base,
             self.working_sets,
         );
         let bytes = manifest.encode().map_err(WriteError::Manifest)?;
@@ -178,14 +208,74 @@ impl Writer {
     }
 }
 
-fn create(path: &Path) -> Result<File, WriteError> {
+pub(crate) fn create(path: &Path) -> Result<File, WriteError> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     options.open(path).map_err(at("create", path))
 }
 
+/// Memory that is being written, page by page.
+pub struct Based<'a> {
+    base: File,
+    bytes: u64,
+    folder: String,
+    manifest_digest: String,
+    pages: DeltaWriter,
+    next: u64,
+    writer: &'a mut Writer,
+}
+
+impl Based<'_> {
+    /// Pages from an offset on; what is as in the base is left out. Offsets ascend.
+    ///
+    /// # Errors
+    /// If they are not pages of the base's memory, in this order, or cannot be written.
+    pub fn pages(&mut self, offset: u64, bytes: &[u8]) -> Result<(), WriteError> {
+        let end = offset.checked_add(bytes.len() as u64);
+        let is_sound = offset.is_multiple_of(PAGE_BYTES)
+            && (bytes.len() as u64).is_multiple_of(PAGE_BYTES)
+            && offset >= self.next
+            && end.is_some_and(|end| end <= self.bytes);
+        if !is_sound {
+            let expected = self.next;
+            return Err(WriteError::Gap { offset, expected });
+        }
+        let mut before = vec![0; bytes.len()];
+        let path = || Path::new(&self.folder).join(MEMORY_FILE);
+        self.base
+            .read_exact_at(&mut before, offset)
+            .map_err(|source| at("read", &path())(source))?;
+        let size = PAGE_BYTES as usize;
+        for (index, (page, before)) in bytes.chunks(size).zip(before.chunks(size)).enumerate() {
+            if page != before || self.pages.is_crowded() {
+                let number = (offset / PAGE_BYTES) as u32 + index as u32;
+                self.pages.page(number, page)?;
+            }
+        }
+        self.next = offset + bytes.len() as u64;
+        Ok(())
+    }
+
+    /// That was all.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn finish(self) -> Result<(), WriteError> {
+        self.writer.memory = Some(MemoryPiece {
+            bytes: self.bytes,
+            chunks: Vec::new(),
+        });
+        self.writer.base = Some(Base {
+            folder: self.folder,
+            manifest_digest: self.manifest_digest,
+            delta: self.pages.finish()?,
+        });
+        Ok(())
+    }
+}
+
 /// Read-only from now on, and on the disk.
-fn close(file: &File, path: &Path) -> Result<(), WriteError> {
+pub(crate) fn close(file: &File, path: &Path) -> Result<(), WriteError> {
     file.set_permissions(Permissions::from_mode(0o444))
         .map_err(at("protect", path))?;
     file.sync_all().map_err(at("flush", path))

@@ -6,7 +6,7 @@ use kvm_bindings::kvm_userspace_memory_region;
 use std::fs::File;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap,
+    Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap,
 };
 
 /// End of low memory; the hole up to 4 GiB holds devices, IOAPIC and LAPIC.
@@ -69,6 +69,26 @@ impl GuestMemory {
                 (HOLE_START, HOLE_END, bytes - HOLE_START),
             ]
         }
+    }
+
+    /// Writes at a RAM offset; false if that does not lie within the memory.
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> bool {
+        let (mut offset, mut rest) = (offset, bytes);
+        for (start, address, length) in Self::layout(self.bytes) {
+            let Some(within) = offset.checked_sub(start).filter(|within| *within < length) else {
+                continue;
+            };
+            let (now, later) = rest.split_at(rest.len().min((length - within) as usize));
+            if self
+                .map
+                .write_slice(now, GuestAddress(address + within))
+                .is_err()
+            {
+                return false;
+            }
+            (offset, rest) = (offset + now.len() as u64, later);
+        }
+        rest.is_empty()
     }
 
     /// `(RAM offset, host address, length)` of each region, in ascending order.
