@@ -329,3 +329,82 @@ fn each_program_can_be_undone() {
         assert!(begun.elapsed() < Duration::from_secs(60), "{list}");
     }
 }
+
+#[test]
+fn a_paused_sandbox_costs_nothing_and_outlives_its_engine() {
+    let it = Live::with("sleeper", &["--ttl", "1h"]);
+    let pause = || zygote(&["pause", "sleeper"]).good();
+    let resume = || zygote(&["resume", "sleeper"]);
+    it.python("x = 41").good();
+    let counts = zygote(&["exec", "-d", "sleeper", "--", "sh", "-c", COUNTING]).good();
+    let counts = counts.text().trim().to_owned();
+    await_lines(&it, 3);
+    let waits = std::thread::spawn(|| zygote(&["exec", "sleeper", "--", "sleep", "1000"]));
+    await_processes(&it, 3);
+    assert!(pause().text().contains("on disk"));
+    let told = waits.join().unwrap();
+    assert!(
+        told.code == 125 && told.error().contains("paused"),
+        "{told:?}"
+    );
+    for words in [
+        &["exec", "sleeper", "--", "true"][..],
+        &["python", "sleeper", "-c", "1"],
+        &["branch", "sleeper"],
+        &["pause", "sleeper"],
+        &["rollback", "sleeper"],
+        &["stats", "sleeper"],
+    ] {
+        let refused = zygote(words);
+        assert!(
+            refused.code == 125 && refused.error().contains("paused"),
+            "{refused:?}"
+        );
+    }
+    let info = zygote(&["inspect", "--json", "sleeper"]).json().remove(0);
+    assert_eq!(info["state"], "paused", "{info}");
+    assert!(info["disk_bytes"].as_u64().unwrap() > 4096, "{info}");
+    // It keeps no engine from stopping, and the next one has it.
+    zygote(&["stop"]).good();
+    resume().good();
+    assert_eq!(it.python("x + 1").good().text(), "42\n");
+    let had = lines(&it);
+    await_lines(&it, had + 3);
+    assert!(resume().error().contains("not paused"));
+    pause();
+    kill_engine();
+    resume().good();
+    await_lines(&it, had + 6);
+    // A single bit: refused by name, and it stays as it is.
+    pause();
+    let id = info["id"].as_str().unwrap();
+    let folder = state().join("sandboxes").join(id);
+    let delta = folder.join("snapshot/delta.bin");
+    let good = std::fs::read(&delta).unwrap();
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    std::fs::remove_file(&delta).unwrap();
+    std::fs::write(&delta, &bad).unwrap();
+    let refused = resume();
+    assert!(
+        refused.code == 125 && refused.error().contains("delta.bin"),
+        "{refused:?}"
+    );
+    std::fs::write(&delta, &good).unwrap();
+    resume().good();
+    assert!(!folder.exists());
+    await_lines(&it, had + 9);
+    zygote(&["kill", "sleeper", &counts]).good();
+    // A branch has its own place on disk.
+    let kid = branch(&it, "sleeper-kid", &[]).remove(0);
+    zygote(&["pause", "sleeper-kid"]).good();
+    assert_eq!(it.python("x").good().text(), "41\n");
+    zygote(&["resume", "sleeper-kid"]).good();
+    assert_eq!(kid.python("x").good().text(), "41\n");
+    zygote(&["pause", "sleeper-kid"]).good();
+    drop(kid);
+    let left = std::fs::read_dir(state().join("sandboxes"))
+        .unwrap()
+        .count();
+    assert_eq!(left, 0);
+}

@@ -53,6 +53,28 @@ impl Default for BranchRequest {
     }
 }
 
+/// `POST /v1/sandboxes/{id}/pause`: to disk, where it costs no memory.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PauseRequest {
+    /// How long its processes may take to stop, in seconds.
+    #[schema(default = 5.0)]
+    pub freeze_seconds: f64,
+    /// Whether to go on although some have not stopped by then.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+/// What an object with no field says.
+impl Default for PauseRequest {
+    fn default() -> Self {
+        Self {
+            freeze_seconds: 5.0,
+            force: false,
+        }
+    }
+}
+
 /// The children, and what they have cost their source.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Branched {

@@ -70,6 +70,10 @@ pub enum ErrorCode {
     ContextDead,
     /// 409: the sandbox could not be branched; it goes on.
     NotBranched,
+    /// 409: the sandbox is paused, or is not.
+    SandboxPaused,
+    /// 409: the sandbox could not be paused, or not be resumed; it is as it was.
+    PauseFailed,
     /// 404: the sandbox keeps no such moment.
     MomentNotFound,
     /// 409: the sandbox was rolled back to an earlier moment, and what was asked for is gone.
@@ -149,6 +153,8 @@ impl ErrorCode {
             | Self::ContextDead
             | Self::NotBranched
             | Self::RolledBack
+            | Self::SandboxPaused
+            | Self::PauseFailed
             | Self::FileFailed => 409,
             Self::LimitReached => 429,
             Self::TooLarge => 413,

@@ -15,7 +15,7 @@ mod status;
 mod template;
 mod time;
 
-pub use branch::{BranchPause, BranchRequest, Branched};
+pub use branch::{BranchPause, BranchRequest, Branched, PauseRequest};
 pub use code::{
     Bundle, CodeEvent, CodeRequest, CodeResult, ContextInfo, ContextList, ContextRequest, Exception,
 };

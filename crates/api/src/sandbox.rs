@@ -117,6 +117,8 @@ pub enum SandboxState {
     /// It runs.
     #[default]
     Running,
+    /// It is on disk, and costs no memory.
+    Paused,
     /// It is being ended.
     Ending,
     /// It is no more.
@@ -130,6 +132,7 @@ impl SandboxState {
         match self {
             Self::Making => "making",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Ending => "ending",
             Self::Ended => "ended",
         }
@@ -138,7 +141,13 @@ impl SandboxState {
     /// The one of a name.
     #[must_use]
     pub fn of(name: &str) -> Option<Self> {
-        let all = [Self::Making, Self::Running, Self::Ending, Self::Ended];
+        let all = [
+            Self::Making,
+            Self::Running,
+            Self::Paused,
+            Self::Ending,
+            Self::Ended,
+        ];
         all.into_iter().find(|state| state.name() == name)
     }
 }
@@ -193,6 +202,9 @@ pub struct SandboxInfo {
     /// Milliseconds from the request to a fork that has taken its identity.
     #[serde(default)]
     pub fork_time_ms: Option<f64>,
+    /// What it takes on disk, in bytes, if it is paused.
+    #[serde(default)]
+    pub disk_bytes: Option<u64>,
 }
 
 /// A page of sandboxes.
@@ -506,6 +518,10 @@ pub enum SandboxHappening {
         /// Its number.
         to: u64,
     },
+    /// It has been written to disk.
+    Paused,
+    /// It runs again.
+    Resumed,
     /// It runs on: the engine that had made it was killed, and this one goes on with it.
     Adopted,
     /// It has ended.

@@ -126,6 +126,11 @@ pub enum Verb {
     Snapshot(SnapshotArgs),
     /// Take a sandbox back to a moment that is kept
     Rollback(RollbackArgs),
+    /// Put a sandbox on disk, where it costs no memory
+    Pause(PauseArgs),
+    /// Have a paused sandbox go on
+    #[command(after_help = "Example:\n  zygote pause box\n  zygote resume box")]
+    Resume(NamedArgs),
     /// Show which moments of a sandbox are kept
     Moments(MomentsArgs),
     /// Show which sandbox is a branch of which

@@ -51,12 +51,13 @@ impl Engine {
     }
 }
 
-/// The engine that is there. If one was killed whose sandboxes live on, another is started for them.
+/// The engine that is there. If one was killed whose sandboxes live on, or sandboxes are paused, another is
+/// started for them.
 pub async fn there(global: &Global, store: &Store) -> anyhow::Result<Option<Client>> {
     let socket = settings::socket(global, store)?;
     Ok(match find(&socket).await? {
         Found::Own(client, _) | Found::Other(client, _) => Some(client),
-        Found::Nobody if settings::held(&socket).exists() => {
+        Found::Nobody if settings::held(&socket).exists() || store.has_sandboxes() => {
             let mut say = |sentence: &str| complain!("zygote: {sentence}");
             Some(starter(global, store)?.client(&mut say).await?)
         }

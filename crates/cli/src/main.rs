@@ -73,6 +73,8 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Branch(args) => live::branch(global, args),
         Verb::Snapshot(args) => live::snapshot(global, args),
         Verb::Rollback(args) => live::rollback(global, args),
+        Verb::Pause(args) => live::pause(global, args),
+        Verb::Resume(args) => live::resume(global, args),
         Verb::Moments(args) => live::moments(global, args),
         Verb::Tree(args) => live::tree(global, args),
         Verb::Exec(args) => live::exec(global, args),

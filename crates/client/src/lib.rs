@@ -270,6 +270,17 @@ impl Client {
         path: &str,
         request: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
+        self.ask_within(ANSWER_MAX, method, path, request).await
+    }
+
+    /// The same, of what may take longer.
+    async fn ask_within<T: DeserializeOwned>(
+        &self,
+        limit: Duration,
+        method: Method,
+        path: &str,
+        request: Option<&impl Serialize>,
+    ) -> Result<T, ClientError> {
         let body = whole_body(match request {
             Some(request) => line(request)?,
             None => Bytes::new(),
@@ -280,9 +291,8 @@ impl Client {
             let bytes = whole(answer.into_body()).await?;
             serde_json::from_slice(&bytes).map_err(ClientError::nonsense)
         };
-        timeout(ANSWER_MAX, asking)
-            .await
-            .map_err(|_| ClientError::Late(ANSWER_MAX))?
+        let answered = timeout(limit, asking).await;
+        answered.map_err(|_| ClientError::Late(limit))?
     }
 
     /// Gives back a good answer's head; any other is an error.

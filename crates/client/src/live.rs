@@ -8,17 +8,21 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::Method;
 use hyper::body::{Frame, Incoming};
 use serde::de::DeserializeOwned;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use zygote_api::{
     AttachRequest, BranchRequest, Branched, CodeEvent, CodeRequest, ContextInfo, ContextList,
     ContextRequest, CreateEvent, FileAction, FileEvent, FileInfo, MomentInfo, MomentList,
-    MomentRequest, ProcessEvent, ProcessInfo, ProcessInput, ProcessList, ProcessOutput,
-    ProcessRequest, ProcessSignal, RollbackRequest, SandboxChange, SandboxEvent, SandboxInfo,
-    SandboxList, SandboxRequest, SandboxStats, base64,
+    MomentRequest, PauseRequest, ProcessEvent, ProcessInfo, ProcessInput, ProcessList,
+    ProcessOutput, ProcessRequest, ProcessSignal, RollbackRequest, SandboxChange, SandboxEvent,
+    SandboxInfo, SandboxList, SandboxRequest, SandboxStats, base64,
 };
 
 /// How long one request waits for an end; it is asked again.
 const WAIT_S: u32 = 30;
+
+/// How long what is done to a whole machine may take; the engine has deadlines of its own.
+const MACHINE_MAX: Duration = Duration::from_secs(1200);
 
 fn path(id: &str, rest: &str) -> String {
     format!("/v1/sandboxes/{}{rest}", escaped(id))
@@ -110,8 +114,13 @@ impl Client {
 
     /// `POST /v1/sandboxes/{id}/branch`.
     pub async fn branch(&self, id: &str, request: &BranchRequest) -> Result<Branched, ClientError> {
-        self.ask(Method::POST, &path(id, "/branch"), Some(request))
-            .await
+        self.ask_within(
+            MACHINE_MAX,
+            Method::POST,
+            &path(id, "/branch"),
+            Some(request),
+        )
+        .await
     }
 
     /// `POST /v1/sandboxes/{id}/moments`.
@@ -120,8 +129,13 @@ impl Client {
         id: &str,
         request: &MomentRequest,
     ) -> Result<MomentInfo, ClientError> {
-        self.ask(Method::POST, &path(id, "/moments"), Some(request))
-            .await
+        self.ask_within(
+            MACHINE_MAX,
+            Method::POST,
+            &path(id, "/moments"),
+            Some(request),
+        )
+        .await
     }
 
     /// `GET /v1/sandboxes/{id}/moments`.
@@ -142,7 +156,29 @@ impl Client {
         id: &str,
         request: &RollbackRequest,
     ) -> Result<SandboxInfo, ClientError> {
-        self.ask(Method::POST, &path(id, "/rollback"), Some(request))
+        self.ask_within(
+            MACHINE_MAX,
+            Method::POST,
+            &path(id, "/rollback"),
+            Some(request),
+        )
+        .await
+    }
+
+    /// `POST /v1/sandboxes/{id}/pause`.
+    pub async fn pause(&self, id: &str, request: PauseRequest) -> Result<SandboxInfo, ClientError> {
+        self.ask_within(
+            MACHINE_MAX,
+            Method::POST,
+            &path(id, "/pause"),
+            Some(&request),
+        )
+        .await
+    }
+
+    /// `POST /v1/sandboxes/{id}/resume`.
+    pub async fn resume(&self, id: &str) -> Result<SandboxInfo, ClientError> {
+        self.ask_within(MACHINE_MAX, Method::POST, &path(id, "/resume"), None::<&()>)
             .await
     }
 

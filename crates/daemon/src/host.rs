@@ -86,6 +86,25 @@ impl Host {
         }
     }
 
+    /// Enters the paused sandboxes, where it has the machines.
+    pub fn find_asleep(&self) -> usize {
+        match self.config.machines {
+            Machines::Here => self.local.engine().find_asleep(),
+            Machines::InLab => 0,
+        }
+    }
+
+    /// The lab; one that is not up is started if there is a paused sandbox, which it alone knows.
+    async fn lab_with_sandboxes(&self) -> Result<Option<Arc<Lab>>, Failure> {
+        if let Some(lab) = self.keeper.is_up() {
+            return Ok(Some(lab));
+        }
+        if self.store().has_sandboxes() {
+            return Ok(Some(self.keeper.lab(&|_: &str| ()).await?));
+        }
+        Ok(None)
+    }
+
     async fn create_in_lab(
         &self,
         mut request: SandboxRequest,
@@ -523,7 +542,7 @@ impl Backend for Host {
     }
 
     async fn forward(&self, request: Forwarded) -> Result<Response, Failure> {
-        let Some(lab) = self.keeper.is_up() else {
+        let Some(lab) = self.lab_with_sandboxes().await? else {
             return without_lab(&request);
         };
         match lab.client.forward(request).await {

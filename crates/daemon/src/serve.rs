@@ -124,6 +124,10 @@ async fn adopt(host: &Host) {
         }
         Err(error) => log!("cannot go on with what another engine may have left: {error}"),
     }
+    let asleep = host.find_asleep();
+    if asleep > 0 {
+        log!("{asleep} sandboxes are paused");
+    }
 }
 
 /// TCP is for this machine alone until there are keys.

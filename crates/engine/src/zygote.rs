@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,7 +26,7 @@ use uuid::Uuid;
 use zygote_jail::cgroup::{Group, Limits};
 use zygote_runner::control::{FromZygote, Load, MissingWall, ToZygote, decode, encode};
 use zygote_runner::packet;
-use zygote_snapshot::RunKind;
+use zygote_snapshot::{RunKind, Snapshot};
 
 /// How the keys of held zygotes begin.
 const KEY: &str = "zygote/";
@@ -303,7 +303,7 @@ impl Zygote {
         } = config.load.clone();
         let family = Family {
             first: None,
-            snapshot: Some((snapshot, pieces)),
+            snapshot: Some((whole(snapshot, &pieces), pieces)),
             missing_walls,
             samples: Arc::default(),
             patience,
@@ -743,6 +743,18 @@ impl Owned {
 }
 
 type Reply = oneshot::Sender<Result<Runner, ZygoteError>>;
+
+/// The snapshot that one differs from, if it is not whole itself: what is saved later differs from that.
+fn whole(snapshot: PathBuf, pieces: &Path) -> PathBuf {
+    let opened = Snapshot::open(&snapshot, pieces);
+    let base = opened
+        .ok()
+        .and_then(|opened| opened.manifest().base.clone());
+    match base {
+        Some(base) => pieces.parent().unwrap_or(pieces).join(base.folder),
+        None => snapshot,
+    }
+}
 
 /// The cgroup of one zygote and its runners.
 fn group(config: &EngineConfig) -> io::Result<Group> {

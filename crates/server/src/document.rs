@@ -36,6 +36,8 @@ use zygote_api::*;
         live::list_moments,
         live::forget_moment,
         live::roll_back,
+        live::pause,
+        live::resume,
         live::exec,
         live::processes,
         live::process,

@@ -26,7 +26,9 @@ pub use near::nearest;
 pub use recipe::{BUILT_IN, Recipe, RecipeError, RecipeOrigin, is_name, memory_problem, starter};
 pub use rootfs::{Contents, RootfsError, Wheel, has_user_ids};
 pub use size::{SizeError, format_size, parse_size};
-pub use store::{Removal, SYSTEM_STATE_DIR, Store, StoreError, Template, default_state_dir};
+pub use store::{
+    Removal, SYSTEM_STATE_DIR, Store, StoreError, Template, default_state_dir, disk_bytes,
+};
 
 /// How far a long piece of work has come.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 //!     STATE/templates/NAME             link to the generation in use; renaming it publishes
 //!     STATE/generations/NAME-UNIQUE/   template.json, replica-0/ … (a snapshot each)
 //!     STATE/pieces/DIGEST              disk images, shared
+//!     STATE/sandboxes/ID/              a sandbox that is paused: its record, and a snapshot
 //!     STATE/cache/                     kernels, index of root images, stamps of verifications
 //!     STATE/lock                       held while a name changes
 //!     STATE/builds.lock                held by the one build at a time, and to remove what is unused
@@ -20,6 +21,7 @@ use crate::rootfs::Contents;
 use error::at;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -29,6 +31,7 @@ use zygote_snapshot::Snapshot;
 const PIECES: &str = "pieces";
 const NAMES: &str = "templates";
 const GENERATIONS: &str = "generations";
+const SANDBOXES: &str = "sandboxes";
 const DESCRIPTION_FILE: &str = "template.json";
 const REPLICA_PREFIX: &str = "replica-";
 const BUILDS_LOCK: &str = "builds.lock";
@@ -151,6 +154,24 @@ impl Store {
     pub fn pieces_of(&self, snapshot: &Path) -> PathBuf {
         let home = self.homes().find(|home| snapshot.starts_with(home));
         home.unwrap_or(&self.state).join(PIECES)
+    }
+
+    /// Disk images of a snapshot that differs from a template's: they lie where that does.
+    pub fn pieces_under(&self, snapshot: &Path) -> PathBuf {
+        let base = base_folder(snapshot);
+        let holds = |home: &&Path| base.as_ref().is_some_and(|base| home.join(base).is_dir());
+        let home = self.homes().find(holds);
+        home.unwrap_or(&self.state).join(PIECES)
+    }
+
+    /// Whether a sandbox is paused.
+    pub fn has_sandboxes(&self) -> bool {
+        entries(&self.sandboxes()).next().is_some()
+    }
+
+    /// Sandboxes that are on disk, each in a folder of its id.
+    pub fn sandboxes(&self) -> PathBuf {
+        self.state.join(SANDBOXES)
     }
 
     /// Where verifications are remembered.
@@ -474,6 +495,12 @@ impl Store {
                 _ => drop(fs::remove_file(entry.path())),
             }
         }
+        // Those that paused sandboxes differ from; of one that cannot be read nobody knows which.
+        let bases: Option<HashSet<_>> = entries(&self.sandboxes())
+            .map(|entry| base_of(&entry.path()))
+            .collect();
+        let Some(bases) = bases else { return };
+        used.extend(bases.into_iter().map(Some));
         for entry in entries(&self.generations()) {
             if !used.contains(&Some(entry.file_name())) {
                 let _ = fs::remove_dir_all(entry.path());
@@ -489,6 +516,20 @@ impl Store {
             }
         }
     }
+}
+
+/// The folder of the snapshot that one differs from, in its store.
+fn base_folder(snapshot: &Path) -> Option<PathBuf> {
+    let path = snapshot.join(zygote_snapshot::MANIFEST_FILE);
+    let manifest = zygote_snapshot::Manifest::decode(&fs::read(path).ok()?).ok()?;
+    Some(PathBuf::from(manifest.base?.folder))
+}
+
+/// The generation that a paused sandbox differs from.
+fn base_of(sandbox: &Path) -> Option<OsString> {
+    let folder = base_folder(&sandbox.join("snapshot"))?;
+    let generation = folder.strip_prefix(GENERATIONS).ok()?.components().next()?;
+    Some(generation.as_os_str().to_owned())
 }
 
 /// A generation that is being built. Dropped unpublished, its folder goes.
@@ -548,7 +589,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
 }
 
 /// What a folder takes on disk, holes not counted.
-pub(crate) fn disk_bytes(folder: &Path) -> u64 {
+pub fn disk_bytes(folder: &Path) -> u64 {
     entries(folder)
         .map(|entry| match entry.metadata() {
             Ok(meta) if meta.is_dir() => disk_bytes(&entry.path()),
@@ -631,6 +672,82 @@ mod tests {
         drop((live, builds));
         publish(&store, "a", "2");
         assert_eq!(fs::read_dir(store.generations()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_paused_sandbox_differs_from_stays() {
+        let (_folder, store) = store();
+        publish(&store, "a", "1");
+        let snapshot = store.sandboxes().join("id/snapshot");
+        fs::create_dir_all(&snapshot).unwrap();
+        let whole = store.generations().join("a-1/replica-0");
+        fs::create_dir_all(store.pieces()).unwrap();
+        write_snapshot(&whole, |writer| {
+            writer.memory([(0, &[1; 4096][..])]).unwrap()
+        });
+        let base = Snapshot::open(&whole, &store.pieces()).unwrap();
+        fs::remove_dir(&snapshot).unwrap();
+        write_snapshot(&snapshot, |writer| {
+            let folder = "generations/a-1/replica-0";
+            writer.delta(&base, folder).unwrap().finish().unwrap();
+        });
+        assert_eq!(store.pieces_under(&snapshot), store.pieces());
+        publish(&store, "a", "2");
+        publish(&store, "a", "3");
+        let left = |store: &Store| fs::read_dir(store.generations()).unwrap().count();
+        assert_eq!(left(&store), 2);
+        // One that cannot be read may need any of them.
+        let manifest = snapshot.join(zygote_snapshot::MANIFEST_FILE);
+        fs::remove_file(&manifest).unwrap();
+        publish(&store, "a", "4");
+        assert_eq!(left(&store), 3);
+        fs::remove_dir_all(store.sandboxes()).unwrap();
+        publish(&store, "a", "5");
+        assert_eq!(left(&store), 1);
+    }
+
+    fn write_snapshot(folder: &Path, memory: impl FnOnce(&mut zygote_snapshot::Writer)) {
+        use zygote_snapshot::state::*;
+        let mut writer = zygote_snapshot::Writer::create(folder).unwrap();
+        memory(&mut writer);
+        let state = MachineState {
+            vcpus: vec![],
+            clock: ClockState { clock_ns: 0 },
+            ioapic: IoapicState {
+                id: 0,
+                select: 0,
+                redirections: vec![],
+                pending: 0,
+            },
+            serial: SerialState {
+                baud_divisor_low: 0,
+                baud_divisor_high: 0,
+                interrupt_enable: 0,
+                interrupt_identification: 0,
+                line_control: 0,
+                line_status: 0,
+                modem_control: 0,
+                modem_status: 0,
+                scratch: 0,
+                in_buffer: vec![],
+            },
+            devices: vec![],
+            generation_id_address: 0,
+        };
+        writer.machine(&state).unwrap();
+        writer
+            .finish(zygote_snapshot::Origin {
+                template: "a".into(),
+                recipe_digest: String::new(),
+                replica: 0,
+                created_unix_s: 0,
+                zygote_version: String::new(),
+                protocol_version: 0,
+                kernel_release: String::new(),
+                interpreter: String::new(),
+                cpu_vendor: String::new(),
+            })
+            .unwrap();
     }
 
     #[test]

@@ -150,6 +150,30 @@ pub struct RollbackArgs {
 
 #[derive(Args)]
 #[command(
+    after_help = "It keeps its id, its name and its time to live, and goes on where it was, with its files and \
+        processes: zygote resume. It outlives the engine and the host. What differs from its template is \
+        written, compressed; its moments are let go.\n\nExamples:\n  \
+        zygote pause box\n  \
+        zygote ps\n  \
+        zygote resume box"
+)]
+pub struct PauseArgs {
+    /// The sandbox
+    #[arg(add = sandboxes())]
+    pub sandbox: String,
+    /// How long its processes may take to stop
+    #[arg(long, default_value = "5s", value_parser = parse_duration, value_name = "TIME")]
+    pub freeze_timeout: Timeout,
+    /// Go on although some have not stopped by then
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(
     after_help = "Examples:\n  zygote snapshot box before\n  zygote moments box\n  zygote moments box --forget before"
 )]
 pub struct MomentsArgs {

@@ -156,6 +156,9 @@ fn detailed(info: &SandboxInfo) {
         say!("  ended       {}, at {}", end.message, end.at);
     }
     say!("  created     {}", info.created);
+    if let Some(bytes) = info.disk_bytes {
+        say!("  on disk     {}", format_size(bytes));
+    }
     if let Some(ms) = info.fork_time_ms {
         say!("  forked in   {ms} ms");
     }

@@ -111,6 +111,8 @@ fn tell(event: &SandboxEvent) {
         }),
         SandboxHappening::MomentKept { moment, .. } => format!("moment {moment} is kept"),
         SandboxHappening::RolledBack { to } => format!("rolled back to the moment @{to}"),
+        SandboxHappening::Paused => "paused: it is on disk".to_owned(),
+        SandboxHappening::Resumed => "runs again".to_owned(),
         SandboxHappening::Adopted => {
             "runs on; its engine was killed, and another one is there".to_owned()
         }

@@ -291,6 +291,7 @@ fn ended(reason: EndReason) -> super::Status {
         expires: None,
         idle: None,
         fork_time: None,
+        disk_bytes: None,
     }
 }
 

@@ -162,6 +162,7 @@ impl Engine {
                 expires: own.ttl.map(|ttl| SystemTime::now() + ttl),
                 idle: own.idle,
                 fork_time: None,
+                disk_bytes: None,
             };
             let birth = Birth {
                 id: Uuid::now_v7(),

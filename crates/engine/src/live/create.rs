@@ -38,6 +38,7 @@ impl Engine {
             expires: spec.ttl.map(|ttl| SystemTime::now() + ttl),
             idle: spec.idle,
             fork_time: None,
+            disk_bytes: None,
         };
         let birth = Birth {
             id: Uuid::now_v7(),

@@ -78,6 +78,18 @@ pub enum LiveError {
     /// There is one already.
     #[error("the sandbox has a moment {0} already")]
     MomentTaken(String),
+    /// It is on disk.
+    #[error("the sandbox {0} is paused")]
+    Paused(String),
+    /// It is not.
+    #[error("the sandbox {0} is not paused")]
+    NotAsleep(String),
+    /// It could not be put there.
+    #[error("the sandbox could not be paused, and goes on: {0}")]
+    NotPaused(String),
+    /// It could not be had back.
+    #[error("the sandbox could not be resumed, and stays paused: {0}")]
+    NotResumed(String),
     /// The guest does not answer.
     #[error("the guest did not answer within {0} s")]
     Late(u64),

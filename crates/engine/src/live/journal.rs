@@ -47,6 +47,10 @@ pub enum Happening {
         /// Its number.
         to: u64,
     },
+    /// It has been written to disk.
+    Paused,
+    /// It runs again.
+    Resumed,
     /// It runs on; the engine that had made it was killed.
     Adopted,
     /// It has ended.

@@ -3,6 +3,7 @@
 //! is wanted; what is known of a sandbox can be looked at without asking it.
 
 mod adopt;
+mod asleep;
 mod attachment;
 mod branch;
 mod contexts;

@@ -10,6 +10,7 @@ mod written;
 
 pub(super) use self::branch::BranchRequest;
 use self::branch::Branches;
+use super::asleep::Asleep;
 use super::attachment::Attachment;
 use super::contexts::Contexts;
 use super::error::LiveError;
@@ -69,6 +70,12 @@ pub struct Owner {
     expires: Option<Instant>,
     idle: Option<Duration>,
     pub(super) last_used: Instant,
+}
+
+/// How its owner has done with it.
+enum Over {
+    End(EndReason),
+    Sleep(Asleep),
 }
 
 /// A sandbox's process, and the ways to it.
@@ -143,12 +150,22 @@ impl Owner {
     /// From its first moment to its end.
     pub async fn live(mut self, mut inbox: Inbox) {
         let keeping = tokio::spawn(Arc::clone(&self.sandbox).keep_regularly());
-        let reason = self.serve(&mut inbox).await;
+        let over = self.serve(&mut inbox).await;
         keeping.abort();
-        self.end(reason, inbox).await;
+        match over {
+            Over::End(reason) => self.end(reason, inbox).await,
+            Over::Sleep(asleep) => self.fall_asleep(asleep, inbox).await,
+        }
     }
 
-    async fn serve(&mut self, inbox: &mut Inbox) -> EndReason {
+    async fn serve(&mut self, inbox: &mut Inbox) -> Over {
+        let mut asleep = None;
+        let reason = self.serve_until(inbox, &mut asleep).await;
+        asleep.map_or_else(|| Over::End(reason), Over::Sleep)
+    }
+
+    /// Why it ends; unless it is asleep: then there is a folder.
+    async fn serve_until(&mut self, inbox: &mut Inbox, asleep: &mut Option<Asleep>) -> EndReason {
         let mut losses = self.holder.losses();
         loop {
             if !self.is_written {
@@ -181,6 +198,10 @@ impl Owner {
                 command = inbox.commands.recv(), if self.takes_commands() => {
                     match command {
                         Some(Command::End(reason)) => return reason,
+                        Some(Command::Sleep(folder)) => {
+                            *asleep = Some(folder);
+                            return EndReason::EngineStopped;
+                        }
                         Some(command) => {
                             // Nobody's use of it.
                             if !matches!(command, Command::Branch(_) | Command::Keep { .. }) {
@@ -311,6 +332,11 @@ impl Owner {
         if let (Some(known), Some(seen)) = (known, self.sandbox.table().get_mut(&process)) {
             seen.info = known.info.clone();
         }
+    }
+
+    /// It was on disk, and runs again.
+    pub(super) fn note_resumed(&self) {
+        self.note(Happening::Resumed);
     }
 
     fn note(&self, what: Happening) {

@@ -10,6 +10,8 @@ pub enum Phase {
     Making,
     /// It runs.
     Running,
+    /// It is on disk, and costs no memory.
+    Paused,
     /// Its process is being ended.
     Ending,
     /// It is no more; what is known of it is kept for a while.
@@ -21,6 +23,10 @@ pub enum Phase {
 pub enum Step {
     /// The fork has become somebody.
     Activated,
+    /// It has been written to disk.
+    Sleep,
+    /// It runs again.
+    Wake,
     /// It is to end, for whatever reason.
     End,
     /// Nothing is left of it.
@@ -33,8 +39,11 @@ impl Phase {
     pub fn after(self, step: Step) -> Option<Self> {
         match (self, step) {
             (Self::Making, Step::Activated) => Some(Self::Running),
-            (Self::Making | Self::Running, Step::End) => Some(Self::Ending),
-            (Self::Making | Self::Running | Self::Ending, Step::Gone) => Some(Self::Ended),
+            (Self::Running, Step::Sleep) => Some(Self::Paused),
+            (Self::Paused, Step::Wake) => Some(Self::Running),
+            (Self::Making | Self::Running | Self::Paused, Step::End) => Some(Self::Ending),
+            (Self::Ending, Step::Gone) => Some(Self::Ended),
+            (Self::Making | Self::Running | Self::Paused, Step::Gone) => Some(Self::Ended),
             _ => None,
         }
     }
@@ -45,6 +54,7 @@ impl Phase {
         match self {
             Self::Making => "making",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Ending => "ending",
             Self::Ended => "ended",
         }
@@ -113,9 +123,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sandbox_lives_once() {
-        let phases = [Phase::Making, Phase::Running, Phase::Ending, Phase::Ended];
-        let steps = [Step::Activated, Step::End, Step::Gone];
+    fn a_sandbox_lives_once_and_may_sleep_meanwhile() {
+        let phases = [
+            Phase::Making,
+            Phase::Running,
+            Phase::Paused,
+            Phase::Ending,
+            Phase::Ended,
+        ];
+        let steps = [Step::Activated, Step::Sleep, Step::End, Step::Gone];
         for phase in phases {
             for step in steps {
                 if let Some(next) = phase.after(step) {
@@ -124,6 +140,8 @@ mod tests {
                 }
             }
             assert_eq!(phase.after(Step::Gone).is_none(), phase == Phase::Ended);
+            let wakes = phase.after(Step::Wake) == Some(Phase::Running);
+            assert_eq!(wakes, phase == Phase::Paused);
         }
     }
 }

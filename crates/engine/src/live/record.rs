@@ -148,6 +148,7 @@ impl Record {
             expires: self.expires,
             idle: self.idle,
             fork_time: self.fork_time,
+            disk_bytes: None,
         }
     }
 }

@@ -90,7 +90,8 @@ impl Registry {
         if inner.is_closed {
             return Err(NoTurn::Closed.into());
         }
-        if inner.all.iter().filter(|other| is_alive(other)).count() >= limit {
+        let takes_memory = |other: &&Arc<Sandbox>| is_alive(other) && !is_paused(other);
+        if inner.all.iter().filter(takes_memory).count() >= limit {
             return Err(LiveError::TooMany {
                 what: "sandboxes live",
                 count: limit,
@@ -192,9 +193,10 @@ impl Registry {
         self.inner().all.clone()
     }
 
-    /// How many live.
+    /// How many live, and are not on disk.
     pub fn count(&self) -> usize {
-        self.inner().all.iter().filter(|one| is_alive(one)).count()
+        let takes_memory = |one: &&Arc<Sandbox>| is_alive(one) && !is_paused(one);
+        self.inner().all.iter().filter(takes_memory).count()
     }
 
     /// Lets no more in.
@@ -218,6 +220,10 @@ impl Registry {
 
 fn is_alive(sandbox: &Sandbox) -> bool {
     sandbox.status.borrow().phase != Phase::Ended
+}
+
+fn is_paused(sandbox: &Sandbox) -> bool {
+    sandbox.status.borrow().phase == Phase::Paused
 }
 
 /// A name is a word of a command line, and no beginning of an id's text that could be taken for one.

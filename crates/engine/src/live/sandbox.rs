@@ -1,5 +1,6 @@
 //! A live sandbox from outside: what is known of it, and what it can be told.
 
+use super::asleep::Asleep;
 use super::attachment::{Attachment, Notice};
 use super::branch::Moment;
 use super::contexts::{CellSpec, ContextCommand, ContextInfo, ContextSpec};
@@ -55,6 +56,8 @@ pub struct Status {
     pub idle: Option<Duration>,
     /// Request to activation.
     pub fork_time: Option<Duration>,
+    /// What it takes on disk, in bytes, if it is paused.
+    pub disk_bytes: Option<u64>,
 }
 
 /// A process as others see it.
@@ -107,6 +110,9 @@ pub(super) enum Command {
     },
     Measure(oneshot::Sender<Option<Usage>>),
     Branch(BranchRequest),
+    GoOn,
+    Sleep(Asleep),
+    Wake(oneshot::Sender<Result<(), LiveError>>),
     Keep {
         name: Option<String>,
         moment: Box<Moment>,
@@ -247,6 +253,9 @@ impl Sandbox {
     /// Why it takes no more commands.
     pub(super) fn gone(&self) -> LiveError {
         let status = self.status.borrow();
+        if status.phase == Phase::Paused {
+            return LiveError::Paused(self.id_text());
+        }
         let why = status.end.as_ref().map(|end| end.reason.to_string());
         LiveError::Ended {
             id: self.id_text(),
@@ -254,12 +263,12 @@ impl Sandbox {
         }
     }
 
-    async fn tell(&self, command: Command) -> Result<(), LiveError> {
+    pub(super) async fn tell(&self, command: Command) -> Result<(), LiveError> {
         let told = self.commands.send(command).await;
         told.map_err(|_| self.gone())
     }
 
-    async fn ask<T>(
+    pub(super) async fn ask<T>(
         &self,
         command: impl FnOnce(oneshot::Sender<T>) -> Command,
     ) -> Result<T, LiveError> {
@@ -477,10 +486,21 @@ impl Sandbox {
 
     /// Has it forked as it is now, once the branches before that are there.
     pub(super) async fn branch(&self, limit: Duration, anyway: bool) -> Result<Moment, LiveError> {
+        self.branch_and(limit, anyway, false).await
+    }
+
+    /// The same; with `stays` its guest stays as it is then, until [`Command::GoOn`] or [`Command::Sleep`].
+    pub(super) async fn branch_and(
+        &self,
+        limit: Duration,
+        anyway: bool,
+        stays: bool,
+    ) -> Result<Moment, LiveError> {
         let (reply, answer) = oneshot::channel();
         let request = BranchRequest {
             limit,
             anyway,
+            stays,
             reply,
         };
         self.tell(Command::Branch(request)).await?;

@@ -16,8 +16,8 @@ pub fn create() {}
 
 /// Sandboxes, a page of them.
 #[utoipa::path(get, path = "/v1/sandboxes",
-    params(("state" = Option<String>, Query, description = "making, running, ending, ended or \
-        all; without, those that have not ended"),
+    params(("state" = Option<String>, Query, description = "making, running, paused, ending, \
+        ended or all; without, those that have not ended"),
         ("template" = Option<String>, Query, description = "Only of this template"),
         ("name" = Option<String>, Query, description = "Only of this name"),
         ("limit" = Option<usize>, Query, description = "At most so many, up to 1000"),
@@ -88,6 +88,19 @@ pub fn forget_moment() {}
     params(("id" = String, Path, description = "Id or name")),
     responses((status = 200, body = SandboxInfo), (status = "default", body = ErrorBody)))]
 pub fn roll_back() {}
+
+/// Writes it to disk, and ends its process: it costs no memory, and outlives engines and hosts. Its moments are
+/// let go. Whoever waits for a process or a cell of it is told (`sandbox_paused`).
+#[utoipa::path(post, path = "/v1/sandboxes/{id}/pause", request_body = PauseRequest,
+    params(("id" = String, Path, description = "Id or name")),
+    responses((status = 200, body = SandboxInfo), (status = "default", body = ErrorBody)))]
+pub fn pause() {}
+
+/// Has a paused one go on where it was.
+#[utoipa::path(post, path = "/v1/sandboxes/{id}/resume",
+    params(("id" = String, Path, description = "Id or name")),
+    responses((status = 200, body = SandboxInfo), (status = "default", body = ErrorBody)))]
+pub fn resume() {}
 
 /// Starts a process. As an object, the answer has all of its output; as a stream it is of
 /// `ProcessEvent`. With the content type application/x-ndjson lines of `ProcessInput` follow the

@@ -29,8 +29,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use zygote_api::{
     AttachRequest, BranchRequest, ContextList, ContextRequest, CreateEvent, ErrorCode, Failure,
-    MomentRequest, ProcessList, ProcessSignal, RollbackRequest, SandboxChange, SandboxList,
-    SandboxRequest, SandboxState, SandboxStats, TerminalSize,
+    MomentRequest, PauseRequest, ProcessList, ProcessSignal, RollbackRequest, SandboxChange,
+    SandboxList, SandboxRequest, SandboxState, SandboxStats, TerminalSize,
 };
 use zygote_engine::live::{Attach, ContextSpec, EndReason, LiveError, Sandbox};
 use zygote_engine::{Engine, STREAM_CHUNK_MAX_BYTES};
@@ -68,6 +68,8 @@ pub fn router<B: Backend>(backend: &Arc<B>) -> Router<Arc<B>> {
             delete(forget_moment::<B>),
         )
         .route("/v1/sandboxes/{id}/rollback", post(roll_back::<B>))
+        .route("/v1/sandboxes/{id}/pause", post(pause::<B>))
+        .route("/v1/sandboxes/{id}/resume", post(resume::<B>))
         .route("/v1/sandboxes/{id}/exec", post(start::<B>))
         .route("/v1/sandboxes/{id}/code", post(run_code::<B>))
         .route(
@@ -223,13 +225,12 @@ async fn list<B: Backend>(State(backend): State<Arc<B>>, uri: axum::http::Uri) -
     let wanted: Wanted = query(&uri)?;
     let limit = wanted.limit.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
     let asked = wanted.state.as_deref();
-    let of_state =
-        match asked {
-            None | Some("all") => None,
-            Some(name) => Some(SandboxState::of(name).ok_or_else(|| {
-                Failure::bad_request("state: making, running, ending, ended or all")
-            })?),
-        };
+    let of_state = match asked {
+        None | Some("all") => None,
+        Some(name) => Some(SandboxState::of(name).ok_or_else(|| {
+            Failure::bad_request("state: making, running, paused, ending, ended or all")
+        })?),
+    };
     let is_wanted = |sandbox: &Arc<Sandbox>| {
         let now = state(sandbox.status().phase);
         let is_state = match (asked, of_state) {
@@ -374,6 +375,25 @@ async fn roll_back<B: Backend>(
     let asked: RollbackRequest = object(body).await?;
     let sandbox = find(&*backend, &id)?;
     Ok(json(&moment::roll_back(&sandbox, &asked).await?))
+}
+
+async fn pause<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    body: Body,
+) -> Answer {
+    let asked: PauseRequest = object(body).await?;
+    let sandbox = find(&*backend, &id)?;
+    let limit = branches::freeze_limit(asked.freeze_seconds)?;
+    let paused = engine(&*backend)?.pause(&sandbox, limit, asked.force).await;
+    paused.map_err(told)?;
+    Ok(json(&sandbox_info(&sandbox)))
+}
+
+async fn resume<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Answer {
+    let sandbox = find(&*backend, &id)?;
+    engine(&*backend)?.wake(&sandbox).await.map_err(told)?;
+    Ok(json(&sandbox_info(&sandbox)))
 }
 
 async fn start<B: Backend>(

@@ -20,6 +20,7 @@ pub fn state(phase: Phase) -> SandboxState {
     match phase {
         Phase::Making => SandboxState::Making,
         Phase::Running => SandboxState::Running,
+        Phase::Paused => SandboxState::Paused,
         Phase::Ending => SandboxState::Ending,
         Phase::Ended => SandboxState::Ended,
     }
@@ -53,6 +54,7 @@ pub fn sandbox_info(sandbox: &Sandbox) -> SandboxInfo {
         processes: running(sandbox),
         env: sandbox.spec.env.iter().cloned().collect(),
         fork_time_ms: status.fork_time.map(milliseconds),
+        disk_bytes: status.disk_bytes,
     }
 }
 
@@ -126,6 +128,9 @@ fn exit_code(status: ExitStatus, timed_out: bool) -> u8 {
 
 /// Why there is no more to come from a sandbox.
 pub fn lost(sandbox: &Sandbox) -> Failure {
+    if sandbox.status().phase == Phase::Paused {
+        return Failure::new(ErrorCode::SandboxPaused, "the sandbox was paused");
+    }
     let Some(end) = sandbox.status().end else {
         let message = "the sandbox was rolled back to an earlier moment";
         return Failure::new(ErrorCode::RolledBack, message);
@@ -153,6 +158,8 @@ pub fn event(entry: Entry) -> SandboxEvent {
                 moment: name,
             },
             Happening::RolledBack { to } => SandboxHappening::RolledBack { to },
+            Happening::Paused => SandboxHappening::Paused,
+            Happening::Resumed => SandboxHappening::Resumed,
             Happening::Adopted => SandboxHappening::Adopted,
             Happening::Ended { reason, message } => SandboxHappening::Ended {
                 reason: reason.to_owned(),
@@ -240,6 +247,14 @@ pub fn live_failure(error: &LiveError) -> Failure {
         LiveError::MomentTaken(_) => with(ErrorCode::NameTaken).remedy(
             "choose another name, or let that one go: zygote moments SANDBOX --forget NAME",
         ),
+        LiveError::Paused(_) => {
+            with(ErrorCode::SandboxPaused).remedy("have it go on: zygote resume SANDBOX")
+        }
+        LiveError::NotAsleep(_) => with(ErrorCode::SandboxPaused),
+        LiveError::NotPaused(_) => with(ErrorCode::PauseFailed)
+            .remedy("free some space on the disk with the state directory, if that is full"),
+        LiveError::NotResumed(_) => with(ErrorCode::PauseFailed)
+            .remedy("what is wrong with it is named; if it cannot be mended: zygote rm SANDBOX"),
         LiveError::Late(_) => with(ErrorCode::Busy).retry_after(RETRY_AFTER_S),
         LiveError::TooLarge(_) => with(ErrorCode::TooLarge),
         LiveError::KeyReused => with(ErrorCode::Conflict).remedy("draw a new key for each request"),

@@ -20,6 +20,8 @@ use zygote_protocol::HostMessage;
 use zygote_runner::control::{FromRunner, Pause, ToRunner, decode, encode};
 use zygote_runner::packet;
 
+/// How long a guest may stay as it is, while it is written to disk.
+const STAY_MAX: Duration = Duration::from_secs(3600);
 /// Commands that wait for a branch before others wait, too.
 const HELD_BACK_MAX: usize = 64;
 
@@ -29,6 +31,8 @@ pub(in crate::live) struct BranchRequest {
     pub limit: Duration,
     /// Whether to go on although some are in the kernel by then.
     pub anyway: bool,
+    /// Whether the guest stays as it is then, until it is told to go on or to end.
+    pub stays: bool,
     pub reply: oneshot::Sender<Result<Moment, LiveError>>,
 }
 
@@ -57,6 +61,8 @@ enum Stage {
         held: Held,
         socket: OwnedFd,
     },
+    /// The guest stays as it is.
+    Staying,
 }
 
 impl Branches {
@@ -212,7 +218,7 @@ impl Owner {
         let at = SystemTime::now();
         let contexts = self.contexts.written();
         let parent = self.source.zygote_arc();
-        let reply = current.request.reply;
+        let (reply, stays) = (current.request.reply, current.request.stays);
         // The source does not wait for that.
         tokio::spawn(async move {
             let zygote = Zygote::branched(&parent, socket, process).await;
@@ -226,7 +232,32 @@ impl Owner {
             // Who asked may have gone; the branch ends then.
             let _ = reply.send(moment.map_err(|error| LiveError::NotBranched(error.to_string())));
         });
-        self.go_on();
+        if stays {
+            let (reply, _) = oneshot::channel();
+            let begun = Instant::now();
+            self.branches.current = Some(Current {
+                request: BranchRequest {
+                    reply,
+                    limit: current.request.limit,
+                    anyway: current.request.anyway,
+                    stays,
+                },
+                begun,
+                deadline: begun + STAY_MAX,
+                stage: Stage::Staying,
+            });
+        } else {
+            self.go_on();
+        }
+    }
+
+    /// A guest that has stayed as it was goes on.
+    pub(super) fn stay_no_longer(&mut self) {
+        let current = self.branches.current.as_ref();
+        if current.is_some_and(|current| matches!(current.stage, Stage::Staying)) {
+            self.branches.current = None;
+            self.go_on();
+        }
     }
 
     /// What has taken too long.

@@ -61,8 +61,13 @@ impl Owner {
             Command::ForgetMoment(words, reply) => {
                 let _ = reply.send(self.forget_moment(&words));
             }
+            Command::GoOn => self.stay_no_longer(),
+            Command::Wake(reply) => {
+                let id = self.sandbox.id_text();
+                let _ = reply.send(Err(LiveError::NotAsleep(id)));
+            }
             // Taken care of before.
-            Command::End(_) | Command::Rollback { .. } => {}
+            Command::End(_) | Command::Sleep(_) | Command::Rollback { .. } => {}
         }
     }
 

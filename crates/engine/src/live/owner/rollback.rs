@@ -1,13 +1,17 @@
 //! Moments of a sandbox, and the way back to one: its runner is replaced by a fork of it.
 
-use super::{Guest, Owner, Source};
+use super::{Guest, Owner, Source, step};
 use crate::fork::Fork;
+use crate::live::asleep::Asleep;
 use crate::live::branch::Moment;
 use crate::live::create::activate;
 use crate::live::error::LiveError;
 use crate::live::journal::Happening;
 use crate::live::moments::{Kept, MomentInfo};
+use crate::live::phase::Step;
 use crate::live::process::{Piece, ProcessState};
+use crate::live::record::key;
+use crate::live::sandbox::Inbox;
 use crate::usage::Meter;
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -79,7 +83,7 @@ impl Owner {
         let limit = moment.zygote.patience();
         let told = super::written::hear_all(&mut guest.listener, &self.sandbox.limits, limit).await;
         let (all, last) = told.map_err(LiveError::NotBranched)?;
-        self.leave_processes();
+        self.leave_processes(WHY);
         self.replace_guest(guest, Source::Zygote(Arc::clone(&moment.zygote)));
         // Numbers are not given twice: who knows one of a process that is gone must not find another.
         let next = self.next_process;
@@ -95,15 +99,41 @@ impl Owner {
         Ok(())
     }
 
+    /// Ends its process: what there was of it is on disk.
+    pub(super) async fn fall_asleep(mut self, asleep: Asleep, inbox: Inbox) {
+        let bytes = asleep.bytes;
+        self.sandbox
+            .status
+            .send_modify(|status| status.disk_bytes = Some(bytes));
+        step(&self.sandbox, Step::Sleep, None);
+        self.leave_processes("the sandbox was paused");
+        self.holder.remove(&key(self.sandbox.id)).await;
+        self.note(Happening::Paused);
+        let Self {
+            sandbox,
+            runner,
+            listener,
+            writer,
+            control,
+            source,
+            moments,
+            ..
+        } = self;
+        drop((listener, writer, control));
+        runner.end().await;
+        drop((source, moments));
+        tokio::spawn(asleep.sleep(sandbox, inbox));
+    }
+
     /// Those who wait for its processes are told that they are gone.
-    fn leave_processes(&mut self) {
+    fn leave_processes(&mut self, why: &str) {
         let ids: Vec<ProcessId> = self.processes.keys().copied().collect();
         for id in &ids {
-            self.context_ended(*id, &ProcessState::Lost, WHY);
+            self.context_ended(*id, &ProcessState::Lost, why);
         }
         for process in self.processes.values_mut() {
             if let Some(starting) = process.starting.take() {
-                let _ = starting.send(Err(LiveError::NotBranched(WHY.to_owned())));
+                let _ = starting.send(Err(LiveError::NotBranched(why.to_owned())));
             }
             if !process.info.state.is_over() {
                 process.set(ProcessState::Lost);
