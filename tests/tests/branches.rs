@@ -20,6 +20,14 @@ fn branch(source: &Live, name: &str, words: &[&str]) -> Vec<Live> {
     children.iter().map(of).collect()
 }
 
+/// Kills all processes of a name (SIGKILL).
+fn kill_all(name: &str) {
+    let killed = std::process::Command::new("pkill")
+        .args(["-9", "-x", name])
+        .status();
+    assert!(killed.unwrap().success());
+}
+
 /// Numbers from one on, each on a line; how many.
 fn unbroken(text: &str) -> usize {
     let lines: Vec<&str> = text.lines().collect();
@@ -133,6 +141,8 @@ fn a_line_of_branches_loses_nothing_and_survives_its_ancestors_and_its_engine() 
         await_lines(&last, most + 1);
         let next = branch(&last, &format!("line-{depth}"), &[]).remove(0);
         if depth == 5 {
+            // Those from which branches have come, too: what they have left is the first one's.
+            kill_all("zygote-branch");
             kill_engine();
         }
         // It has all up to its branch, and the source no more than that from it.

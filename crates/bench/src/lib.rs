@@ -2,6 +2,7 @@
 //! sandboxes that are held, and the census of a run's pages.
 
 mod baseline;
+mod branches;
 mod census;
 mod held;
 mod measure;
@@ -11,6 +12,7 @@ mod runs;
 mod samples;
 
 pub use baseline::Baselines;
+pub use branches::BranchTimes;
 pub use census::{Census, CensusError, Course, Phase, Share, take};
 pub use held::{Cost, Held};
 pub use measure::{BenchError, HostInfo, Plan, Report, measure};

@@ -1,6 +1,7 @@
 //! Everything that `zygote bench` measures, in one run on one host.
 
 use crate::baseline::{self, Baselines};
+use crate::branches::{self, BranchTimes};
 use crate::held::{Held, hold};
 use crate::runs::{RunError, RunTimes, Source, at_once, one_by_one};
 use serde::Serialize;
@@ -65,6 +66,8 @@ pub struct Report {
     pub runs_per_second: f64,
     /// Many held at once.
     pub held: Option<Held>,
+    /// Sandboxes that live.
+    pub branches: BranchTimes,
 }
 
 /// Why there is no report.
@@ -116,6 +119,8 @@ pub async fn measure(
             Some(held)
         }
     };
+    tell("branches, and the ways back");
+    let branches = branches::measure(store, plan).await?;
     Ok(Report {
         host: HostInfo::of_this(plan.is_emulated),
         template: plan.template.clone(),
@@ -126,6 +131,7 @@ pub async fn measure(
         clients,
         runs_per_second,
         held,
+        branches,
     })
 }
 

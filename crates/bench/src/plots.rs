@@ -27,6 +27,7 @@ type Drawn = Result<(), Box<dyn Error>>;
 pub fn draw(folder: &Path, report: &Report, census: Option<&Census>) -> Drawn {
     fs::create_dir_all(folder)?;
     latency(&folder.join("latency.svg"), report)?;
+    branches(&folder.join("branches.svg"), report)?;
     if let Some(held) = &report.held {
         let moments = [
             ("parked", Some(held.parked)),
@@ -59,8 +60,35 @@ pub fn draw(folder: &Path, report: &Report, census: Option<&Census>) -> Drawn {
     Ok(())
 }
 
-/// What share of the runs has ended by when; in a lab, times as multiples of python3's.
+/// What share of the runs has ended by when.
 fn latency(path: &Path, report: &Report) -> Drawn {
+    let mut lines: Vec<(&str, &Samples)> = vec![
+        ("from the pool", &report.pooled.run),
+        ("without it", &report.unpooled.run),
+        ("many at once", &report.under_load.run),
+    ];
+    let python3 = report.baselines.python3.as_ref();
+    lines.extend(python3.map(|samples| ("python3 -c", samples)));
+    let title = "print(1+1), from request to exit status";
+    shares(path, report, title, &lines)
+}
+
+/// The same of what is done to sandboxes that live.
+fn branches(path: &Path, report: &Report) -> Drawn {
+    let times = &report.branches;
+    let lines: Vec<(&str, &Samples)> = vec![
+        ("a sandbox made", &times.create),
+        ("branched", &times.branch),
+        ("taken back", &times.rollback),
+        ("to disk", &times.to_disk),
+        ("from disk", &times.from_disk),
+    ];
+    let title = "Sandboxes that live, from request to answer";
+    shares(path, report, title, &lines)
+}
+
+/// What share has ended by when; in a lab, times as multiples of python3's.
+fn shares(path: &Path, report: &Report, title: &str, lines: &[(&str, &Samples)]) -> Drawn {
     let python3 = report.baselines.python3.as_ref();
     let scale = match (report.host.kind, python3) {
         ("lab", Some(python3)) if python3.p50_ms > 0.0 => 1.0 / python3.p50_ms,
@@ -71,21 +99,12 @@ fn latency(path: &Path, report: &Report) -> Drawn {
     } else {
         "ms"
     };
-    let mut lines: Vec<(&str, &Samples)> = vec![
-        ("from the pool", &report.pooled.run),
-        ("without it", &report.unpooled.run),
-        ("many at once", &report.under_load.run),
-    ];
-    lines.extend(python3.map(|samples| ("python3 -c", samples)));
     let longest = lines.iter().map(|(_, samples)| samples.max_ms * scale);
     let longest = longest.fold(f64::MIN_POSITIVE, f64::max);
     let area = SVGBackend::new(path, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
-        .caption(
-            "print(1+1), from request to exit status",
-            ("sans-serif", 20),
-        )
+        .caption(title, ("sans-serif", 20))
         .margin(16)
         .x_label_area_size(44)
         .y_label_area_size(56)
@@ -95,7 +114,7 @@ fn latency(path: &Path, report: &Report) -> Drawn {
         .x_desc(unit)
         .y_desc("share of the runs")
         .draw()?;
-    for ((name, samples), color) in lines.into_iter().zip(COLORS) {
+    for ((name, samples), color) in lines.iter().zip(COLORS) {
         let count = samples.all_ms.len() as f64;
         let steps = samples.all_ms.iter().enumerate().flat_map(|(number, ms)| {
             let (before, after) = (number as f64 / count, (number + 1) as f64 / count);
@@ -103,7 +122,7 @@ fn latency(path: &Path, report: &Report) -> Drawn {
         });
         chart
             .draw_series(LineSeries::new(steps, color.stroke_width(2)))?
-            .label(name)
+            .label(*name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
     }
     legend(&mut chart)?;

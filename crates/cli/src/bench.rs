@@ -137,6 +137,13 @@ fn show_times(report: &Report) {
     if let Some(samples) = &report.baselines.warm_fork {
         line("fork(2) of a warm Python", samples);
     }
+    let branches = &report.branches;
+    line("a sandbox: made", &branches.create);
+    line("a branch of one: its source's pause", &branches.pause);
+    line("a branch of one: ready", &branches.branch);
+    line("back to a moment", &branches.rollback);
+    line("to disk", &branches.to_disk);
+    line("from disk", &branches.from_disk);
     if !unit.is_emulated {
         say!(
             "{:<34}{:>12.0}",

@@ -487,8 +487,17 @@ impl Zygote {
         sent.map_err(|_| ZygoteError::Gone)
     }
 
+    /// Itself, or, once its process has ended, the first of its family: the kernel gives that the runners that
+    /// are left.
+    pub(crate) fn or_first(self: &Arc<Self>) -> Arc<Self> {
+        match &self.family.first {
+            Some(first) if !self.is_alive() => Arc::clone(first),
+            _ => Arc::clone(self),
+        }
+    }
+
     /// The key of the first of its family.
-    fn first_key(&self) -> &str {
+    pub(crate) fn first_key(&self) -> &str {
         self.family
             .first
             .as_ref()

@@ -50,6 +50,7 @@ impl Store {
         let unneeded = self.unneeded(false);
         let folders = [
             ("root images", self.pieces()),
+            ("paused sandboxes", self.sandboxes()),
             ("kernels", cache.join("kernels")),
             ("lab", cache.join("lab")),
             ("logs", self.logs()),

@@ -83,6 +83,12 @@ impl Engine {
             }
         }
         tokio::spawn(keep_numbers(Arc::clone(self)));
+        for key in lost(&zygotes, found.keys()) {
+            for one in found.remove(&key).unwrap_or_default() {
+                let family = one.record.family.clone();
+                found.entry(family).or_default().push(one);
+            }
+        }
         let (mut living, mut adoptable) = (Vec::new(), Vec::new());
         let mut adopted_zygotes: HashMap<String, Arc<Zygote>> = HashMap::new();
         let of_moments = found.values().flatten().flat_map(|one| &one.record.moments);
@@ -248,6 +254,15 @@ impl Engine {
         self.live().journal.note(sandbox.id, name, happening);
         self.holder().remove(&record::key(sandbox.id)).await;
     }
+}
+
+/// Those of the keys whose zygotes have ended, though others may have come from them.
+fn lost<'a>(
+    zygotes: &HashMap<String, Entry>,
+    used: impl Iterator<Item = &'a String>,
+) -> Vec<String> {
+    let is_lost = |key: &&String| !zygotes.contains_key(*key);
+    used.filter(is_lost).cloned().collect()
 }
 
 /// The keys of the zygotes that somebody needs, the first of a family before the others.

@@ -369,6 +369,7 @@ fn record(sandbox: &Sandbox, contexts: &[(ContextSpec, ProcessId)], engine: &str
         fork_time: status.fork_time,
         runner: 0,
         zygote: String::new(),
+        family: String::new(),
         contexts: contexts.to_vec(),
         moments: Vec::new(),
         end: None,

@@ -98,17 +98,11 @@ pub enum Source {
 }
 
 impl Source {
-    fn zygote(&self) -> &Zygote {
-        match self {
-            Self::Pool(pool, _) => pool.zygote(),
-            Self::Zygote(zygote) => zygote,
-        }
-    }
-
-    fn zygote_arc(&self) -> Arc<Zygote> {
+    /// Where its process belongs.
+    fn zygote(&self) -> Arc<Zygote> {
         match self {
             Self::Pool(pool, _) => pool.zygote_arc(),
-            Self::Zygote(zygote) => Arc::clone(zygote),
+            Self::Zygote(zygote) => zygote.or_first(),
         }
     }
 }

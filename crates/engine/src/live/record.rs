@@ -35,6 +35,8 @@ pub struct Record {
     pub runner: u32,
     /// Its zygote's key.
     pub zygote: String,
+    /// The key of the first of that one's family, which has its runners should it have ended.
+    pub family: String,
     /// Interpreters that stay, with their processes.
     pub contexts: Vec<(ContextSpec, ProcessId)>,
     /// Its moments that are kept.
@@ -197,6 +199,7 @@ mod tests {
                 fork_time: None,
                 runner: 7,
                 zygote: "z".to_owned(),
+                family: "z".to_owned(),
                 contexts: vec![(ContextSpec::default(), 3)],
                 moments: Vec::new(),
                 end: None,

@@ -217,7 +217,7 @@ impl Owner {
         };
         let at = SystemTime::now();
         let contexts = self.contexts.written();
-        let parent = self.source.zygote_arc();
+        let parent = self.source.zygote();
         let (reply, stays) = (current.request.reply, current.request.stays);
         // The source does not wait for that.
         tokio::spawn(async move {

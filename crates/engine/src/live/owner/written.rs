@@ -33,12 +33,19 @@ impl Owner {
     }
 
     async fn try_write_down(&self) -> io::Result<()> {
-        let zygote = self.source.zygote().hold(&self.holder).await?;
+        let source = self.source.zygote();
+        let zygote = source.hold(&self.holder).await?;
         let mut moments = Vec::new();
         for kept in self.moments.all() {
-            moments.push(self.hold_moment(kept).await?);
+            // One whose process has ended is none any more.
+            if kept.moment.zygote.is_alive() {
+                moments.push(self.hold_moment(kept).await?);
+            }
         }
-        let record = self.record(zygote, moments, None);
+        let record = Record {
+            family: source.first_key().to_owned(),
+            ..self.record(zygote, moments, None)
+        };
         let expires = record.expires;
         let descriptors = [self.control.as_fd(), self.runner.process.as_fd()];
         self.put(&record, expires, &descriptors).await
@@ -102,6 +109,7 @@ impl Owner {
             fork_time: status.fork_time,
             runner: self.runner.pid,
             zygote,
+            family: String::new(),
             contexts: self.contexts.written(),
             moments,
             end,
