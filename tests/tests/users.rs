@@ -46,3 +46,28 @@ fn what_root_has_built_others_run_and_what_they_write_is_their_own() {
     // It is there all the same.
     zygote(&["template", "inspect", "python"]).good();
 }
+
+#[test]
+fn others_branch_and_pause_sandboxes_of_what_root_has_built() {
+    let ran = as_user(
+        "$1 create --shared-dir $2 --name b >/dev/null
+         $1 python b -c 'x = 3'
+         $1 branch b --name c >/dev/null
+         $1 python c -c 'print(x)'
+         $1 snapshot b
+         $1 rollback b
+         $1 rm c >/dev/null
+         $1 pause b >/dev/null
+         $1 stop
+         $1 resume b --shared-dir $2
+         $1 python b -c 'print(x)'
+         $1 rm --tree b
+         $1 stop",
+    );
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(
+        ran.text(),
+        "3\n@1\nthe engine has stopped\n3\nb\nthe engine has stopped\n1\n",
+        "{ran:?}"
+    );
+}

@@ -20,7 +20,7 @@ pub enum SaveError {
     #[error(transparent)]
     Zygote(#[from] ZygoteError),
     /// Which pages are its own is not told.
-    #[error("cannot read the page map of its process (an engine of root can)")]
+    #[error("cannot read the page map of its process (proc_pid_pagemap(5))")]
     PageMap(#[source] io::Error),
     /// The snapshot that it differs from.
     #[error("the snapshot that it has come from cannot be opened")]
