@@ -87,6 +87,8 @@ fn write(
         }
     };
     memory.finish()?;
+    // What becoming somebody touches is much the same.
+    writer.working_sets(base.manifest().working_sets.clone());
     let state = decode_machine(&state, manifest.vcpus).ok_or(SaveError::Nonsense)?;
     writer.machine(&state)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);

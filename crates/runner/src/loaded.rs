@@ -72,8 +72,7 @@ impl Loaded {
     pub fn become_branch(&mut self, state: MachineState) {
         self.state = state;
         self.is_branch = true;
-        // What it has written by now is not what forks of its template write.
-        self.ahead.clear();
+        // What it has ahead stays: becoming somebody touches much the same in a branch.
         // Its user stays its source's; a process without capabilities has no other.
         self.has_users = false;
     }
