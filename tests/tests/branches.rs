@@ -20,6 +20,13 @@ fn branch(source: &Live, name: &str, words: &[&str]) -> Vec<Live> {
     children.iter().map(of).collect()
 }
 
+fn shell(script: &str) {
+    let ran = std::process::Command::new("sh")
+        .args(["-c", script])
+        .status();
+    assert!(ran.unwrap().success(), "{script}");
+}
+
 /// Kills all processes of a name (SIGKILL).
 fn kill_all(name: &str) {
     let killed = std::process::Command::new("pkill")
@@ -404,6 +411,18 @@ fn a_paused_sandbox_costs_nothing_and_outlives_its_engine() {
     resume().good();
     assert!(!folder.exists());
     await_lines(&it, had + 9);
+    // Where there is no room it goes on, and leaves nothing.
+    let all = state().join("sandboxes");
+    let all = all.to_str().unwrap();
+    shell(&format!("mount -t tmpfs -o size=64k tmpfs {all}"));
+    let refused = zygote(&["pause", "sleeper"]);
+    assert!(
+        refused.code == 125 && refused.error().contains("No space"),
+        "{refused:?}"
+    );
+    assert_eq!(std::fs::read_dir(all).unwrap().count(), 0);
+    shell(&format!("umount {all}"));
+    await_lines(&it, had + 12);
     zygote(&["kill", "sleeper", &counts]).good();
     // A branch has its own place on disk.
     let kid = branch(&it, "sleeper-kid", &[]).remove(0);
@@ -417,4 +436,45 @@ fn a_paused_sandbox_costs_nothing_and_outlives_its_engine() {
         .unwrap()
         .count();
     assert_eq!(left, 0);
+}
+
+#[test]
+fn an_engine_that_is_killed_in_the_middle_of_a_verb_leaves_its_sandbox_whole() {
+    let it = Live::new("middle");
+    zygote(&["exec", "-d", "middle", "--", "sh", "-c", COUNTING]).good();
+    await_lines(&it, 2);
+    zygote(&["snapshot", "middle", "first"]).good();
+    for (verb, late_ms) in [
+        (&["branch", "middle"][..], 30),
+        (&["branch", "middle"], 150),
+        (&["snapshot", "middle"], 60),
+        (&["rollback", "middle", "first"], 100),
+        (&["pause", "middle"], 60),
+        (&["pause", "middle"], 200),
+        (&["resume", "middle"], 150),
+    ] {
+        if verb[0] == "resume" {
+            zygote(&["pause", "middle"]);
+        }
+        let words: Vec<String> = verb.iter().map(|word| (*word).to_owned()).collect();
+        let asking = std::thread::spawn(move || {
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            zygote(&words)
+        });
+        std::thread::sleep(Duration::from_millis(late_ms));
+        kill_engine();
+        // It has been done, or it has not.
+        asking.join().unwrap();
+        zygote(&["resume", "middle"]);
+        let had = lines(&it);
+        await_lines(&it, had + 1);
+    }
+    // What nobody has heard of is gone, or can be seen and removed.
+    for one in zygote(&["tree", "--json", "middle"]).json().remove(0)["sandboxes"][0]["branches"]
+        .as_array()
+        .unwrap()
+    {
+        let id = one["id"].as_str().unwrap().to_owned();
+        assert!(lines(&Live::named(&id)) > 0);
+    }
 }
