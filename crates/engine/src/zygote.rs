@@ -1,30 +1,32 @@
 //! The engine's side of a zygote process: starting it, asking it for forks, seeing it end.
 
+mod owned;
+mod process;
+mod runner;
+
+pub use runner::Runner;
+
+use self::owned::{Held, Owned, receive, send};
+use self::process::{Process, spawn};
+use self::runner::Life;
 use crate::admission::{Admission, NoRoom, Place};
 use crate::held::{Entry, Holder};
-use crate::pressure;
 use crate::socket::ControlSocket;
 use crate::walls::{list, remedy};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use rustix::time::Timespec;
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::process::{Child, Command};
-use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use uuid::Uuid;
 use zygote_jail::cgroup::{Group, Limits};
-use zygote_runner::control::{FromZygote, Load, MissingWall, ToZygote, decode, encode};
+use zygote_runner::control::{FromZygote, Load, MissingWall, ToZygote};
 use zygote_runner::packet;
 use zygote_snapshot::{RunKind, Snapshot};
 
@@ -179,75 +181,6 @@ struct ForkRequest {
     agent: OwnedFd,
     control: OwnedFd,
     reply: oneshot::Sender<Result<Runner, ZygoteError>>,
-}
-
-/// A forked runner process. Dropping it kills the process, whatever that does.
-pub struct Runner {
-    /// Its process id among those of its zygote.
-    pub pid: u32,
-    life: Life,
-    /// Its pidfd.
-    pub(crate) process: OwnedFd,
-}
-
-enum Life {
-    /// Resolves to its wait status when it has been reaped.
-    Running(oneshot::Receiver<i32>),
-    /// With its wait status, unless its zygote has ended first.
-    Ended(Option<i32>),
-}
-
-impl Runner {
-    /// Waits for its end; gives back its wait status, unless its zygote has ended first.
-    pub async fn ended(&mut self) -> Option<i32> {
-        if let Life::Running(ended) = &mut self.life {
-            self.life = Life::Ended(ended.await.ok());
-        }
-        match self.life {
-            Life::Ended(status) => status,
-            Life::Running(_) => None,
-        }
-    }
-
-    /// Whether it has not ended yet, as far as has been told.
-    pub fn is_alive(&mut self) -> bool {
-        if let Life::Running(ended) = &mut self.life {
-            match ended.try_recv() {
-                Err(TryRecvError::Empty) => return true,
-                told => self.life = Life::Ended(told.ok()),
-            }
-        }
-        false
-    }
-
-    /// Kills it, and waits until it has been reaped: not longer than [`END_MAX`].
-    pub async fn end(mut self) {
-        self.kill();
-        // A killed process can only be late when the host is out of breath, or its zygote is; it ends
-        // all the same.
-        let _ = timeout(END_MAX, self.ended()).await;
-    }
-
-    /// Its pidfd.
-    pub fn process(&self) -> BorrowedFd<'_> {
-        self.process.as_fd()
-    }
-
-    /// Has it stand still; there is no way on from there but its end.
-    pub fn stop(&self) {
-        let _ = pidfd_send_signal(&self.process, Signal::STOP);
-    }
-
-    fn kill(&self) {
-        // Fails if it has ended.
-        let _ = pidfd_send_signal(&self.process, Signal::KILL);
-    }
-}
-
-impl Drop for Runner {
-    fn drop(&mut self) {
-        self.kill();
-    }
 }
 
 impl Zygote {
@@ -544,215 +477,6 @@ impl Zygote {
     }
 }
 
-fn spawn(config: &EngineConfig, control: OwnedFd) -> io::Result<Child> {
-    let [program, arguments @ ..] = &config.command[..] else {
-        return Err(io::Error::other("no program to start it with"));
-    };
-    Command::new(program)
-        .args(arguments)
-        // Tokens and paths of ours are nothing for a process that holds a guest.
-        .env_clear()
-        .current_dir("/")
-        // Ctrl-C is for the engine, which then decides.
-        .process_group(0)
-        .kill_on_drop(true)
-        // Else each fork would look up anew what its zygote has never called.
-        .env("LD_BIND_NOW", "1")
-        .stdin(Stdio::from(control))
-        .stdout(Stdio::null())
-        .spawn()
-}
-
-/// A zygote process.
-enum Process {
-    Child(Child),
-    /// Another engine's, or a runner's child; a pidfd.
-    Known(OwnedFd),
-}
-
-impl Process {
-    fn pidfd(&self) -> io::Result<OwnedFd> {
-        match self {
-            Self::Known(process) => process.try_clone(),
-            Self::Child(child) => {
-                let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-                let pid = pid.ok_or_else(|| io::Error::other("it has ended"))?;
-                Ok(pidfd_open(pid, PidfdFlags::empty())?)
-            }
-        }
-    }
-
-    async fn ended(&mut self) {
-        match self {
-            // It is a child of ours.
-            Self::Child(child) => drop(child.wait().await),
-            Self::Known(process) => {
-                let Ok(process) = process.try_clone() else {
-                    return;
-                };
-                // Readable once it has ended (pidfd_open(2)).
-                let wait = move || {
-                    let limit = Timespec {
-                        tv_sec: 2 * END_MAX.as_secs().cast_signed(),
-                        tv_nsec: 0,
-                    };
-                    let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit));
-                };
-                let _ = tokio::task::spawn_blocking(wait).await;
-            }
-        }
-    }
-
-    fn kill(&mut self) {
-        // Fails if it has ended.
-        match self {
-            Self::Child(child) => drop(child.start_kill()),
-            Self::Known(process) => drop(pidfd_send_signal(process, Signal::KILL)),
-        }
-    }
-}
-
-/// A zygote process, and all that belongs to it.
-struct Owned {
-    socket: ControlSocket,
-    process: Process,
-    group: Option<Group>,
-    runners: HashMap<u32, (oneshot::Sender<i32>, Option<Place>)>,
-    held: Option<Held>,
-    /// The key of the first of its family, if it is another.
-    first: Option<String>,
-}
-
-/// Who holds a zygote, under which key, and how many holders had been lost by then.
-struct Held {
-    holder: Arc<Holder>,
-    key: String,
-    losses: u64,
-}
-
-impl Owned {
-    /// Until nobody wants forks any more, or it ends.
-    async fn live(mut self, mut inbox: mpsc::Receiver<Request>) {
-        let relief = self
-            .group
-            .as_ref()
-            .map(|group| pressure::relieve(group.path().to_owned()));
-        let relief = relief.map(tokio::spawn);
-        self.serve(&mut inbox).await;
-        drop(inbox);
-        if let Some(relief) = relief {
-            relief.abort();
-        }
-        let Self {
-            socket,
-            mut process,
-            group,
-            held,
-            ..
-        } = self;
-        if let Some(held) = held {
-            held.holder.remove(&held.key).await;
-        }
-        drop(socket);
-        // It ends its runners at the end of its socket, and then itself.
-        if timeout(END_MAX, process.ended()).await.is_err() {
-            process.kill();
-            let _ = timeout(END_MAX, process.ended()).await;
-        }
-        if let Some(group) = group {
-            // Waits, though not for long: what was in it has ended.
-            let _ = tokio::task::spawn_blocking(move || drop(group)).await;
-        }
-    }
-
-    async fn serve(&mut self, inbox: &mut mpsc::Receiver<Request>) {
-        let mut waiting: VecDeque<(Reply, Place)> = VecDeque::new();
-        loop {
-            tokio::select! {
-                // What it says is taken before more is asked of it.
-                biased;
-                message = receive(&self.socket) => match message {
-                    Ok((FromZygote::Forked { pid }, Some(process))) => {
-                        let (sender, ended) = oneshot::channel();
-                        let life = Life::Running(ended);
-                        let runner = Runner { pid, life, process };
-                        // Whoever asked may have been cancelled, or have been of another engine; the
-                        // runner is dropped then, and ends.
-                        if let Some((reply, place)) = waiting.pop_front() {
-                            self.runners.insert(pid, (sender, Some(place)));
-                            let _ = reply.send(Ok(runner));
-                        }
-                    }
-                    Ok((FromZygote::ForkFailed { message }, _)) => {
-                        if let Some((reply, _)) = waiting.pop_front() {
-                            let _ = reply.send(Err(ZygoteError::Fork(message)));
-                        }
-                    }
-                    Ok((FromZygote::Ended { pid, status }, _)) => {
-                        if let Some((sender, _)) = self.runners.remove(&pid) {
-                            // The sandbox may have stopped caring.
-                            let _ = sender.send(status);
-                        }
-                    }
-                    Ok(_) | Err(_) => return,
-                },
-                request = inbox.recv(), if waiting.len() < UNANSWERED_MAX => match request {
-                    None => return,
-                    Some(Request::Hold(holder, key, snapshot, reply)) => {
-                        let _ = reply.send(self.hold(holder, key, snapshot).await);
-                    }
-                    Some(Request::Send(stream, pagemap)) => {
-                        let descriptors = [stream.as_fd(), pagemap.as_fd()];
-                        if send(&self.socket, &ToZygote::Send, &descriptors).await.is_err() {
-                            return;
-                        }
-                    }
-                    Some(Request::Fork(ForkRequest { kind, place, agent, control, reply })) => {
-                        let descriptors = [agent.as_fd(), control.as_fd()];
-                        let sent = send(&self.socket, &ToZygote::Fork(kind), &descriptors).await;
-                        if sent.is_err() {
-                            return;
-                        }
-                        waiting.push_back((reply, place));
-                    }
-                },
-            }
-        }
-    }
-
-    /// Once for each of its sandboxes; does nothing if it is held already.
-    async fn hold(
-        &mut self,
-        holder: Arc<Holder>,
-        key: String,
-        snapshot: Option<(PathBuf, PathBuf)>,
-    ) -> io::Result<()> {
-        let losses = *holder.losses().borrow();
-        if self.held.as_ref().is_some_and(|held| held.losses == losses) {
-            return Ok(());
-        }
-        let process = self.process.pidfd()?;
-        let mut descriptors = vec![self.socket.as_fd(), process.as_fd()];
-        descriptors.extend(self.group.as_ref().map(|group| group.lock().as_fd()));
-        let group = self.group.as_ref().map(|group| group.path().to_owned());
-        let first = self.first.clone();
-        let record = serde_json::to_vec(&Record {
-            group,
-            first,
-            snapshot,
-        })?;
-        holder.put(&key, &record, None, &descriptors).await?;
-        self.held = Some(Held {
-            holder,
-            key,
-            losses,
-        });
-        Ok(())
-    }
-}
-
-type Reply = oneshot::Sender<Result<Runner, ZygoteError>>;
-
 /// The snapshot that one differs from, if it is not whole itself: what is saved later differs from that.
 fn whole(snapshot: PathBuf, pieces: &Path) -> PathBuf {
     let opened = Snapshot::open(&snapshot, pieces);
@@ -773,24 +497,4 @@ fn group(config: &EngineConfig) -> io::Result<Group> {
         processes_max: PROCESSES_MAX,
         cpu_weight: CPU_WEIGHT,
     })
-}
-
-async fn send(
-    socket: &ControlSocket,
-    message: &ToZygote,
-    descriptors: &[std::os::fd::BorrowedFd<'_>],
-) -> Result<(), ZygoteError> {
-    let bytes = encode(message).map_err(|_| ZygoteError::Gone)?;
-    let sent = socket.send(&bytes, descriptors).await;
-    sent.map_err(|_| ZygoteError::Gone)
-}
-
-async fn receive(socket: &ControlSocket) -> Result<(FromZygote, Option<OwnedFd>), ZygoteError> {
-    match socket.receive_with_descriptors().await {
-        Ok(Some((bytes, descriptors))) => {
-            let message = decode(&bytes).map_err(|_| ZygoteError::Gone)?;
-            Ok((message, descriptors.into_iter().next()))
-        }
-        Ok(None) | Err(_) => Err(ZygoteError::Gone),
-    }
 }

@@ -78,8 +78,9 @@ impl Engine {
         limit: Duration,
         anyway: bool,
     ) -> Result<(), LiveError> {
-        let moment = sandbox.branch_and(limit, anyway, true).await?;
+        // First: its guest may stay as it is although there is no branch.
         let mut staying = Staying(Some(Arc::clone(sandbox)));
+        let moment = sandbox.branch_and(limit, anyway, true).await?;
         let all = self.settings().store.sandboxes();
         let fresh = all.join(format!("{FRESH}{}", sandbox.id));
         let folder = all.join(sandbox.id_text());

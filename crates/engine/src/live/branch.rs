@@ -92,6 +92,7 @@ impl Engine {
         spec: &BranchSpec,
     ) -> Result<Branched, LiveError> {
         let begun = Instant::now();
+        source.touch().await;
         let children = self.enter_children(source, spec)?;
         let moment = match &spec.moment {
             Some(words) => source.moment(words).await?,

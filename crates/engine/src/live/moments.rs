@@ -27,7 +27,7 @@ impl Sandbox {
     /// it.
     pub(super) async fn keep_before(&self) {
         if self.spec.moments.is_some_and(|policy| policy.on_exec) {
-            let _ = self.keep(None, FREEZE_MAX, false).await;
+            let _ = self.keep_unused(None, FREEZE_MAX, false).await;
         }
     }
 
@@ -38,7 +38,7 @@ impl Sandbox {
         };
         loop {
             tokio::time::sleep(every).await;
-            let kept = self.keep(None, FREEZE_MAX, false).await;
+            let kept = self.keep_unused(None, FREEZE_MAX, false).await;
             if let Err(LiveError::Ended { .. }) = kept {
                 return;
             }

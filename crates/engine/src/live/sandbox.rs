@@ -109,6 +109,8 @@ pub(super) enum Command {
         reply: oneshot::Sender<()>,
     },
     Measure(oneshot::Sender<Option<Usage>>),
+    /// Somebody uses it.
+    Touch,
     Branch(BranchRequest),
     GoOn,
     Sleep(Asleep),
@@ -508,11 +510,27 @@ impl Sandbox {
         answer.await.map_err(|_| self.gone())?
     }
 
-    /// Keeps this moment of it, with a name or without.
+    /// It is used, though its guest is asked for nothing.
+    pub(super) async fn touch(&self) {
+        // One that has ended needs no word.
+        let _ = self.tell(Command::Touch).await;
+    }
+
+    /// Keeps this moment of it, with a name or without; that is a use of it.
     ///
     /// # Errors
     /// If it cannot be branched, or there is one of that name.
     pub async fn keep(
+        &self,
+        name: Option<String>,
+        limit: Duration,
+        anyway: bool,
+    ) -> Result<MomentInfo, LiveError> {
+        self.touch().await;
+        self.keep_unused(name, limit, anyway).await
+    }
+
+    pub(super) async fn keep_unused(
         &self,
         name: Option<String>,
         limit: Duration,

@@ -5,6 +5,7 @@ mod code;
 mod errno;
 mod events;
 mod files;
+mod machine;
 mod moment;
 mod process;
 mod routes;

@@ -1,10 +1,9 @@
 //! Paths and methods of live sandboxes.
 
-use super::branch as branches;
 use super::code;
 use super::events::{self, events};
 use super::files;
-use super::moment;
+use super::machine;
 use super::process::{attach, exec, output};
 use super::socket as ws;
 use super::words::{live_failure, process_info, running, sandbox_info, state};
@@ -28,14 +27,14 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use zygote_api::{
-    AttachRequest, BranchRequest, ContextList, ContextRequest, CreateEvent, ErrorCode, Failure,
-    MomentRequest, PauseRequest, ProcessList, ProcessSignal, RollbackRequest, SandboxChange,
-    SandboxList, SandboxRequest, SandboxState, SandboxStats, TerminalSize,
+    AttachRequest, ContextList, ContextRequest, CreateEvent, ErrorCode, Failure, ProcessList,
+    ProcessSignal, SandboxChange, SandboxList, SandboxRequest, SandboxState, SandboxStats,
+    TerminalSize,
 };
 use zygote_engine::live::{Attach, ContextSpec, EndReason, LiveError, Sandbox};
 use zygote_engine::{Engine, STREAM_CHUNK_MAX_BYTES};
 
-type Answer = Result<Response, Failed>;
+pub(super) type Answer = Result<Response, Failed>;
 
 /// The header that makes a request safe to repeat.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -51,6 +50,7 @@ const ALL: &str = "/v1/sandboxes";
 /// All of it, in front of a backend.
 pub fn router<B: Backend>(backend: &Arc<B>) -> Router<Arc<B>> {
     Router::new()
+        .merge(machine::router())
         .route(ALL, get(list::<B>))
         .route(
             "/v1/sandboxes/{id}",
@@ -58,18 +58,6 @@ pub fn router<B: Backend>(backend: &Arc<B>) -> Router<Arc<B>> {
         )
         .route("/v1/sandboxes/{id}/wait", get(wait::<B>))
         .route("/v1/sandboxes/{id}/stats", get(stats::<B>))
-        .route("/v1/sandboxes/{id}/branch", post(branch::<B>))
-        .route(
-            "/v1/sandboxes/{id}/moments",
-            get(list_moments::<B>).post(keep_moment::<B>),
-        )
-        .route(
-            "/v1/sandboxes/{id}/moments/{moment}",
-            delete(forget_moment::<B>),
-        )
-        .route("/v1/sandboxes/{id}/rollback", post(roll_back::<B>))
-        .route("/v1/sandboxes/{id}/pause", post(pause::<B>))
-        .route("/v1/sandboxes/{id}/resume", post(resume::<B>))
         .route("/v1/sandboxes/{id}/exec", post(start::<B>))
         .route("/v1/sandboxes/{id}/code", post(run_code::<B>))
         .route(
@@ -151,17 +139,17 @@ async fn elsewhere<B: Backend>(
     passed.unwrap_or_else(|failure| Failed(failure).into_response())
 }
 
-fn engine<B: Backend>(backend: &B) -> Result<&Arc<Engine>, Failure> {
+pub(super) fn engine<B: Backend>(backend: &B) -> Result<&Arc<Engine>, Failure> {
     let engine = backend.live();
     engine.ok_or_else(|| Failure::internal("the sandboxes are elsewhere"))
 }
 
-fn find<B: Backend>(backend: &B, id: &str) -> Result<Arc<Sandbox>, Failure> {
+pub(super) fn find<B: Backend>(backend: &B, id: &str) -> Result<Arc<Sandbox>, Failure> {
     let found = engine(backend)?.live().find(id);
     found.map_err(|error| live_failure(&error))
 }
 
-fn told(error: LiveError) -> Failed {
+pub(super) fn told(error: LiveError) -> Failed {
     Failed(live_failure(&error))
 }
 
@@ -332,68 +320,6 @@ async fn stats<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>
         cpu_seconds: usage.cpu.as_secs_f64(),
         processes: running(&sandbox),
     }))
-}
-
-async fn branch<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    body: Body,
-) -> Answer {
-    let asked: BranchRequest = object(body).await?;
-    let source = find(&*backend, &id)?;
-    let engine = engine(&*backend)?;
-    Ok(json(&branches::branch(engine, &source, asked).await?))
-}
-
-async fn keep_moment<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    body: Body,
-) -> Answer {
-    let asked: MomentRequest = object(body).await?;
-    let sandbox = find(&*backend, &id)?;
-    Ok(json(&moment::keep(&sandbox, asked).await?))
-}
-
-async fn list_moments<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Answer {
-    Ok(json(&moment::list(&*find(&*backend, &id)?).await?))
-}
-
-async fn forget_moment<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path((id, words)): Path<(String, String)>,
-) -> Answer {
-    let sandbox = find(&*backend, &id)?;
-    Ok(json(&moment::forget(&sandbox, &words).await?))
-}
-
-async fn roll_back<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    body: Body,
-) -> Answer {
-    let asked: RollbackRequest = object(body).await?;
-    let sandbox = find(&*backend, &id)?;
-    Ok(json(&moment::roll_back(&sandbox, &asked).await?))
-}
-
-async fn pause<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    body: Body,
-) -> Answer {
-    let asked: PauseRequest = object(body).await?;
-    let sandbox = find(&*backend, &id)?;
-    let limit = branches::freeze_limit(asked.freeze_seconds)?;
-    let paused = engine(&*backend)?.pause(&sandbox, limit, asked.force).await;
-    paused.map_err(told)?;
-    Ok(json(&sandbox_info(&sandbox)))
-}
-
-async fn resume<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Answer {
-    let sandbox = find(&*backend, &id)?;
-    engine(&*backend)?.wake(&sandbox).await.map_err(told)?;
-    Ok(json(&sandbox_info(&sandbox)))
 }
 
 async fn start<B: Backend>(

@@ -61,6 +61,7 @@ impl Owner {
             Command::ForgetMoment(words, reply) => {
                 let _ = reply.send(self.forget_moment(&words));
             }
+            Command::Touch => {}
             Command::GoOn => self.stay_no_longer(),
             Command::Wake(reply) => {
                 let id = self.sandbox.id_text();

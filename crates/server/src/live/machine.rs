@@ -1,0 +1,94 @@
+//! Paths of what is done to a sandbox's whole machine: branches, moments, and the way to disk and back.
+
+use super::branch as branches;
+use super::moment;
+use super::routes::{Answer, engine, find, told};
+use super::words::sandbox_info;
+use crate::answer::json;
+use crate::backend::Backend;
+use crate::lines::object;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::routing::{delete, get, post};
+use std::sync::Arc;
+use zygote_api::{BranchRequest, MomentRequest, PauseRequest, RollbackRequest};
+
+/// All of it.
+pub fn router<B: Backend>() -> Router<Arc<B>> {
+    Router::new()
+        .route("/v1/sandboxes/{id}/branch", post(branch::<B>))
+        .route(
+            "/v1/sandboxes/{id}/moments",
+            get(list_moments::<B>).post(keep_moment::<B>),
+        )
+        .route(
+            "/v1/sandboxes/{id}/moments/{moment}",
+            delete(forget_moment::<B>),
+        )
+        .route("/v1/sandboxes/{id}/rollback", post(roll_back::<B>))
+        .route("/v1/sandboxes/{id}/pause", post(pause::<B>))
+        .route("/v1/sandboxes/{id}/resume", post(resume::<B>))
+}
+
+async fn branch<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    body: Body,
+) -> Answer {
+    let asked: BranchRequest = object(body).await?;
+    let source = find(&*backend, &id)?;
+    let engine = engine(&*backend)?;
+    Ok(json(&branches::branch(engine, &source, asked).await?))
+}
+
+async fn keep_moment<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    body: Body,
+) -> Answer {
+    let asked: MomentRequest = object(body).await?;
+    let sandbox = find(&*backend, &id)?;
+    Ok(json(&moment::keep(&sandbox, asked).await?))
+}
+
+async fn list_moments<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Answer {
+    Ok(json(&moment::list(&*find(&*backend, &id)?).await?))
+}
+
+async fn forget_moment<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path((id, words)): Path<(String, String)>,
+) -> Answer {
+    let sandbox = find(&*backend, &id)?;
+    Ok(json(&moment::forget(&sandbox, &words).await?))
+}
+
+async fn roll_back<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    body: Body,
+) -> Answer {
+    let asked: RollbackRequest = object(body).await?;
+    let sandbox = find(&*backend, &id)?;
+    Ok(json(&moment::roll_back(&sandbox, &asked).await?))
+}
+
+async fn pause<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    body: Body,
+) -> Answer {
+    let asked: PauseRequest = object(body).await?;
+    let sandbox = find(&*backend, &id)?;
+    let limit = branches::freeze_limit(asked.freeze_seconds)?;
+    let paused = engine(&*backend)?.pause(&sandbox, limit, asked.force).await;
+    paused.map_err(told)?;
+    Ok(json(&sandbox_info(&sandbox)))
+}
+
+async fn resume<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Answer {
+    let sandbox = find(&*backend, &id)?;
+    engine(&*backend)?.wake(&sandbox).await.map_err(told)?;
+    Ok(json(&sandbox_info(&sandbox)))
+}
