@@ -5,13 +5,12 @@
 
 #![expect(unsafe_code, reason = "fork, sigaction")]
 
-use crate::control::{FromRunner, Pause, encode};
-use crate::packet;
-use crate::process::{Branch, chain};
+use crate::control::{FromRunner, Pause};
+use crate::process::{Branch, chain, tell};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use std::error::Error;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 use zygote_vmm::{Machine, MachineError, Prepare};
 
@@ -104,13 +103,4 @@ fn fork_stopped(machine: &Machine, control: OwnedFd) -> Result<Forked, String> {
 pub fn refuse(control: &OwnedFd, number: u64, message: &str) -> Result<(), Box<dyn Error>> {
     let message = message.to_owned();
     tell(control, &FromRunner::BranchFailed { number, message }, &[])
-}
-
-fn tell(
-    control: &OwnedFd,
-    message: &FromRunner,
-    descriptors: &[BorrowedFd<'_>],
-) -> Result<(), Box<dyn Error>> {
-    packet::send(control, &encode(message)?, descriptors)?;
-    Ok(())
 }

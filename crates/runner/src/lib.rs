@@ -16,5 +16,6 @@ mod process;
 mod serial;
 mod zygote;
 
+pub use process::chain;
 pub use serial::Console;
 pub use zygote::zygote_main;

@@ -84,7 +84,8 @@ pub fn runner_main(loaded: &Loaded, making: Making) -> Fate {
     Fate::End(1)
 }
 
-fn tell(
+/// Tells the engine something.
+pub fn tell(
     control: &OwnedFd,
     message: &FromRunner,
     descriptors: &[BorrowedFd<'_>],

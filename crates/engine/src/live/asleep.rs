@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 use zygote_protocol::ProcessId;
+use zygote_runner::chain;
 use zygote_runner::control::Load;
 use zygote_snapshot::RunKind;
 
@@ -358,23 +359,9 @@ async fn at(time: Option<SystemTime>) {
 }
 
 fn record(sandbox: &Sandbox, contexts: &[(ContextSpec, ProcessId)], engine: &str) -> Record {
-    let status = sandbox.status();
     Record {
-        head: Head::of(sandbox, engine),
-        spec: sandbox.spec.clone(),
-        build: sandbox.build.clone(),
-        key: sandbox.key.clone(),
-        parent: sandbox.parent,
-        expires: status.expires,
-        idle: status.idle,
-        fork_time: status.fork_time,
-        runner: 0,
-        zygote: String::new(),
-        family: String::new(),
         contexts: contexts.to_vec(),
-        moments: Vec::new(),
-        end: None,
-        processes: Vec::new(),
+        ..Record::of(sandbox, engine)
     }
 }
 
@@ -401,16 +388,4 @@ fn write_record(folder: &Path, record: &Record) -> io::Result<()> {
 /// What a folder takes on disk.
 fn disk_bytes(folder: &Path) -> u64 {
     zygote_template::disk_bytes(folder)
-}
-
-/// An error with its causes.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }

@@ -130,6 +130,28 @@ pub fn read(bytes: &[u8], engine: &str) -> Read {
 }
 
 impl Record {
+    /// Of a sandbox of this engine, without a process.
+    pub fn of(sandbox: &Sandbox, engine: &str) -> Self {
+        let status = sandbox.status();
+        Self {
+            head: Head::of(sandbox, engine),
+            spec: sandbox.spec.clone(),
+            build: sandbox.build.clone(),
+            key: sandbox.key.clone(),
+            parent: sandbox.parent,
+            expires: status.expires,
+            idle: status.idle,
+            fork_time: status.fork_time,
+            runner: 0,
+            zygote: String::new(),
+            family: String::new(),
+            contexts: Vec::new(),
+            moments: Vec::new(),
+            end: None,
+            processes: Vec::new(),
+        }
+    }
+
     /// What it says of the sandbox's making.
     pub fn birth(&self) -> Birth {
         Birth {

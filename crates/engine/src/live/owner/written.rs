@@ -10,7 +10,7 @@ use crate::live::moments::Kept;
 use crate::live::note::{Note, decode};
 use crate::live::phase::{End, EndReason, Step};
 use crate::live::process::Process;
-use crate::live::record::{Head, MomentRecord, Record, key};
+use crate::live::record::{MomentRecord, Record, key};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, SystemTime};
@@ -43,8 +43,12 @@ impl Owner {
             }
         }
         let record = Record {
+            runner: self.runner.pid,
+            zygote,
             family: source.first_key().to_owned(),
-            ..self.record(zygote, moments, None)
+            contexts: self.contexts.written(),
+            moments,
+            ..Record::of(&self.sandbox, self.holder.version())
         };
         let expires = record.expires;
         let descriptors = [self.control.as_fd(), self.runner.process.as_fd()];
@@ -67,7 +71,12 @@ impl Owner {
         if !self.holder.is_up() {
             return;
         }
-        let record = self.record(String::new(), Vec::new(), Some(end.clone()));
+        let record = Record {
+            contexts: self.contexts.written(),
+            end: Some(end.clone()),
+            processes: self.sandbox.processes(),
+            ..Record::of(&self.sandbox, self.holder.version())
+        };
         let written = self.put(&record, None, &[]).await;
         self.holder.note(written);
     }
@@ -89,32 +98,6 @@ impl Owner {
             held: *held,
             pause: *pause,
         })
-    }
-
-    fn record(&self, zygote: String, moments: Vec<MomentRecord>, end: Option<End>) -> Record {
-        let sandbox = &self.sandbox;
-        let status = sandbox.status();
-        let processes = match &end {
-            None => Vec::new(),
-            Some(_) => sandbox.processes(),
-        };
-        Record {
-            head: Head::of(sandbox, self.holder.version()),
-            spec: sandbox.spec.clone(),
-            build: sandbox.build.clone(),
-            key: sandbox.key.clone(),
-            parent: sandbox.parent,
-            expires: status.expires,
-            idle: status.idle,
-            fork_time: status.fork_time,
-            runner: self.runner.pid,
-            zygote,
-            family: String::new(),
-            contexts: self.contexts.written(),
-            moments,
-            end,
-            processes,
-        }
     }
 
     /// Goes on where another engine was: has the guest tell of its processes, and enters them.
