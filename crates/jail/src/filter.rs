@@ -135,11 +135,6 @@ const ZYGOTE: &[Call] = &[
         Always,
         "ends runners; sees its own namespace only",
     ),
-    (
-        libc::SYS_signalfd4,
-        Always,
-        "a branch sees the ends of its own runners",
-    ),
     (libc::SYS_pidfd_open, Always, "hands runners to the engine"),
     (libc::SYS_setresuid, Always, "a runner's own user"),
     (libc::SYS_setresgid, Always, "a runner's own user"),

@@ -18,14 +18,9 @@ pub struct Children {
 impl Children {
     /// None so far. Blocks SIGCHLD in this process from here on.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: sets how one signal is met, blocks it in this only thread and makes a descriptor
-        // that is ours.
+        let set = block();
+        // SAFETY: makes a descriptor that is ours.
         let signals = unsafe {
-            // Inherited as ignored, it would make children vanish unseen (sigaction(2)).
-            libc::signal(libc::SIGCHLD, libc::SIG_DFL);
-            let mut set: libc::sigset_t = std::mem::zeroed();
-            libc::sigaddset(&raw mut set, libc::SIGCHLD);
-            libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
             let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
             if fd < 0 {
                 return Err(io::Error::last_os_error());
@@ -37,6 +32,14 @@ impl Children {
             running: HashSet::new(),
             made: 0,
         })
+    }
+
+    /// In a child that has children of its own: none so far. A descriptor for signals tells of those of the
+    /// process that reads it (signalfd(2)), so that it can stay.
+    pub fn begin_anew(&mut self) {
+        block();
+        self.running.clear();
+        self.made = 0;
     }
 
     /// One more, just forked.
@@ -89,6 +92,19 @@ impl Children {
         let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0)?;
         self.running.remove(&pid);
         Some((pid, status))
+    }
+}
+
+/// Has the ends of children told by the descriptor alone.
+fn block() -> libc::sigset_t {
+    // SAFETY: sets how one signal is met, and blocks it in this only thread.
+    unsafe {
+        // Inherited as ignored, it would make children vanish unseen (sigaction(2)).
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        set
     }
 }
 

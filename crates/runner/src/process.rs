@@ -59,15 +59,18 @@ enum Served {
     Branch(Branch),
 }
 
-/// Runs a sandbox to its end.
-pub fn runner_main(loaded: &Loaded, making: Making) -> Fate {
+/// Runs a sandbox to its end. `signals`: its parent's, of children that end.
+pub fn runner_main(loaded: &Loaded, making: Making, signals: BorrowedFd<'_>) -> Fate {
     let Making {
         kind,
         number,
         agent,
         control,
     } = making;
-    leave_parent(loaded, &[agent.as_raw_fd(), control.as_raw_fd()]);
+    let own = [agent.as_raw_fd(), control.as_raw_fd(), signals.as_raw_fd()];
+    // Only a branch has children.
+    let count = if kind == RunKind::Sandbox { 3 } else { 2 };
+    leave_parent(loaded, &own[..count]);
     let console = Console::default();
     let reason = match run(loaded, kind, number, agent, &control, &console) {
         Ok(Served::LetGo) => return Fate::End(0),

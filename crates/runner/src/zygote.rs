@@ -64,14 +64,15 @@ fn serve_all(mut loaded: Loaded, mut children: Children, mut control: OwnedFd) -
             }
         };
         // The parent's; the runner closes what it has no use for, all at once.
-        forget((children, control));
-        match process::runner_main(&loaded, making) {
+        forget(control);
+        match process::runner_main(&loaded, making, children.as_fd()) {
             // SAFETY: ends the child without running what the parent has registered for its end.
             Fate::End(status) => unsafe { libc::_exit(status) },
             Fate::Zygote(branch) => {
                 let _ = rustix::thread::set_name(c"zygote-branch");
                 loaded.become_branch(*branch.state);
-                (children, control) = (Children::new()?, branch.control);
+                children.begin_anew();
+                control = branch.control;
                 tell_loaded(&control, &loaded, Vec::new())?;
             }
         }
