@@ -124,7 +124,8 @@ const EVERYBODY: &[Call] = &[
 ];
 
 /// A process that holds a snapshot and makes runners, up to the moment when a runner has made its
-/// machine; besides what those may. It has heard no guest.
+/// machine; besides what those may. It has heard no guest, unless it is a live sandbox's, which keeps this list
+/// to be branched, or holds a branch.
 const ZYGOTE: &[Call] = &[
     (libc::SYS_ioctl, OF_KVM, "makes machines"),
     (libc::SYS_tgkill, Always, "abort; each runner's is its own"),

@@ -157,9 +157,9 @@ impl Engine {
     }
 
     fn find_one(self: &Arc<Self>, id: Uuid, folder: PathBuf) -> bool {
-        if self.live().find(&id.to_string()).is_ok() {
-            // It lives: its engine was killed as it fell asleep, or as it woke up.
-            let _ = fs::remove_dir_all(&folder);
+        if let Ok(known) = self.live().find(&id.to_string()) {
+            // Its engine was killed as it fell asleep, or as it woke up.
+            tokio::spawn(keep_one(known, folder));
             return false;
         }
         let bytes = fs::read(folder.join(RECORD_FILE)).unwrap_or_default();
@@ -362,6 +362,17 @@ fn record(sandbox: &Sandbox, contexts: &[(ContextSpec, ProcessId)], engine: &str
     Record {
         contexts: contexts.to_vec(),
         ..Record::of(sandbox, engine)
+    }
+}
+
+/// Of a sandbox that may live and is on disk, too: what is on disk goes once it is sure that it lives. If it
+/// does not, that is all there is of it, and the next engine finds it.
+async fn keep_one(sandbox: Arc<Sandbox>, folder: PathBuf) {
+    let mut status = sandbox.status.subscribe();
+    // Its owner has the deadlines.
+    let begun = status.wait_for(|now| now.phase != Phase::Making).await;
+    if begun.is_ok_and(|now| now.phase == Phase::Running) {
+        let _ = fs::remove_dir_all(&folder);
     }
 }
 
