@@ -91,6 +91,8 @@ pub fn zygote_with_input(arguments: &[&str], input: &[u8]) -> Ran {
 /// Runs a command with this input.
 pub fn feed(mut command: Command, input: &[u8]) -> Ran {
     command
+        // What is built goes into stores of these tests' own.
+        .env("ZYGOTE_BUILDS_LOCK", "own")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

@@ -24,7 +24,7 @@ const FILES: [(&str, &str); 7] = [
 ];
 /// They end the engine, need a network, a lab or a template of somebody's, or take minutes; that their
 /// words are right is tested elsewhere (the program's own tests parse them).
-const NOT_HERE: [&str; 14] = [
+const NOT_HERE: [&str; 15] = [
     "zygote stop",
     "zygote serve",
     "zygote lab",
@@ -36,6 +36,7 @@ const NOT_HERE: [&str; 14] = [
     "zygote completions",
     "zygote prune",
     "-t mine",
+    "--pip",
     "-t grader",
     "./work",
     "sudo ",

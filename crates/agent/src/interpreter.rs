@@ -1,6 +1,8 @@
 //! The warm interpreter: started and warmed while a template is built, used up by the first
 //! Python program of a fork, which it becomes.
 
+#![expect(unsafe_code, reason = "kill, waitpid")]
+
 use crate::cgroup;
 use crate::context::Context;
 use crate::process::{HOME, Plan, Spawned, spawn};
@@ -82,6 +84,16 @@ impl Interpreter {
     /// Whether it does nothing but wait for a request: it has one thread, no children and no timers.
     pub fn only_waits(&self) -> bool {
         self.only_waits
+    }
+
+    /// Ends it unused, and waits until it is gone.
+    pub fn end(self) {
+        let pid = self.process.pid as libc::pid_t;
+        // SAFETY: plain system calls; nobody else has waited for it, unless it was killed before.
+        unsafe {
+            libc::kill(pid, libc::SIGKILL);
+            libc::waitpid(pid, std::ptr::null_mut(), 0);
+        }
     }
 
     /// The seed for its generators, which it takes before any user code.

@@ -195,6 +195,12 @@ impl Processes {
         }
     }
 
+    /// None of them is anybody's any more; numbers begin anew.
+    pub fn forget_all(&mut self) {
+        self.clear_remains();
+        (self.all, self.turn, self.last) = (Vec::new(), 0, 0);
+    }
+
     /// Sends what a process has written, while the host keeps up.
     fn pump(&mut self, index: usize, channel: &mut Channel) -> io::Result<()> {
         for stream in [Stream::Stdout, Stream::Stderr] {

@@ -431,10 +431,16 @@ impl Server {
         }
     }
 
+    /// In a fork that is to be a template in its turn, an interpreter takes the place of the one that there
+    /// was, which knows nothing of what has been installed since.
     fn warm(&mut self, code: &str) -> io::Result<()> {
-        if self.state != State::Building {
+        if !matches!(self.state, State::Building | State::Active) {
             let message = "only a template that is being built can be warmed".to_owned();
             return self.channel.send(&AgentMessage::Refused { message });
+        }
+        self.launcher = None;
+        if let Some(old) = self.interpreter.take() {
+            old.end();
         }
         match Interpreter::warm(code)? {
             Ok(interpreter) => {
@@ -445,15 +451,23 @@ impl Server {
         }
     }
 
+    /// Makes it what is forked: from its boot on, or from a fork, whose programs have done what they were to
+    /// do. Those that still run go on in each fork, and belong to nobody.
     fn freeze(&mut self) -> io::Result<()> {
-        let is_template = self.state == State::Building;
-        if is_template {
-            rehearse()?;
+        let is_first = self.state == State::Building;
+        self.processes.forget_all();
+        rehearse()?;
+        if is_first {
+            compact_memory()?;
         }
         if self.launcher.is_none() {
             self.launcher = Some(Launcher::prepare()?);
         }
-        let papers = Papers::prepare(is_template)?;
+        let mut papers = Papers::prepare(is_first)?;
+        if !is_first {
+            let name = rustix::system::uname();
+            papers = papers.keep_changes(&name.nodename().to_string_lossy());
+        }
         // Who waits for a word of ours does nothing until it comes: stopping it, and letting it go on,
         // would only cost each fork.
         let waits = |interpreter: &Interpreter| interpreter.only_waits();
@@ -623,7 +637,11 @@ fn rehearse() -> io::Result<()> {
         // SAFETY: waits for a child of ours, which ends: the host has the deadline.
         unsafe { libc::waitpid(pid as libc::pid_t, std::ptr::null_mut(), 0) };
     }
-    // Brings free pages together, so that new ones lie together: Documentation/admin-guide/sysctl/vm.rst.
+    Ok(())
+}
+
+/// Brings free pages together, so that new ones lie together: Documentation/admin-guide/sysctl/vm.rst.
+fn compact_memory() -> io::Result<()> {
     std::fs::write("/proc/sys/vm/compact_memory", "1")
 }
 

@@ -27,7 +27,9 @@ pub use exec::{
 };
 pub use file::{FileAction, FileEvent, FileInfo, FileList, FileType};
 pub use lines::{LineSplitter, LineTooLong};
-pub use moment::{MomentInfo, MomentList, MomentPolicy, MomentRequest, RollbackRequest};
+pub use moment::{
+    MomentInfo, MomentList, MomentPolicy, MomentRequest, PublishRequest, RollbackRequest,
+};
 pub use octets::{Octets, base64, from_base64};
 pub use sandbox::{
     AttachRequest, CreateEvent, OnTimeout, ProcessEvent, ProcessInfo, ProcessInput, ProcessList,
@@ -39,8 +41,8 @@ pub use status::{
     Health, LabStatus, PlaceKind, PoolStatus, RunsStatus, Status, StopRequest, Stopped,
 };
 pub use template::{
-    BuildEvent, BuildRequest, Built, PipPackage, Removed, TemplateDetail, TemplateInfo,
-    TemplateList, UnusableTemplate,
+    BuildEvent, BuildRequest, Built, PipPackage, RemoveTemplate, Removed, TemplateDetail,
+    TemplateInfo, TemplateList, UnusableTemplate,
 };
 pub use time::rfc3339;
 

@@ -34,6 +34,28 @@ impl Default for MomentPolicy {
     }
 }
 
+/// `POST /v1/sandboxes/{id}/template`: a moment as a template, on disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PublishRequest {
+    /// What the template is to be called; one that was derived gives way.
+    pub template: String,
+    /// A moment that is kept; without, now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
+    /// How long the sandbox's processes may take to stop, in seconds.
+    #[serde(default = "five")]
+    #[schema(default = 5.0)]
+    pub freeze_seconds: f64,
+    /// Whether to go on although some have not stopped by then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
+}
+
+fn five() -> f64 {
+    5.0
+}
+
 /// `POST /v1/sandboxes/{id}/moments`: keep this one, as long as the sandbox lives.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]

@@ -50,8 +50,15 @@ pub struct TemplateInfo {
     pub packages: Vec<String>,
     /// A digest of everything that it was built from.
     pub digest: String,
-    /// What it takes on disk, holes not counted, in bytes.
+    /// What it takes on disk, holes not counted, in bytes; of a derived one, without the files that it differs
+    /// from.
     pub disk_bytes: u64,
+    /// The template that it is derived from; `null` if it was booted.
+    #[serde(default)]
+    pub from: Option<String>,
+    /// The sandbox that it is a moment of; `null` if it is none's.
+    #[serde(default)]
+    pub sandbox: Option<String>,
 }
 
 /// All that is known of a template.
@@ -64,6 +71,9 @@ pub struct TemplateDetail {
     pub recipe_path: Option<String>,
     /// The recipe's text; `null` in templates of earlier versions.
     pub recipe_toml: Option<String>,
+    /// Commands that were run before the snapshot.
+    #[serde(default)]
+    pub run: Vec<String>,
     /// Python that was run before the snapshot.
     pub warm: String,
     /// All Debian packages in it, with their versions.
@@ -87,6 +97,14 @@ pub struct PipPackage {
     pub file: String,
     /// Its SHA-256, hexadecimal.
     pub sha256: String,
+}
+
+/// How to remove a template.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RemoveTemplate {
+    /// With those that are derived from it.
+    pub derived: bool,
 }
 
 /// What to build.

@@ -1,5 +1,6 @@
 //! `zygote template …`.
 
+mod derive;
 mod show;
 
 use crate::args::{BuildArgs, Global, Settings, TemplateVerb};
@@ -18,7 +19,7 @@ use zygote_api::{BuildEvent, BuildRequest, Built, Removed};
 use zygote_daemon::{Client, Found, find, template_detail, template_failure};
 use zygote_protocol::PROTOCOL_VERSION;
 use zygote_template::{
-    BUILT_IN, BuildOptions, Ingredients, Progress, Recipe, Store, StoreError, format_size, gather,
+    BUILT_IN, BuildOptions, Gathered, Progress, Recipe, Store, StoreError, format_size, gather,
     is_name, starter, up_to_date,
 };
 
@@ -34,8 +35,13 @@ pub fn run(global: &Global, verb: &TemplateVerb) -> anyhow::Result<u8> {
         TemplateVerb::Build(args) => build_verb(global, &store, args),
         TemplateVerb::Ls { json } => show::list(&store, *json),
         TemplateVerb::Inspect { name, json } => show::inspect(&store, name, *json),
-        TemplateVerb::Rm { name, json } => {
-            let removed = remove(global, &store, name)?;
+        TemplateVerb::Derive(args) => derive::run(global, &store, args),
+        TemplateVerb::Rm {
+            name,
+            derived,
+            json,
+        } => {
+            let removed = remove(global, &store, name, *derived)?;
             print(*json, json!(removed), || show::removed(&removed));
             Ok(0)
         }
@@ -100,15 +106,15 @@ fn gather_ingredients(
     store: &Store,
     recipe: &Recipe,
     check: bool,
-) -> anyhow::Result<(File, Ingredients)> {
+) -> anyhow::Result<(File, Gathered)> {
     let mut reporter = Reporter::new();
     let lock = store.lock_builds(&mut |progress| tell(&mut reporter, &progress))?;
     let gathered = gather(store, recipe, check, &mut |progress| {
         tell(&mut reporter, &progress)
     });
-    let ingredients =
+    let gathered =
         gathered.with_context(|| format!("cannot build the template {}", recipe.name))?;
-    Ok((lock, ingredients))
+    Ok((lock, gathered))
 }
 
 /// Says that a template must be built first.
@@ -147,30 +153,68 @@ async fn follow_build(client: &Client, request: &BuildRequest) -> anyhow::Result
 fn build_verb(global: &Global, store: &Store, args: &BuildArgs) -> anyhow::Result<u8> {
     // What is wrong with it is told before anything is started.
     let recipe = store.recipe(&args.recipe)?;
-    if args.no_daemon && host::choose(global, store)? == Place::Lab {
-        let (_lock, ingredients) = gather_ingredients(store, &recipe, args.force)?;
-        return match up_to_date(store, &recipe, &options(&recipe, args), &ingredients) {
+    let options = options(&recipe, args);
+    build_recipe(
+        global,
+        store,
+        &recipe,
+        &request(args)?,
+        &options,
+        args.no_daemon,
+        args.json,
+    )
+}
+
+/// Has a recipe built, its base before it if nobody has built that yet.
+fn build_recipe(
+    global: &Global,
+    store: &Store,
+    recipe: &Recipe,
+    request: &BuildRequest,
+    options: &BuildOptions,
+    no_daemon: bool,
+    as_json: bool,
+) -> anyhow::Result<u8> {
+    let base = recipe.from.as_deref();
+    let missing = match base {
+        Some(base) => is_missing(store, base)?.then_some(base),
+        None => None,
+    };
+    if no_daemon && host::choose(global, store)? == Place::Lab {
+        if let Some(base) = missing {
+            anyhow::bail!(
+                "there is no template {base} of this version yet; build it first: zygote template build {base}"
+            );
+        }
+        let (_lock, gathered) = gather_ingredients(store, recipe, options.force)?;
+        return match up_to_date(store, recipe, options, &gathered) {
             Some(template) => {
-                show_built(store, args, false, &template.name)?;
+                show_built(store, as_json, false, &template.name)?;
                 Ok(0)
             }
             None => {
-                let limit = LAB_REPLICA_MAX * args.replicas;
+                let limit = LAB_REPLICA_MAX * options.replicas;
                 host::again_in_lab(store, false, Some(limit), &[])
             }
         };
     }
     let built = engine::runtime()?.block_on(async {
-        let engine = if args.no_daemon {
+        let engine = if no_daemon {
             Engine::own(global, store, &Settings::default()).await?
         } else {
             Engine::shared(global, store).await?
         };
-        let built = follow_build(engine.client(), &request(args)?).await;
+        let built = async {
+            if let Some(base) = missing {
+                build_missing(engine.client(), base).await?;
+            }
+            follow_build(engine.client(), request).await
+        }
+        .await;
         engine.leave().await;
         built
     })?;
-    show_built(store, args, built.is_new, &built.info.template)?;
+    show_built(store, as_json, built.is_new, &built.info.template)?;
     Ok(0)
 }
 
@@ -191,11 +235,11 @@ fn request(args: &BuildArgs) -> anyhow::Result<BuildRequest> {
     })
 }
 
-fn show_built(store: &Store, args: &BuildArgs, is_new: bool, name: &str) -> anyhow::Result<()> {
+fn show_built(store: &Store, as_json: bool, is_new: bool, name: &str) -> anyhow::Result<()> {
     let info = template_detail(store, name)?.info;
     let what = if is_new { "built" } else { "up to date" };
     let words = format!("{name}: {what} ({})", show::summary(&info));
-    print(args.json, json!(Built { is_new, info }), || say!("{words}"));
+    print(as_json, json!(Built { is_new, info }), || say!("{words}"));
     Ok(())
 }
 
@@ -213,14 +257,14 @@ fn options(recipe: &Recipe, args: &BuildArgs) -> BuildOptions {
 }
 
 /// Removes one; an engine that is there forgets it, none is started for that.
-fn remove(global: &Global, store: &Store, name: &str) -> anyhow::Result<Removed> {
+fn remove(global: &Global, store: &Store, name: &str, derived: bool) -> anyhow::Result<Removed> {
     let socket = settings::socket(global, store)?;
     engine::runtime()?.block_on(async {
         match find(&socket).await {
-            Ok(Found::Own(client, _)) => Ok(client.remove_template(name).await?),
+            Ok(Found::Own(client, _)) => Ok(client.remove_template(name, derived).await?),
             // The files are ours all the same.
             Ok(Found::Other(..) | Found::Nobody) | Err(_) => {
-                let removal = store.remove(name)?;
+                let removal = store.remove(name, derived)?;
                 Ok(Removed {
                     template: name.to_owned(),
                     freed_bytes: removal.freed_bytes,

@@ -143,8 +143,8 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn remove_template(&self, name: &str) -> Result<Removed, ClientError> {
-        let path = format!("/v1/templates/{}", escaped(name));
+    pub async fn remove_template(&self, name: &str, derived: bool) -> Result<Removed, ClientError> {
+        let path = format!("/v1/templates/{}?derived={derived}", escaped(name));
         self.ask(Method::DELETE, &path, None::<&()>).await
     }
 

@@ -11,11 +11,11 @@ use serde::de::DeserializeOwned;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use zygote_api::{
-    AttachRequest, BranchRequest, Branched, CodeEvent, CodeRequest, ContextInfo, ContextList,
-    ContextRequest, CreateEvent, FileAction, FileEvent, FileInfo, MomentInfo, MomentList,
-    MomentRequest, PauseRequest, ProcessEvent, ProcessInfo, ProcessInput, ProcessList,
-    ProcessOutput, ProcessRequest, ProcessSignal, RollbackRequest, SandboxChange, SandboxEvent,
-    SandboxInfo, SandboxList, SandboxRequest, SandboxStats, base64,
+    AttachRequest, BranchRequest, Branched, Built, CodeEvent, CodeRequest, ContextInfo,
+    ContextList, ContextRequest, CreateEvent, FileAction, FileEvent, FileInfo, MomentInfo,
+    MomentList, MomentRequest, PauseRequest, ProcessEvent, ProcessInfo, ProcessInput, ProcessList,
+    ProcessOutput, ProcessRequest, ProcessSignal, PublishRequest, RollbackRequest, SandboxChange,
+    SandboxEvent, SandboxInfo, SandboxList, SandboxRequest, SandboxStats, base64,
 };
 
 /// How long one request waits for an end; it is asked again.
@@ -23,6 +23,8 @@ const WAIT_S: u32 = 30;
 
 /// How long what is done to a whole machine may take; the engine has deadlines of its own.
 const MACHINE_MAX: Duration = Duration::from_secs(1200);
+/// How long a template may take to be made of a sandbox: builds before it are waited for, up to two hours.
+const PUBLISH_MAX: Duration = Duration::from_secs(3 * 3600);
 
 fn path(id: &str, rest: &str) -> String {
     format!("/v1/sandboxes/{}{rest}", escaped(id))
@@ -121,6 +123,16 @@ impl Client {
             Some(request),
         )
         .await
+    }
+
+    /// `POST /v1/sandboxes/{id}/template`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn publish(&self, id: &str, request: &PublishRequest) -> Result<Built, ClientError> {
+        let path = path(id, "/template");
+        self.ask_within(PUBLISH_MAX, Method::POST, &path, Some(request))
+            .await
     }
 
     /// `POST /v1/sandboxes/{id}/moments`.

@@ -4,12 +4,12 @@
 use crate::build_process::{Mode, Told};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::ffi::OsString;
-use std::path::Path;
 use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::mpsc;
 use zygote_api::{BuildEvent, BuildRequest, Built, Failure};
+use zygote_template::Store;
 
 /// A process that builds. Dropped, it is killed, and what it has started too.
 pub struct Builder {
@@ -32,7 +32,7 @@ impl Builder {
     pub async fn start(
         command: &[OsString],
         mode: Mode,
-        state: &Path,
+        store: &Store,
         request: &BuildRequest,
     ) -> Result<Self, Failure> {
         let cannot = |error: std::io::Error| {
@@ -44,7 +44,8 @@ impl Builder {
         let mut child = Command::new(program)
             .args(arguments)
             .arg(mode.word())
-            .arg(state)
+            .arg(store.state_dir())
+            .args(store.shared_dir())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0)

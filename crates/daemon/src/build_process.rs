@@ -80,15 +80,18 @@ pub fn builds_lock() -> BuildsLock {
     }
 }
 
-/// Runs it to its end; `words`: the mode, and the state directory.
+/// Runs it to its end; `words`: the mode, the state directory, and that of the templates that are somebody
+/// else's, if there is one.
 pub fn build_main(words: &[std::ffi::OsString]) -> ExitCode {
-    let [mode, state] = words else {
-        return ExitCode::from(2);
+    let ([mode, state], shared) = match words {
+        [mode, state, shared] => ([mode, state], Some(shared.into())),
+        [mode, state] => ([mode, state], None),
+        _ => return ExitCode::from(2),
     };
     let Some(mode) = mode.to_str().and_then(Mode::of) else {
         return ExitCode::from(2);
     };
-    let store = Store::open(state.into());
+    let store = Store::open(state.into()).with_shared(shared);
     let last = match work(mode, &store) {
         Ok(told) => told,
         Err(error) => Told::Error { error },
@@ -127,9 +130,9 @@ fn work(mode: Mode, store: &Store) -> Result<Told, Failure> {
     let options = options(&recipe, &request)?;
     let _lock = lock(mode, store)?;
     if mode == Mode::Gather {
-        let ingredients = gather(store, &recipe, request.force, &mut progress);
-        let ingredients = ingredients.map_err(|error| failed(&recipe, &error))?;
-        if let Some(template) = up_to_date(store, &recipe, &options, &ingredients) {
+        let gathered = gather(store, &recipe, request.force, &mut progress);
+        let gathered = gathered.map_err(|error| failed(&recipe, &error))?;
+        if let Some(template) = up_to_date(store, &recipe, &options, &gathered) {
             return built(store, BuiltHere::UpToDate(template));
         }
         tell(&Told::Gathered);
@@ -166,6 +169,14 @@ fn recipe(store: &Store, request: &BuildRequest) -> Result<Recipe, Failure> {
 }
 
 fn options(recipe: &Recipe, request: &BuildRequest) -> Result<BuildOptions, Failure> {
+    let is_asked = request.memory_bytes.is_some() || request.vcpus.is_some();
+    if let Some(from) = recipe.from.as_ref().filter(|_| is_asked) {
+        let message = format!("memory and vCPUs are those of {from}, from which it is derived");
+        return Err(Failure::bad_request(message));
+    }
+    if recipe.from.is_some() && request.replicas.is_some_and(|replicas| replicas != 1) {
+        return Err(Failure::bad_request("replicas: a derived template has one"));
+    }
     let memory_bytes = request
         .memory_bytes
         .unwrap_or_else(|| recipe.memory_bytes());

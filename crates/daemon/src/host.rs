@@ -10,15 +10,16 @@ use axum::Json;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use zygote_api::{
     AttachRequest, BuildEvent, BuildRequest, Built, CommandRequest, CreateEvent, ErrorCode,
-    ExecEvent, ExecInput, ExecRequest, Failure, Health, ProcessEvent, ProcessInput, Removed,
-    SandboxEvents, SandboxInfo, SandboxList, SandboxRequest, SignalRequest, Status, StopRequest,
-    Stopped, TemplateDetail, TemplateList, rfc3339,
+    ExecEvent, ExecInput, ExecRequest, Failure, Health, ProcessEvent, ProcessInput, PublishRequest,
+    Removed, SandboxEvents, SandboxInfo, SandboxList, SandboxRequest, SignalRequest, Status,
+    StopRequest, Stopped, TemplateDetail, TemplateList, rfc3339,
 };
 use zygote_client::{ClientError, Events};
 use zygote_engine::Engine;
@@ -246,8 +247,22 @@ impl Host {
     }
 
     async fn builder(&self, mode: Mode, request: &BuildRequest) -> Result<Builder, Failure> {
-        let state = self.store().state_dir();
-        Builder::start(&self.config.builder, mode, state, request).await
+        Builder::start(&self.config.builder, mode, self.store(), request).await
+    }
+
+    /// Keeps builds from going on at the same time, unless this program's other half does that already.
+    async fn lock_builds(&self) -> Result<Option<File>, Failure> {
+        match builds_lock() {
+            BuildsLock::HeldOutside => return Ok(None),
+            BuildsLock::OutOfReach => return Err(out_of_reach()),
+            BuildsLock::OursToTake => {}
+        }
+        let store = self.store().clone();
+        let locking = tokio::task::spawn_blocking(move || store.lock_builds(&mut |_| {}));
+        let locked = locking
+            .await
+            .map_err(|error| Failure::internal(error.to_string()))?;
+        locked.map(Some).map_err(|error| template_failure(&error))
     }
 
     async fn build_here(
@@ -258,13 +273,7 @@ impl Host {
         let mode = match builds_lock() {
             BuildsLock::OursToTake => Mode::Whole,
             BuildsLock::HeldOutside => Mode::Machine,
-            BuildsLock::OutOfReach => {
-                let failure = Failure::new(
-                    ErrorCode::BuildFailed,
-                    "in a lab that was started by hand nobody can tell whether another build goes on",
-                );
-                return Err(failure.remedy("build on the host, which starts a lab by itself"));
-            }
+            BuildsLock::OutOfReach => return Err(out_of_reach()),
         };
         match self.builder(mode, request).await?.step(events).await? {
             Step::Built(built) => Ok(*built),
@@ -310,6 +319,14 @@ impl Host {
             Err(error) => Err(self.keeper.reason(&lab, error).await),
         }
     }
+}
+
+fn out_of_reach() -> Failure {
+    let failure = Failure::new(
+        ErrorCode::BuildFailed,
+        "in a lab that was started by hand nobody can tell whether another build goes on",
+    );
+    failure.remedy("build on the host, which starts a lab by itself")
 }
 
 /// Where there is no lab there are no sandboxes.
@@ -559,7 +576,7 @@ impl Backend for Host {
         template_detail(self.store(), name).map_err(|error| template_failure(&error))
     }
 
-    async fn remove(&self, name: &str) -> Result<Removed, Failure> {
+    async fn remove(&self, name: &str, derived: bool) -> Result<Removed, Failure> {
         if self.config.lab_port {
             // The files are the host's, which has removed them.
             self.local.engine().forget(name);
@@ -570,7 +587,7 @@ impl Backend for Host {
             });
         }
         let (store, removed) = (self.store().clone(), name.to_owned());
-        let removing = tokio::task::spawn_blocking(move || store.remove(&removed));
+        let removing = tokio::task::spawn_blocking(move || store.remove(&removed, derived));
         let done = removing
             .await
             .map_err(|error| Failure::internal(error.to_string()))?;
@@ -580,13 +597,29 @@ impl Backend for Host {
             && let Some(lab) = self.keeper.is_up()
         {
             // One that does not hear it forgets it by and by.
-            let _ = lab.client.remove_template(name).await;
+            let _ = lab.client.remove_template(name, derived).await;
         }
         Ok(Removed {
             template: name.to_owned(),
             freed_bytes: removal.freed_bytes,
             kept_bytes: removal.kept_bytes,
         })
+    }
+
+    async fn publish(&self, id: &str, request: PublishRequest) -> Result<Built, Failure> {
+        self.check_open()?;
+        let _work = self.activity.other();
+        let _lock = self.lock_builds().await?;
+        if self.config.machines == Machines::Here {
+            return self.local.publish(id, request).await;
+        }
+        let Some(lab) = self.lab_with_sandboxes().await? else {
+            return Err(no_sandbox(id));
+        };
+        match lab.client.publish(id, &request).await {
+            Ok(built) => Ok(built),
+            Err(error) => Err(self.keeper.reason(&lab, error).await),
+        }
     }
 
     async fn build(

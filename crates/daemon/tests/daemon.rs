@@ -664,7 +664,11 @@ fn a_build_that_dies_is_told_and_a_template_is_removed() {
         assert!(failure.message.contains("builds"), "{failure:?}");
         assert_eq!(client.status().await.unwrap().templates.len(), 1);
         assert_eq!(
-            client.remove_template(TEMPLATE).await.unwrap().template,
+            client
+                .remove_template(TEMPLATE, false)
+                .await
+                .unwrap()
+                .template,
             TEMPLATE
         );
         let gone = client

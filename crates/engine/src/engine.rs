@@ -250,7 +250,11 @@ impl Engine {
                 replica.unload(&pool).await;
             }
             match taken {
-                Ok(fork) => return Ok((pool, fork)),
+                Ok(mut fork) => {
+                    // What goes on in all of its forks must not draw the same in each.
+                    fork.identity.reseed = loaded.held.is_some();
+                    return Ok((pool, fork));
+                }
                 Err(_) if is_stale && again => again = false,
                 Err(error) => return Err(error),
             }

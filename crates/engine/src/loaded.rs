@@ -2,6 +2,7 @@
 
 use crate::admission::Admission;
 use crate::engine::Settings;
+use crate::live::{Contexts, contexts_of};
 use crate::pool::Pool;
 use crate::zygote::{EngineConfig, Zygote, ZygoteError};
 use std::path::PathBuf;
@@ -17,6 +18,8 @@ pub struct Loaded {
     pub template: String,
     pub build: String,
     pub replicas: Vec<Replica>,
+    /// The interpreters of the sandbox that it was made of, if it was.
+    pub held: Option<Contexts>,
     /// Whose turn it is.
     next: AtomicUsize,
     last_used: StdMutex<Instant>,
@@ -54,6 +57,7 @@ impl Loaded {
         Self {
             template: template.to_owned(),
             build: build.to_owned(),
+            held: snapshots.first().and_then(|first| contexts_of(first)),
             replicas: snapshots.into_iter().map(replica).collect(),
             next: AtomicUsize::new(first as usize),
             last_used: StdMutex::new(Instant::now()),

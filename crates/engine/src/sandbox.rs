@@ -34,7 +34,8 @@ const KILLED_MAX: Duration = Duration::from_secs(10);
 /// How long measuring may take: the kernel walks the page tables.
 const MEASURE_MAX: Duration = Duration::from_secs(10);
 /// The run's only process.
-const PROCESS: ProcessId = 1;
+/// Its process; a template that was made of a sandbox has others, of smaller numbers.
+const PROCESS: ProcessId = ProcessId::MAX;
 
 /// What to run.
 #[derive(Debug)]

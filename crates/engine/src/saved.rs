@@ -70,16 +70,13 @@ fn write(
     let opened = Snapshot::open(snapshot, pieces)?;
     let manifest = opened.manifest().clone();
     // A snapshot that differs from another one is not what others differ from.
-    let (base, path) = match &manifest.base {
-        None => (opened, relative(snapshot, pieces)?),
-        Some(base) => {
-            let root = pieces.parent().unwrap_or(pieces);
-            let whole = Snapshot::open(&root.join(&base.folder), pieces)?;
-            (whole, base.folder.clone())
-        }
+    let own = match &manifest.base {
+        None => relative(snapshot, pieces)?,
+        Some(_) => String::new(),
     };
+    let (base, path) = opened.into_whole(own);
     let mut writer = Writer::create(folder)?;
-    let mut memory = writer.delta(&base, &path)?;
+    let mut memory = writer.delta(&base, &path, true)?;
     let state = loop {
         match pages::receive(&mut stream).map_err(SaveError::Stream)? {
             Piece::Pages { offset, bytes } => memory.pages(offset, &bytes)?,

@@ -23,7 +23,7 @@ pub use message::*;
 
 /// Version of the messages in this crate. A template records the version its agent speaks; a host
 /// of another version refuses it and asks for a rebuild.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 /// Largest piece of a stream (stdin, stdout, stderr, a file) in one message.
 pub const STREAM_CHUNK_MAX_BYTES: usize = 64 * 1024;

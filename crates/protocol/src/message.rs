@@ -54,12 +54,14 @@ pub enum HostMessage {
         #[serde(with = "serde_bytes")]
         path: Vec<u8>,
     },
-    /// While a template is built: start the warm interpreter and run this code in it.
+    /// While a template is built, or derived from another one: start the warm interpreter, in place of the one
+    /// that there is, and run this code in it.
     Warm {
         /// Source text; must not be secret, every fork inherits it.
         code: String,
     },
-    /// Freeze the user's processes, flush, and fall silent: a template's snapshot follows.
+    /// Freeze the user's processes, flush, and fall silent: a template's snapshot follows. What was started
+    /// is forgotten.
     Freeze,
     /// Freeze the user's processes: a branch follows. Answered by `Held` or `NotHeld`. Until `Release`, no
     /// process can be started.

@@ -121,7 +121,7 @@ pub fn load(load: &Load, engine: &OwnedFd) -> Result<Loaded, String> {
         memory,
         ahead: ahead(snapshot.manifest()),
         state,
-        is_branch: snapshot.manifest().base.is_some(),
+        is_branch: snapshot.manifest().is_held(),
         disks: disks.map_err(|e| chain(&e))?,
     };
     try_once(&loaded).map_err(|e| {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use zygote_api::{
     AttachRequest, BuildEvent, BuildRequest, Built, CommandRequest, CreateEvent, ExecEvent,
-    ExecInput, ExecRequest, Failure, Health, ProcessEvent, ProcessInput, Removed, SandboxInfo,
-    SandboxRequest, SignalRequest, Status, StopRequest, Stopped, TemplateDetail, TemplateList,
+    ExecInput, ExecRequest, Failure, Health, ProcessEvent, ProcessInput, PublishRequest, Removed,
+    SandboxInfo, SandboxRequest, SignalRequest, Status, StopRequest, Stopped, TemplateDetail,
+    TemplateList,
 };
 use zygote_engine::Engine;
 
@@ -89,8 +90,19 @@ pub trait Backend: Send + Sync + 'static {
     /// One of them.
     fn template(&self, name: &str) -> impl Future<Output = Result<TemplateDetail, Failure>> + Send;
 
-    /// Removes one.
-    fn remove(&self, name: &str) -> impl Future<Output = Result<Removed, Failure>> + Send;
+    /// Removes one, and with `derived` those that are derived from it.
+    fn remove(
+        &self,
+        name: &str,
+        derived: bool,
+    ) -> impl Future<Output = Result<Removed, Failure>> + Send;
+
+    /// Makes one of a sandbox.
+    fn publish(
+        &self,
+        id: &str,
+        request: PublishRequest,
+    ) -> impl Future<Output = Result<Built, Failure>> + Send;
 
     /// Builds one. `events` gets progress only.
     fn build(

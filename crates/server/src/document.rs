@@ -31,6 +31,7 @@ use zygote_api::*;
         live::change,
         live::wait,
         live::stats,
+        live::publish,
         live::branch,
         live::keep_moment,
         live::list_moments,
@@ -157,7 +158,8 @@ fn template() {}
 
 /// Removes a template; sandboxes that run from it go on.
 #[utoipa::path(delete, path = "/v1/templates/{name}",
-    params(("name" = String, Path, description = "Its name")),
+    params(("name" = String, Path, description = "Its name"),
+        ("derived" = Option<bool>, Query, description = "With those that are derived from it")),
     responses((status = 200, body = Removed), (status = "default", body = ErrorBody)))]
 #[expect(dead_code, reason = "describes a route")]
 fn remove() {}

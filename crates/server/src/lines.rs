@@ -1,6 +1,8 @@
-//! A request's body: one object, or a line each.
+//! A request's body: one object, or a line each; and its query.
 
 use axum::body::Body;
+use axum::extract::Query;
+use axum::http::Uri;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
@@ -54,6 +56,14 @@ impl Lines {
         first?
             .ok_or_else(|| Failure::bad_request("the body is empty: it must begin with an object"))
     }
+}
+
+/// A query's fields; an unknown one, or a wrong value, is told.
+pub fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Failure> {
+    let parsed = Query::<T>::try_from_uri(uri);
+    parsed.map(|Query(asked)| asked).map_err(|error| {
+        Failure::bad_request("the query is not what it should be").cause(error.body_text())
+    })
 }
 
 /// The whole body as one object.

@@ -1,18 +1,18 @@
 //! The engine of this process, asked in the API's words.
 
 use crate::backend::Input;
-use crate::live::{attached, live_failure, moment_policy, sandbox_info};
+use crate::live::{attached, freeze_limit, live_failure, moment_policy, sandbox_info};
 use crate::template::template_failure;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use zygote_api::{
-    AttachRequest, CreateEvent, ErrorCode, ExecEvent, ExecInput, ExecRequest, ExecResult, Failure,
-    GetPiece, Octets, PlaceKind, PoolStatus, ProcessEvent, ProcessInput, RunsStatus, SandboxInfo,
-    SandboxRequest, SignalRequest,
+    AttachRequest, Built, CreateEvent, ErrorCode, ExecEvent, ExecInput, ExecRequest, ExecResult,
+    Failure, GetPiece, Octets, PlaceKind, PoolStatus, ProcessEvent, ProcessInput, PublishRequest,
+    RunsStatus, SandboxInfo, SandboxRequest, SignalRequest,
 };
-use zygote_engine::live::SandboxSpec;
+use zygote_engine::live::{PublishSpec, SandboxSpec};
 use zygote_engine::{
     Buffering, Engine, EngineError, Event, ExitStatus, ForkError, Got, NoTurn, Note, Order,
     Outcome, Program, Put, PythonSource, RunRequest, RunResult, STREAM_CHUNK_MAX_BYTES,
@@ -161,6 +161,29 @@ impl Local {
         let created = self.engine.create(spec, key, &notes).await;
         let sandbox = created.map_err(|error| live_failure(&error))?;
         Ok(sandbox_info(&sandbox))
+    }
+
+    /// See [`crate::Backend::publish`]. The caller holds the lock of builds.
+    ///
+    /// # Errors
+    /// If there is no such sandbox, or no template can be made of it.
+    pub async fn publish(&self, id: &str, request: PublishRequest) -> Result<Built, Failure> {
+        let sandbox = self.engine.live().find(id);
+        let sandbox = sandbox.map_err(|error| live_failure(&error))?;
+        let spec = PublishSpec {
+            name: request.template,
+            moment: request.at,
+            limit: freeze_limit(request.freeze_seconds)?,
+            anyway: request.force,
+        };
+        let published = self.engine.publish(&sandbox, &spec).await;
+        let template = published.map_err(|error| live_failure(&error))?;
+        let build = self.engine.settings().store.current(&template.name);
+        let build = build.map_err(|error| crate::template_failure(&error))?;
+        Ok(Built {
+            is_new: true,
+            info: crate::template_info(build, template),
+        })
     }
 
     /// See [`crate::Backend::attach`].

@@ -5,19 +5,19 @@ use crate::backend::Backend;
 use crate::document::document;
 use crate::exec::{exec, lab_exec};
 use crate::guard::guarded;
-use crate::lines::object;
+use crate::lines::{object, query};
 use crate::stream::{EVENTS_MAX, Form, answer};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use axum::routing::{get, post};
 use serde::Serialize;
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use zygote_api::{BuildEvent, ErrorCode, Failure};
+use zygote_api::{BuildEvent, ErrorCode, Failure, RemoveTemplate};
 
 type Answer = Result<Response, Failed>;
 
@@ -36,6 +36,7 @@ pub fn router<B: Backend>(backend: Arc<B>) -> Router {
             "/v1/templates/{name}",
             get(template::<B>).delete(remove::<B>),
         )
+        .route("/v1/sandboxes/{id}/template", post(publish::<B>))
         .merge(crate::live::router(&backend))
         .route("/v1/openapi.json", get(|| async { json(&document()) }))
         .fallback(no_path)
@@ -118,8 +119,21 @@ async fn template<B: Backend>(State(backend): State<Arc<B>>, Path(name): Path<St
     told(backend.template(&name).await)
 }
 
-async fn remove<B: Backend>(State(backend): State<Arc<B>>, Path(name): Path<String>) -> Answer {
-    told(backend.remove(&name).await)
+async fn remove<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(name): Path<String>,
+    uri: Uri,
+) -> Answer {
+    let asked: RemoveTemplate = query(&uri)?;
+    told(backend.remove(&name, asked.derived).await)
+}
+
+async fn publish<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    body: Body,
+) -> Answer {
+    told(backend.publish(&id, object(body).await?).await)
 }
 
 async fn build<B: Backend>(

@@ -39,11 +39,16 @@ pub fn template_detail(store: &Store, name: &str) -> Result<TemplateDetail, Stor
         .as_ref()
         .and_then(|toml| Recipe::parse(name, toml, path.as_deref()).ok());
     let contents = template.contents.clone();
+    let (run, warm) = match &template.derived {
+        Some(derived) => (derived.run.clone(), derived.warm.clone()),
+        None => parsed.map_or_else(Default::default, |recipe| (recipe.run, recipe.warm)),
+    };
     Ok(TemplateDetail {
         info: template_info(store.current(name)?, template),
         recipe_path: path.as_deref().map(text),
         recipe_toml: toml,
-        warm: parsed.map(|recipe| recipe.warm).unwrap_or_default(),
+        run,
+        warm,
         debian_packages: contents.debian,
         pip_packages: contents.pip.into_iter().map(pip_package).collect(),
         files: contents.files.iter().map(|path| text(path)).collect(),
@@ -72,6 +77,7 @@ fn pip_package(wheel: Wheel) -> PipPackage {
 
 /// A template in the API's words.
 pub fn template_info(build: String, template: Template) -> TemplateInfo {
+    let derived = template.derived;
     TemplateInfo {
         template: template.name,
         build,
@@ -86,6 +92,8 @@ pub fn template_info(build: String, template: Template) -> TemplateInfo {
         packages: template.packages,
         digest: template.digest,
         disk_bytes: template.disk_bytes,
+        sandbox: derived.as_ref().and_then(|derived| derived.sandbox.clone()),
+        from: derived.map(|derived| derived.from),
     }
 }
 
@@ -98,7 +106,10 @@ pub fn template_failure(error: &StoreError) -> Failure {
         | StoreError::Snapshot { .. }
         | StoreError::Damaged { .. } => ErrorCode::TemplateUnusable,
         StoreError::Shared { .. } => ErrorCode::Forbidden,
-        StoreError::Lock(_) | StoreError::Building => ErrorCode::Conflict,
+        StoreError::Lock(_) | StoreError::Building | StoreError::Needed { .. } => {
+            ErrorCode::Conflict
+        }
+        StoreError::Taken { .. } => ErrorCode::NameTaken,
         StoreError::File { .. } => ErrorCode::Internal,
     };
     let failure = Failure::of(code, error);

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use std::path::{Component, Path};
 
 /// Version of the format that this program writes.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 /// Oldest version that it reads. Version 1 had no working sets, version 2 the written pages of one, and all
-/// before 4 no base.
+/// before 4 no base; all bases of 4 are of machines that were held.
 pub const FORMAT_VERSION_OLDEST: u32 = 1;
 /// A page of the working set.
 pub const PAGE_BYTES: u64 = 4096;
@@ -24,6 +24,9 @@ pub const MANIFEST_MAX_BYTES: u64 = 4 << 20;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
+    /// The header's version, which is not under its digest; absent before 5.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    version: Option<u32>,
     /// Where it comes from.
     pub origin: Origin,
     /// Number of vCPUs.
@@ -55,8 +58,16 @@ pub struct Base {
     pub folder: String,
     /// BLAKE3, in hex, of its manifest: all of it is what that says.
     pub manifest_digest: String,
+    /// Whether it is of a machine that was running, whose agent holds the user's processes: the connection
+    /// to its host went on with that machine. Otherwise it waits frozen, as a whole one does.
+    #[serde(default = "always")]
+    pub is_held: bool,
     /// What differs.
     pub delta: Delta,
+}
+
+fn always() -> bool {
+    true
 }
 
 /// What is run.
@@ -166,6 +177,12 @@ pub enum ManifestError {
 }
 
 impl Manifest {
+    /// Whether it is of a machine that was running: see [`Base::is_held`].
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.base.as_ref().is_some_and(|base| base.is_held)
+    }
+
     pub(crate) fn new(
         origin: Origin,
         vcpus: u32,
@@ -176,6 +193,7 @@ impl Manifest {
         working_sets: Vec<WorkingSet>,
     ) -> Self {
         Self {
+            version: Some(FORMAT_VERSION),
             origin,
             vcpus,
             machine,
@@ -224,7 +242,10 @@ impl Manifest {
             return Err(ManifestError::Damaged);
         }
         let mut manifest: Self = serde_json::from_slice(body).map_err(ManifestError::Content)?;
-        // The version is not under the digest.
+        let written = (found >= 5).then_some(found);
+        if manifest.version != written {
+            return Err(ManifestError::Contradiction("its version is another one's"));
+        }
         let is_old =
             manifest.working_sets.is_empty() && (found == 2 || manifest.working_set.is_empty());
         let is_new = found >= 3 && manifest.working_set.is_empty();
@@ -340,6 +361,7 @@ pub(crate) mod tests {
 
     fn manifest() -> Manifest {
         Manifest {
+            version: Some(FORMAT_VERSION),
             origin: origin(),
             vcpus: 1,
             machine: Piece {
@@ -381,17 +403,17 @@ pub(crate) mod tests {
 
     #[test]
     fn a_newer_version_is_refused_by_its_number_before_anything_else() {
-        let bytes = b"zygote-snapshot 5 whatever comes then\n{";
-        let Err(ManifestError::NotASnapshot | ManifestError::Version { found: 5 }) =
+        let bytes = b"zygote-snapshot 6 whatever comes then\n{";
+        let Err(ManifestError::NotASnapshot | ManifestError::Version { found: 6 }) =
             Manifest::decode(bytes)
         else {
             panic!("decoded");
         };
-        let bytes = b"zygote-snapshot 5 digest\n\xff\xfe not json";
+        let bytes = b"zygote-snapshot 6 digest\n\xff\xfe not json";
         let Err(error) = Manifest::decode(bytes) else {
             panic!("decoded");
         };
-        assert!(error.to_string().contains("version 5"), "{error}");
+        assert!(error.to_string().contains("version 6"), "{error}");
     }
 
     #[test]
@@ -425,6 +447,7 @@ pub(crate) mod tests {
     /// As an older version has written it.
     fn old(version: u32, instead: &str) -> Manifest {
         let bytes = Manifest {
+            version: None,
             working_sets: vec![],
             ..manifest()
         }
@@ -444,7 +467,11 @@ pub(crate) mod tests {
         assert_eq!(old(1, "").working_sets, []);
         let two = old(2, ",\n  \"working_set\": [[0, 1]]");
         assert_eq!(two.working_sets, [set(&[[0, 1]], &[])]);
-        assert_eq!(two, manifest());
+        let then = Manifest {
+            version: None,
+            ..manifest()
+        };
+        assert_eq!(two, then);
     }
 
     #[test]
@@ -458,6 +485,7 @@ pub(crate) mod tests {
             base: Some(Base {
                 folder: folder.into(),
                 manifest_digest: "0a".repeat(32),
+                is_held: true,
                 delta,
             }),
             ..manifest()

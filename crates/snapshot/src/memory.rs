@@ -12,7 +12,7 @@ pub const CHUNK_BYTES: u64 = 2 << 20;
 const PAGE_BYTES: usize = 4096;
 
 // The format's constants cannot change without a new version of the format.
-const _: () = assert!(CHUNK_BYTES == 2 << 20 && crate::FORMAT_VERSION == 4);
+const _: () = assert!(CHUNK_BYTES == 2 << 20 && crate::FORMAT_VERSION == 5);
 
 /// Whether all bytes are zero.
 pub fn is_zero(bytes: &[u8]) -> bool {

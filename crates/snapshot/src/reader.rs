@@ -119,6 +119,19 @@ impl Snapshot {
         })
     }
 
+    /// The whole snapshot that this one differs from, with that one's folder as a manifest names it; this one,
+    /// whose folder is `own`, if it is whole itself.
+    #[must_use]
+    pub fn into_whole(mut self, own: String) -> (Self, String) {
+        match self.base.take() {
+            Some((whole, _)) => {
+                let folder = self.manifest.base.map(|base| base.folder);
+                (*whole, folder.unwrap_or_default())
+            }
+            None => (self, own),
+        }
+    }
+
     /// Its files but for manifests, those of its base among them.
     pub(crate) fn files(&self) -> impl Iterator<Item = &(PathBuf, File)> {
         let delta = self.base.as_ref().map(|(_, delta)| delta);

@@ -131,11 +131,17 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes memory as it differs from that of `base`, in the folder `folder` (see [`Base::folder`]).
+    /// Writes memory as it differs from that of `base`, in the folder `folder` (see [`Base::folder`]), of a
+    /// machine that is held, or frozen ([`Base::is_held`]).
     ///
     /// # Errors
     /// If the file cannot be written, or the base is not whole.
-    pub fn delta(&mut self, base: &Snapshot, folder: &str) -> Result<Based<'_>, WriteError> {
+    pub fn delta(
+        &mut self,
+        base: &Snapshot,
+        folder: &str,
+        is_held: bool,
+    ) -> Result<Based<'_>, WriteError> {
         if base.manifest().base.is_some() {
             return Err(WriteError::Base);
         }
@@ -146,6 +152,7 @@ impl Writer {
             bytes: base.manifest().memory.bytes,
             folder: folder.to_owned(),
             manifest_digest: base.manifest_digest.clone(),
+            is_held,
             pages: DeltaWriter::create(&path)?,
             next: 0,
             writer: self,
@@ -220,6 +227,7 @@ pub struct Based<'a> {
     bytes: u64,
     folder: String,
     manifest_digest: String,
+    is_held: bool,
     pages: DeltaWriter,
     next: u64,
     writer: &'a mut Writer,
@@ -268,6 +276,7 @@ impl Based<'_> {
         self.writer.base = Some(Base {
             folder: self.folder,
             manifest_digest: self.manifest_digest,
+            is_held: self.is_held,
             delta: self.pages.finish()?,
         });
         Ok(())

@@ -297,6 +297,48 @@ fn the_golden_snapshot_of_version_1_still_loads() {
     assert_eq!(snapshot.manifest().memory.chunks.len(), 1);
 }
 
+/// Written by version 4, on 2026-11-28: what differs from another one is of a machine that was held.
+#[test]
+fn the_golden_snapshot_of_version_4_that_differs_still_loads() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v4");
+    let snapshot = Snapshot::open(&golden.join("s"), &golden.join("pieces")).unwrap();
+    assert!(snapshot.manifest().is_held());
+    assert_eq!(snapshot.machine().unwrap(), state(4));
+    snapshot.verify(&mut |_, _| true).unwrap();
+    let mut memory = fs::read(golden.join("base").join(MEMORY_FILE)).unwrap();
+    let put = &mut |offset: u64, bytes: &[u8]| {
+        memory[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+        true
+    };
+    snapshot.read_delta(put).unwrap();
+    let bytes = [5000, 8191, 8192, 12288].map(|at| memory[at]);
+    assert_eq!(bytes, [0, 0, 1, 7]);
+    let (whole, folder) = snapshot.into_whole("s".to_owned());
+    assert_eq!(
+        (folder.as_str(), whole.manifest().is_held()),
+        ("base", false)
+    );
+}
+
+#[test]
+fn what_differs_says_whether_its_machine_was_held() {
+    let fixture = write(islands());
+    for is_held in [true, false] {
+        let (base, folder) = fixture.open().unwrap().into_whole("s".to_owned());
+        let name = format!("held-{is_held}");
+        let mut writer = Writer::create(&fixture.folder.path().join(&name)).unwrap();
+        let delta = writer.delta(&base, &folder, is_held).unwrap();
+        delta.finish().unwrap();
+        writer.machine(&state(1)).unwrap();
+        writer.finish(origin()).unwrap();
+        let path = fixture.folder.path().join(&name);
+        let snapshot = Snapshot::open(&path, &fixture.pieces()).unwrap();
+        assert_eq!(snapshot.manifest().is_held(), is_held);
+        assert_eq!(snapshot.into_whole(name).1, "s");
+    }
+    assert!(!fixture.open().unwrap().manifest().is_held());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 

@@ -1,22 +1,24 @@
 //! Building a template: boot, warm, freeze, snapshot, once a replica; then publish.
 
 use crate::Progress;
+use crate::derive::derive;
 use crate::guest::{Boot, COMMAND_LINE, Guest, GuestError};
-use crate::ingredients::{GatherError, Ingredients, gather};
+use crate::ingredients::{GatherError, Gathered, Ingredients, gather};
 use crate::recipe::Recipe;
+use crate::steps::Steps;
 use crate::store::{Fresh, Store, StoreError, Template, disk_bytes};
 use crate::working_set;
 use std::fs::File;
 use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use zygote_protocol::{AgentMessage, HostMessage, PROTOCOL_VERSION};
-use zygote_snapshot::{FORMAT_VERSION, Origin, Snapshot, VerifyError, WriteError, Writer};
+use zygote_protocol::{AgentMessage, PROTOCOL_VERSION};
+use zygote_snapshot::{
+    FORMAT_VERSION, MEMORY_FILE, Origin, Snapshot, VerifyError, WriteError, Writer,
+};
 use zygote_vmm::{Disk, MachineError};
 
 /// Limits of the stages; emulated hosts are a hundred times slower than real ones.
 const BOOT_MAX: Duration = Duration::from_secs(300);
-const WARM_MAX: Duration = Duration::from_secs(1200);
-const FREEZE_MAX: Duration = Duration::from_secs(120);
 /// Most replicas of a template.
 pub const REPLICAS_MAX: u32 = 64;
 
@@ -85,15 +87,26 @@ pub fn build(
     if !(1..=REPLICAS_MAX).contains(&options.replicas) {
         return Err(BuildError::Replicas(options.replicas));
     }
-    let ingredients = gather(store, recipe, options.force, progress)?;
-    if let Some(template) = up_to_date(store, recipe, options, &ingredients) {
+    let gathered = gather(store, recipe, options.force, progress)?;
+    if let Some(template) = up_to_date(store, recipe, options, &gathered) {
         return Ok(Built::UpToDate(template));
     }
-    let digest = digest(&ingredients, recipe, options);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let now = now.unwrap_or_default();
-    let unique = format!("{}-{}", now.as_nanos(), std::process::id());
-    let fresh = store.begin(&recipe.name, &unique)?;
+    let template = match &gathered {
+        Gathered::Whole(ingredients) => boot_all(store, recipe, options, ingredients, progress)?,
+        Gathered::Derived(from) => derive(store, recipe, from, progress)?,
+    };
+    Ok(Built::New(template))
+}
+
+fn boot_all(
+    store: &Store,
+    recipe: &Recipe,
+    options: &BuildOptions,
+    ingredients: &Ingredients,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Template, BuildError> {
+    let digest = digest(ingredients, recipe, options);
+    let fresh = store.begin_new(&recipe.name)?;
     for replica in 0..options.replicas {
         let of = (replica, options.replicas);
         make_replica(
@@ -101,7 +114,7 @@ pub fn build(
             &fresh,
             recipe,
             options,
-            &ingredients,
+            ingredients,
             &digest,
             of,
             progress,
@@ -109,7 +122,7 @@ pub fn build(
     }
     let template = Template {
         name: recipe.name.clone(),
-        created_unix_s: now.as_secs(),
+        created_unix_s: unix_seconds(),
         memory_bytes: options.memory_bytes,
         vcpus: options.vcpus,
         replicas: options.replicas,
@@ -121,11 +134,12 @@ pub fn build(
         protocol_version: PROTOCOL_VERSION,
         recipe: Some(recipe.origin.clone()),
         contents: ingredients.root.contents.clone(),
-        disk_bytes: disk_bytes(&fresh.path) + ingredients.root.piece.bytes,
+        disk_bytes: disk_bytes(fresh.folder()) + ingredients.root.piece.bytes,
+        derived: None,
     };
     progress(Progress::new("publishing the template"));
     store.publish(fresh, &template)?;
-    Ok(Built::New(template))
+    Ok(template)
 }
 
 /// The template, if the store has it as these ingredients and options would make it.
@@ -133,16 +147,19 @@ pub fn up_to_date(
     store: &Store,
     recipe: &Recipe,
     options: &BuildOptions,
-    ingredients: &Ingredients,
+    gathered: &Gathered,
 ) -> Option<Template> {
     let template = store.inspect(&recipe.name).ok()?;
-    let same = template.digest == digest(ingredients, recipe, options);
+    let same = match gathered {
+        Gathered::Whole(ingredients) => template.digest == digest(ingredients, recipe, options),
+        Gathered::Derived(from) => template.digest == from.digest,
+    };
     (same && !options.force).then_some(template)
 }
 
 /// A digest of everything that decides what the template will be.
 fn digest(ingredients: &Ingredients, recipe: &Recipe, options: &BuildOptions) -> String {
-    let words = [
+    let mut words = vec![
         ingredients.digest.clone(),
         recipe.interpreter.clone(),
         recipe.warm.clone(),
@@ -154,6 +171,7 @@ fn digest(ingredients: &Ingredients, recipe: &Recipe, options: &BuildOptions) ->
         env!("CARGO_PKG_VERSION").to_owned(),
         COMMAND_LINE.to_owned(),
     ];
+    words.extend(recipe.run.iter().cloned());
     let mut hasher = blake3::Hasher::new();
     for word in words {
         hasher.update(&(word.len() as u64).to_le_bytes());
@@ -190,20 +208,11 @@ fn make_replica(
     else {
         return Err(GuestError::Unexpected("something before its greeting".into()).into());
     };
-    tell("warming the interpreter up");
-    let code = recipe.warm.clone();
-    let stage = "warm its interpreter up";
-    guest.send(&HostMessage::Warm { code }, stage, WARM_MAX)?;
-    match guest.next(stage, WARM_MAX)? {
-        AgentMessage::Warmed => {}
-        AgentMessage::WarmFailed { message } => return Err(GuestError::Warm(message).into()),
-        other => return Err(GuestError::Unexpected(format!("{other:?}")).into()),
-    }
-    guest.send(&HostMessage::Freeze, "freeze", FREEZE_MAX)?;
-    match guest.next("freeze", FREEZE_MAX)? {
-        AgentMessage::Frozen => {}
-        other => return Err(GuestError::Unexpected(format!("{other:?}")).into()),
-    }
+    let mut told = |progress: Progress| tell(&progress.message);
+    let mut steps = Steps::new(&mut guest, &mut told);
+    recipe.run.iter().try_for_each(|line| steps.run(line))?;
+    steps.warm(&recipe.warm)?;
+    steps.freeze()?;
     guest.machine.pause()?;
     tell("writing the snapshot");
     let state = guest.machine.save()?;
@@ -215,7 +224,7 @@ fn make_replica(
     drop(guest);
     tell("recording what every run touches");
     let fresh = working_set::Fresh {
-        directory: &directory,
+        memory: File::open(directory.join(MEMORY_FILE)).map_err(BuildError::Open)?,
         state: &state,
         memory_bytes: options.memory_bytes,
         root: open_root(store, ingredients)?,
@@ -260,7 +269,8 @@ fn open_root(store: &Store, ingredients: &Ingredients) -> Result<Disk, BuildErro
         .map_err(BuildError::Open)
 }
 
-fn unix_seconds() -> u64 {
+/// Now, since 1970-01-01T00:00:00Z.
+pub fn unix_seconds() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.unwrap_or_default().as_secs()
 }

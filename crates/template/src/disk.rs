@@ -47,6 +47,11 @@ impl Store {
                 what: format!("template {name}"),
             })
             .collect();
+        parts.push(DiskPart {
+            what: "earlier builds, which others differ from".to_owned(),
+            bytes: self.unnamed_bytes(),
+            reclaimable_bytes: 0,
+        });
         let unneeded = self.unneeded(false);
         let folders = [
             ("root images", self.pieces()),
@@ -55,6 +60,7 @@ impl Store {
             ("lab", cache.join("lab")),
             ("logs", self.logs()),
             ("builds", cache.join("rootfs")),
+            ("layers", cache.join("layers")),
             ("verifications", self.stamps()),
         ];
         parts.extend(folders.map(|(what, folder)| {
@@ -98,6 +104,9 @@ impl Store {
         let indexes = paths(&cache.join("rootfs")).into_iter();
         found
             .extend(indexes.filter(|index| !is_lock(index) && (all || !is_index_of(index, &used))));
+        // The next build of a derived template makes them again.
+        let layers = paths(&cache.join("layers")).into_iter();
+        found.extend(layers.filter(|path| !is_lock(path)));
         let (kernels, lab) = (cache.join("kernels"), cache.join("lab"));
         if all {
             found.extend([kernels, lab, self.stamps(), cache.join("kvm.json")]);

@@ -67,6 +67,22 @@ pub enum GuestError {
     /// The warm-up code failed.
     #[error("the recipe's warm-up code failed:\n{0}")]
     Warm(String),
+    /// What is put into it.
+    #[error("cannot read what is put into the guest")]
+    Archive(#[source] io::Error),
+    /// A command of the recipe's failed.
+    #[error("the recipe's command failed: {command}\n{how}; it said last:\n{output}")]
+    Command {
+        /// The command.
+        command: String,
+        /// How it ended.
+        how: String,
+        /// The end of its output.
+        output: String,
+    },
+    /// A program could not be started, or what came before it could not be done.
+    #[error("{0}")]
+    NotStarted(String),
     /// It said something else.
     #[error("the guest answered {0} instead")]
     Unexpected(String),

@@ -1,6 +1,7 @@
 //! What a template is booted from: kernel, initramfs, root image. Made on any machine; no KVM.
 
 use crate::agent::{self, AgentError};
+use crate::derive::{self, BaseError, Derivation};
 use crate::recipe::Recipe;
 use crate::rootfs::{self, Places, RootImage, RootfsError};
 use crate::{Progress, Store};
@@ -21,6 +22,15 @@ const MODULES: [&str; 7] = [
     "overlay",
 ];
 
+/// What a template is made from.
+#[derive(Debug)]
+pub enum Gathered {
+    /// It is booted.
+    Whole(Box<Ingredients>),
+    /// It is derived from another one.
+    Derived(Box<Derivation>),
+}
+
 /// Why the ingredients cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum GatherError {
@@ -33,6 +43,9 @@ pub enum GatherError {
     /// The root image.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
+    /// What it is derived from.
+    #[error(transparent)]
+    Base(#[from] BaseError),
     /// The initramfs.
     #[error("cannot make the guest's initramfs")]
     Initramfs(#[source] io::Error),
@@ -57,6 +70,24 @@ pub struct Ingredients {
 /// # Errors
 /// See [`GatherError`].
 pub fn gather(
+    store: &Store,
+    recipe: &Recipe,
+    check: bool,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Gathered, GatherError> {
+    match &recipe.from {
+        None => {
+            let ingredients = whole(store, recipe, check, progress)?;
+            Ok(Gathered::Whole(Box::new(ingredients)))
+        }
+        Some(from) => {
+            let derivation = derive::prepare(store, recipe, from, check, progress)?;
+            Ok(Gathered::Derived(Box::new(derivation)))
+        }
+    }
+}
+
+fn whole(
     store: &Store,
     recipe: &Recipe,
     check: bool,

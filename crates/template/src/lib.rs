@@ -5,6 +5,7 @@
 
 mod agent;
 mod build;
+mod derive;
 mod disk;
 mod guest;
 mod ingredients;
@@ -14,20 +15,23 @@ mod recipe;
 pub mod rehearsal;
 mod rootfs;
 mod size;
+mod steps;
 mod store;
 mod working_set;
 
 pub use agent::{AgentError, agent_path};
-pub use build::{BuildError, BuildOptions, Built, build, up_to_date};
+pub use build::{BuildError, BuildOptions, Built, build, unix_seconds, up_to_date};
+pub use derive::{BaseError, Derivation};
 pub use disk::{DiskPart, Prune, Pruned};
 pub use guest::{Guest, GuestError};
-pub use ingredients::{GatherError, Ingredients, gather};
+pub use ingredients::{GatherError, Gathered, Ingredients, gather};
 pub use near::nearest;
 pub use recipe::{BUILT_IN, Recipe, RecipeError, RecipeOrigin, is_name, memory_problem, starter};
 pub use rootfs::{Contents, RootfsError, Wheel, has_user_ids};
 pub use size::{SizeError, format_size, parse_size};
 pub use store::{
-    Removal, SYSTEM_STATE_DIR, Store, StoreError, Template, default_state_dir, disk_bytes,
+    Derived, Fresh, Removal, SYSTEM_STATE_DIR, Store, StoreError, Template, default_state_dir,
+    disk_bytes, is_held,
 };
 
 /// How far a long piece of work has come.

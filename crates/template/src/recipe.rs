@@ -20,6 +20,10 @@ pub const BUILT_IN: [(&str, &str); 1] = [("python", include_str!("../../../recip
 pub const NAME_MAX_BYTES: usize = 64;
 /// Longest warm-up code.
 const WARM_MAX_BYTES: usize = 256 * 1024;
+/// Longest command.
+const RUN_MAX_BYTES: usize = 64 * 1024;
+/// What a derived template has from the one that it is derived from.
+const OF_THE_BASE: [&str; 5] = ["base", "packages", "memory", "vcpus", "interpreter"];
 /// Longest requirement of pip's.
 const PIP_MAX_BYTES: usize = 1024;
 /// Debian releases whose Python the agent's driver is tested with.
@@ -34,6 +38,9 @@ const PYTHON: &str = "python3";
 pub struct Recipe {
     /// The template's name: `[a-z0-9][a-z0-9_.-]*`.
     pub name: String,
+    /// The template that it is derived from: what that one is made of is not said again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// Debian release.
     #[serde(default = "default_base")]
     pub base: String,
@@ -49,6 +56,9 @@ pub struct Recipe {
     /// Files and folders to add.
     #[serde(default)]
     pub files: Vec<AddedFile>,
+    /// Commands for a shell in the guest, run in this order before the warm-up.
+    #[serde(default)]
+    pub run: Vec<String>,
     /// Guest memory, such as `512M`.
     #[serde(default = "default_memory")]
     pub memory: String,
@@ -206,7 +216,7 @@ impl Recipe {
         if !recipe.packages.iter().any(|package| package == PYTHON) {
             recipe.packages.push(PYTHON.to_owned());
         }
-        match recipe.problem() {
+        match recipe.problem().or_else(|| recipe.said_again(text)) {
             None => Ok(recipe),
             Some((field, problem)) => Err(RecipeError::Field {
                 name: name.to_owned(),
@@ -246,6 +256,17 @@ impl Recipe {
         Ok((self.pip.clone(), Some(text)))
     }
 
+    /// What a derived one says of what is decided already.
+    fn said_again(&self, text: &str) -> Option<(&'static str, String)> {
+        let from = self.from.as_ref()?;
+        let said: toml::Table = text.parse().ok()?;
+        let field = OF_THE_BASE
+            .iter()
+            .find(|field| said.contains_key(**field))?;
+        let problem = format!("is that of {from}, from which it is derived: leave it out");
+        Some((field, problem))
+    }
+
     fn problem(&self) -> Option<(&'static str, String)> {
         if !is_name(&self.name) {
             return Some((
@@ -281,6 +302,14 @@ impl Recipe {
         if let Some(wrong) = self.pip.iter().find(|wanted| !is_requirement(wanted)) {
             let problem = format!("{wrong:?} is no requirement, such as requests>=2.31");
             return Some(("pip", problem));
+        }
+        if let Some(from) = self.from.as_ref().filter(|from| !is_name(from)) {
+            return Some(("from", format!("{from:?} is no name of a template")));
+        }
+        if let Some(long) = self.run.iter().find(|line| line.len() > RUN_MAX_BYTES) {
+            let begin: String = long.chars().take(40).collect();
+            let problem = format!("{begin:?}… is longer than {RUN_MAX_BYTES} bytes");
+            return Some(("run", problem));
         }
         if self.warm.len() > WARM_MAX_BYTES {
             return Some(("warm", format!("is longer than {WARM_MAX_BYTES} bytes")));
@@ -415,6 +444,20 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_derived_one_does_not_say_again_what_it_is_derived_from() {
+        let text = "name = \"x\"\nfrom = \"python\"\npip = [\"rich\"]\nrun = [\"true\"]\n";
+        let recipe = Recipe::parse("x.toml", text, None).unwrap();
+        assert_eq!(recipe.from.as_deref(), Some("python"));
+        for line in ["memory = \"1G\"", "packages = [\"git\"]", "vcpus = 2"] {
+            let error = Recipe::parse("x.toml", &format!("{text}{line}\n"), None);
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("leave it out"), "{line}: {error}");
+        }
+        let error = Recipe::parse("x.toml", "name = \"x\"\nfrom = \"../y\"", None);
+        assert!(error.unwrap_err().to_string().contains("from"));
     }
 
     #[test]

@@ -4,12 +4,15 @@
 
 mod contents;
 mod error;
+mod layer;
 mod pip;
 mod tools;
 mod tree;
 
 pub use contents::{Contents, Wheel};
 pub use error::RootfsError;
+pub use layer::{Layer, layer};
+pub use pip::compiler;
 pub use tools::has_user_ids;
 
 use crate::Progress;

@@ -26,6 +26,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 use zygote_snapshot::Snapshot;
 
 const PIECES: &str = "pieces";
@@ -72,6 +73,38 @@ pub struct Template {
     /// What has been installed into it.
     #[serde(default)]
     pub contents: Contents,
+    /// What it is derived from, if it was not booted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub derived: Option<Derived>,
+}
+
+/// How a template has come from another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Derived {
+    /// The other one.
+    pub from: String,
+    /// Which build of it.
+    pub build: String,
+    /// Commands that were run.
+    pub run: Vec<String>,
+    /// All that its interpreter was warmed up with.
+    pub warm: String,
+    /// The sandbox that it is a moment of, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<String>,
+}
+
+impl Template {
+    /// What its interpreter was warmed up with, if that is known.
+    #[must_use]
+    pub fn warm_code(&self) -> Option<String> {
+        if let Some(derived) = &self.derived {
+            return Some(derived.warm.clone());
+        }
+        let origin = self.recipe.as_ref()?;
+        let recipe = Recipe::parse(&self.name, &origin.text, origin.path.as_deref());
+        Some(recipe.ok()?.warm)
+    }
 }
 
 /// What removing a template has brought.
@@ -150,13 +183,17 @@ impl Store {
         self.state.join(PIECES)
     }
 
-    /// Disk images of a snapshot's: they lie in its own store.
+    /// Disk images of a template's snapshot: they lie in its own store, or, if it differs from another one, in
+    /// that one's.
     pub fn pieces_of(&self, snapshot: &Path) -> PathBuf {
+        if base_folder(snapshot).is_some() {
+            return self.pieces_under(snapshot);
+        }
         let home = self.homes().find(|home| snapshot.starts_with(home));
         home.unwrap_or(&self.state).join(PIECES)
     }
 
-    /// Disk images of a snapshot that differs from a template's: they lie where that does.
+    /// Disk images of a snapshot that differs from another one: they lie where that does.
     pub fn pieces_under(&self, snapshot: &Path) -> PathBuf {
         let base = base_folder(snapshot);
         let holds = |home: &&Path| base.as_ref().is_some_and(|base| home.join(base).is_dir());
@@ -294,7 +331,11 @@ impl Store {
         Ok(read)
     }
 
-    fn open_snapshot(&self, name: &str, directory: &Path) -> Result<Snapshot, StoreError> {
+    pub(crate) fn open_snapshot(
+        &self,
+        name: &str,
+        directory: &Path,
+    ) -> Result<Snapshot, StoreError> {
         Snapshot::open(directory, &self.pieces_of(directory)).map_err(|source| {
             StoreError::Snapshot {
                 name: name.to_owned(),
@@ -303,11 +344,40 @@ impl Store {
         })
     }
 
-    /// Removes a template. Sandboxes that run from it go on.
+    /// Removes a template, and with `derived` all that differ from its files. Sandboxes that run from it go on.
     ///
     /// # Errors
-    /// See [`StoreError`].
-    pub fn remove(&self, name: &str) -> Result<Removal, StoreError> {
+    /// See [`StoreError`]; `Needed` if there are such and they are to stay.
+    pub fn remove(&self, name: &str, derived: bool) -> Result<Removal, StoreError> {
+        let by = self.derived_from(name)?;
+        if !derived && !by.is_empty() {
+            let name = name.to_owned();
+            return Err(StoreError::Needed { name, by });
+        }
+        let mut all = Removal {
+            freed_bytes: 0,
+            kept_bytes: 0,
+        };
+        for name in by.iter().map(String::as_str).chain([name]) {
+            let one = self.remove_one(name)?;
+            all.freed_bytes += one.freed_bytes;
+            all.kept_bytes = all.kept_bytes.max(one.kept_bytes);
+        }
+        Ok(all)
+    }
+
+    /// Those of one's own that differ from the files of a template.
+    fn derived_from(&self, name: &str) -> Result<Vec<String>, StoreError> {
+        let generation = self.generation(name)?;
+        let base = generation.file_name();
+        let differs = |other: &String| {
+            let found = self.generation(other);
+            found.is_ok_and(|found| bases_of(&found).iter().any(|own| Some(&**own) == base))
+        };
+        Ok(self.own_names().into_iter().filter(differs).collect())
+    }
+
+    fn remove_one(&self, name: &str) -> Result<Removal, StoreError> {
         let generation = self.generation(name)?;
         let link = self.names().join(name);
         if link.symlink_metadata().is_err() {
@@ -338,6 +408,17 @@ impl Store {
     pub(crate) fn generation_bytes(&self, name: &str) -> u64 {
         self.generation(name)
             .map_or(0, |generation| disk_bytes(&generation))
+    }
+
+    /// What generations take that no name stands for any more.
+    pub(crate) fn unnamed_bytes(&self) -> u64 {
+        let names = self.own_names().into_iter();
+        let named: HashSet<_> = names
+            .filter_map(|name| self.generation(&name).ok())
+            .collect();
+        let all = entries(&self.generations()).map(|entry| entry.path());
+        let unnamed = all.filter(|path| !named.contains(path));
+        unnamed.map(|path| disk_bytes(&path)).sum()
     }
 
     /// The images that templates use, by digest.
@@ -431,9 +512,50 @@ impl Store {
         lock::try_hold(&self.state.join(BUILDS_LOCK))
     }
 
+    /// A folder for a new generation of a template: nobody's until it is published. The caller holds the lock of
+    /// builds.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn begin_new(&self, name: &str) -> Result<Fresh, StoreError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let nanoseconds = now.unwrap_or_default().as_nanos();
+        self.begin(name, &format!("{nanoseconds}-{}", std::process::id()))
+    }
+
+    /// Whether a template that is derived may be called so: another one that was derived gives way, one that was
+    /// built only if it is to.
+    ///
+    /// # Errors
+    /// `Taken`, or `Name`.
+    pub fn may_derive(&self, name: &str, force: bool) -> Result<(), StoreError> {
+        let known = match self.inspect(name) {
+            Err(error @ StoreError::Name { .. }) => return Err(error),
+            known => known.ok(),
+        };
+        match known.filter(|known| known.derived.is_none() && !force) {
+            Some(built) => Err(StoreError::Taken { name: built.name }),
+            None => Ok(()),
+        }
+    }
+
+    /// What one build of a template is.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; `NotFound` for a build that is not there any more.
+    pub fn inspect_build(&self, name: &str, build: &str) -> Result<Template, StoreError> {
+        let replicas = self.replicas_of(name, build)?;
+        let generation = replicas.first().and_then(|replica| replica.parent());
+        let path = generation.unwrap_or(Path::new("")).join(DESCRIPTION_FILE);
+        let read = fs::read(&path).ok();
+        let template = read.and_then(|text| serde_json::from_slice(&text).ok());
+        let name = name.to_owned();
+        template.ok_or(StoreError::Description { name, path })
+    }
+
     /// A folder for a generation that is being built: nobody's until it is published. The caller
     /// holds the lock of builds.
-    pub(crate) fn begin(&self, name: &str, unique: &str) -> Result<Fresh, StoreError> {
+    fn begin(&self, name: &str, unique: &str) -> Result<Fresh, StoreError> {
         for folder in [self.names(), self.generations()] {
             fs::create_dir_all(&folder).map_err(at("make the folder", &folder))?;
         }
@@ -447,7 +569,10 @@ impl Store {
     }
 
     /// Makes a finished generation the template of its name, in one rename.
-    pub(crate) fn publish(&self, fresh: Fresh, template: &Template) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn publish(&self, fresh: Fresh, template: &Template) -> Result<(), StoreError> {
         let text = serde_json::to_vec_pretty(template).unwrap_or_default();
         let description = fresh.path.join(DESCRIPTION_FILE);
         write_synced(&description, &text)?;
@@ -501,6 +626,12 @@ impl Store {
             .collect();
         let Some(bases) = bases else { return };
         used.extend(bases.into_iter().map(Some));
+        let derived: Vec<_> = used
+            .iter()
+            .flatten()
+            .flat_map(|name| bases_of(&self.generations().join(name)))
+            .collect();
+        used.extend(derived.into_iter().map(Some));
         for entry in entries(&self.generations()) {
             if !used.contains(&Some(entry.file_name())) {
                 let _ = fs::remove_dir_all(entry.path());
@@ -518,6 +649,14 @@ impl Store {
     }
 }
 
+/// Whether a snapshot is of a machine that was running.
+pub fn is_held(snapshot: &Path) -> bool {
+    let path = snapshot.join(zygote_snapshot::MANIFEST_FILE);
+    let manifest = fs::read(path).ok();
+    let manifest = manifest.and_then(|bytes| zygote_snapshot::Manifest::decode(&bytes).ok());
+    manifest.is_some_and(|manifest| manifest.is_held())
+}
+
 /// The folder of the snapshot that one differs from, in its store.
 fn base_folder(snapshot: &Path) -> Option<PathBuf> {
     let path = snapshot.join(zygote_snapshot::MANIFEST_FILE);
@@ -527,15 +666,25 @@ fn base_folder(snapshot: &Path) -> Option<PathBuf> {
 
 /// The generation that a paused sandbox differs from.
 fn base_of(sandbox: &Path) -> Option<OsString> {
-    let folder = base_folder(&sandbox.join("snapshot"))?;
+    base_generation(&sandbox.join("snapshot"))
+}
+
+/// The generations that the snapshots of one differ from.
+fn bases_of(generation: &Path) -> Vec<OsString> {
+    entries(generation)
+        .filter_map(|replica| base_generation(&replica.path()))
+        .collect()
+}
+
+fn base_generation(snapshot: &Path) -> Option<OsString> {
+    let folder = base_folder(snapshot)?;
     let generation = folder.strip_prefix(GENERATIONS).ok()?.components().next()?;
     Some(generation.as_os_str().to_owned())
 }
 
 /// A generation that is being built. Dropped unpublished, its folder goes.
-pub(crate) struct Fresh {
-    /// Its folder.
-    pub(crate) path: PathBuf,
+pub struct Fresh {
+    path: PathBuf,
 }
 
 impl Drop for Fresh {
@@ -546,8 +695,20 @@ impl Drop for Fresh {
 }
 
 impl Fresh {
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.path
+    }
+
+    /// What no other generation is called.
+    pub fn unique(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default();
+        let digest = blake3::hash(name.as_encoded_bytes());
+        digest.to_hex().to_string()
+    }
+
     /// The folder of one replica.
-    pub(crate) fn replica(&self, index: u32) -> PathBuf {
+    pub fn replica(&self, index: u32) -> PathBuf {
         self.path.join(format!("{REPLICA_PREFIX}{index}"))
     }
 }
@@ -619,6 +780,7 @@ mod tests {
             protocol_version: 0,
             recipe: None,
             contents: Contents::default(),
+            derived: None,
         }
     }
 
@@ -645,9 +807,9 @@ mod tests {
         publish(&store, "a", "3");
         assert_eq!(store.inspect("a").unwrap().digest, "3");
         assert_eq!(fs::read_dir(store.generations()).unwrap().count(), 2);
-        store.remove("a").unwrap();
+        store.remove("a", false).unwrap();
         assert!(matches!(
-            store.remove("a"),
+            store.remove("a", false),
             Err(StoreError::NotFound { .. })
         ));
         let names: Vec<String> = store.list().into_iter().map(|(name, _)| name).collect();
@@ -667,7 +829,7 @@ mod tests {
         assert!(!dead.exists());
         assert!(fs::symlink_metadata(store.names().join(".new-a-dead")).is_err());
         let builds = store.lock_builds(&mut |_| {}).unwrap();
-        store.remove("a").unwrap();
+        store.remove("a", false).unwrap();
         assert!(live.path.exists());
         drop((live, builds));
         publish(&store, "a", "2");
@@ -689,7 +851,7 @@ mod tests {
         fs::remove_dir(&snapshot).unwrap();
         write_snapshot(&snapshot, |writer| {
             let folder = "generations/a-1/replica-0";
-            writer.delta(&base, folder).unwrap().finish().unwrap();
+            writer.delta(&base, folder, true).unwrap().finish().unwrap();
         });
         assert_eq!(store.pieces_under(&snapshot), store.pieces());
         publish(&store, "a", "2");
@@ -704,6 +866,68 @@ mod tests {
         fs::remove_dir_all(store.sandboxes()).unwrap();
         publish(&store, "a", "5");
         assert_eq!(left(&store), 1);
+    }
+
+    /// A template that differs from another one's snapshot.
+    fn derive(store: &Store, name: &str, unique: &str, from: &Path) {
+        let fresh = store.begin(name, unique).unwrap();
+        let base = Snapshot::open(from, &store.pieces()).unwrap();
+        let folder = from.strip_prefix(store.state_dir()).unwrap();
+        write_snapshot(&fresh.replica(0), |writer| {
+            let folder = folder.to_str().unwrap();
+            writer
+                .delta(&base, folder, false)
+                .unwrap()
+                .finish()
+                .unwrap();
+        });
+        let template = Template {
+            replicas: 1,
+            ..template(name, unique)
+        };
+        store.publish(fresh, &template).unwrap();
+    }
+
+    #[test]
+    fn what_a_derived_template_differs_from_stays_and_is_not_removed_without_it() {
+        let (_folder, store) = store();
+        publish(&store, "a", "1");
+        fs::create_dir_all(store.pieces()).unwrap();
+        let whole = store.generations().join("a-1/replica-0");
+        write_snapshot(&whole, |writer| {
+            writer.memory([(0, &[1; 4096][..])]).unwrap()
+        });
+        derive(&store, "b", "2", &whole);
+        let refused = store.remove("a", false).unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .starts_with("b is derived from a, and needs")
+        );
+        let left = |store: &Store| fs::read_dir(store.generations()).unwrap().count();
+        // A new build of the base leaves the old one's files where they are.
+        publish(&store, "a", "3");
+        assert_eq!(left(&store), 3);
+        assert!(store.verify("b", &mut |_, _| {}).is_ok());
+        store.remove("a", false).unwrap();
+        assert_eq!(left(&store), 2);
+        store.remove("b", false).unwrap();
+        assert_eq!(left(&store), 0);
+        // With it, all go.
+        publish(&store, "a", "4");
+        let whole = store.generations().join("a-4/replica-0");
+        write_snapshot(&whole, |writer| {
+            writer.memory([(0, &[1; 4096][..])]).unwrap()
+        });
+        derive(&store, "b", "5", &whole);
+        derive(&store, "c", "6", &whole);
+        let refused = store.remove("a", false).unwrap_err().to_string();
+        assert!(
+            refused.starts_with("b, c are derived from a, and need its"),
+            "{refused}"
+        );
+        store.remove("a", true).unwrap();
+        assert_eq!((left(&store), store.known().len()), (0, 0));
     }
 
     fn write_snapshot(folder: &Path, memory: impl FnOnce(&mut zygote_snapshot::Writer)) {
@@ -755,7 +979,7 @@ mod tests {
         let (_folder, store) = store();
         publish(&store, "new-new-model", "1");
         publish(&store, "a", "2");
-        store.remove("a").unwrap();
+        store.remove("a", false).unwrap();
         let names: Vec<String> = store.list().into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["new-new-model"]);
         store.inspect("new-new-model").unwrap();
@@ -813,9 +1037,9 @@ mod tests {
         assert_eq!(own.current("theirs").unwrap(), "theirs-2");
         let snapshot = system.generations().join("theirs-2/replica-0");
         assert_eq!(own.pieces_of(&snapshot), system.pieces());
-        let refused = own.remove("theirs");
+        let refused = own.remove("theirs", false);
         assert!(matches!(refused, Err(StoreError::Shared { .. })));
-        own.remove("both").unwrap();
+        own.remove("both", false).unwrap();
         assert_eq!(own.inspect("both").unwrap().digest, "1");
         assert!(own.replicas_of("theirs", "theirs-2").is_err());
     }
@@ -825,7 +1049,10 @@ mod tests {
         let (_folder, store) = store();
         for name in ["../x", "", "A", "a/b", ".hidden"] {
             assert!(matches!(store.inspect(name), Err(StoreError::Name { .. })));
-            assert!(matches!(store.remove(name), Err(StoreError::Name { .. })));
+            assert!(matches!(
+                store.remove(name, false),
+                Err(StoreError::Name { .. })
+            ));
         }
     }
 }

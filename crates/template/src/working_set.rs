@@ -4,10 +4,9 @@ use crate::guest::{Guest, GuestError};
 use crate::rehearsal::{activate, python, rehearse};
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::path::Path;
 use zygote_protocol::Program;
 use zygote_snapshot::state::MachineState;
-use zygote_snapshot::{Ahead, MEMORY_FILE, RunKind, WorkingSet};
+use zygote_snapshot::{Ahead, RunKind, WorkingSet};
 use zygote_vmm::{Disk, GuestMemory, Touches};
 
 /// Runs of which only that counts which all of them do.
@@ -15,11 +14,11 @@ const REHEARSALS: usize = 4;
 
 /// A snapshot that has just been written.
 pub struct Fresh<'a> {
-    /// Its folder.
-    pub directory: &'a Path,
+    /// Guest memory.
+    pub memory: File,
     /// Registers and devices.
     pub state: &'a MachineState,
-    /// Guest memory.
+    /// Its length.
     pub memory_bytes: u64,
     /// Its root.
     pub root: Disk,
@@ -57,7 +56,7 @@ impl Fresh<'_> {
     }
 
     fn written(&self, kind: RunKind) -> Result<Pages, GuestError> {
-        let memory = GuestMemory::private(&self.memory()?, self.memory_bytes);
+        let memory = GuestMemory::private(&self.memory, self.memory_bytes);
         let memory = memory.map_err(std::io::Error::other)?;
         self.run(kind, memory.clone())?;
         let ranges = memory.copied()?;
@@ -69,15 +68,11 @@ impl Fresh<'_> {
 
     /// Nothing if this user may not watch page faults: then what is only read is mapped when it is read.
     fn touched(&self, kind: RunKind) -> Result<Pages, GuestError> {
-        let Ok((memory, touches)) = Touches::watch(&self.memory()?, self.memory_bytes) else {
+        let Ok((memory, touches)) = Touches::watch(&self.memory, self.memory_bytes) else {
             return Ok(Pages::new());
         };
         self.run(kind, memory)?;
         Ok(touches.taken()?.into_iter().collect())
-    }
-
-    fn memory(&self) -> std::io::Result<File> {
-        File::open(self.directory.join(MEMORY_FILE))
     }
 
     fn run(&self, kind: RunKind, memory: GuestMemory) -> Result<(), GuestError> {

@@ -102,11 +102,13 @@ pub struct BranchArgs {
 #[derive(Args)]
 #[command(
     after_help = "The moment is kept as long as the sandbox lives, and costs what differs from it. One without a \
-        name gives way to newer ones.\n\nExamples:\n  \
+        name gives way to newer ones. With --template it is written to disk, as a template: sandboxes of it \
+        begin where this one is, with its files and its processes.\n\nExamples:\n  \
         zygote snapshot box before\n  \
         zygote python box -c 'x = 1'\n  \
         zygote rollback box before\n  \
-        zygote branch box --at before --name again"
+        zygote branch box --at before --name again\n  \
+        zygote snapshot box warm --template; zygote create -t warm"
 )]
 pub struct SnapshotArgs {
     /// The sandbox
@@ -114,6 +116,12 @@ pub struct SnapshotArgs {
     pub sandbox: String,
     /// What the moment is called: letters, digits, -, _ and .
     pub name: Option<String>,
+    /// Make a template of that name
+    #[arg(long, requires = "name")]
+    pub template: bool,
+    /// Of a moment that is kept, not of now: its name, its number (@7), or counted from the newest (@-1)
+    #[arg(long, value_name = "MOMENT", requires = "template")]
+    pub at: Option<String>,
     /// How long its processes may take to stop
     #[arg(long, default_value = "5s", value_parser = parse_duration, value_name = "TIME")]
     pub freeze_timeout: Timeout,

@@ -4,19 +4,34 @@ use super::{engine_with, now_s, span};
 use crate::args::{Global, MomentsArgs, RollbackArgs, SnapshotArgs};
 use crate::out::say;
 use serde_json::json;
-use zygote_api::{MomentInfo, MomentRequest, RollbackRequest};
+use zygote_api::{MomentInfo, MomentRequest, PublishRequest, RollbackRequest};
 use zygote_template::format_size;
 
-/// Keeps a moment; gives back the exit code.
+/// Keeps a moment, or makes a template of it; gives back the exit code.
 pub fn snapshot(global: &Global, args: &SnapshotArgs) -> anyhow::Result<u8> {
+    let limit = args.freeze_timeout.0;
+    let freeze_seconds = limit.map_or(0.0, |limit| limit.as_secs_f64());
     super::block_on(async {
         let client = engine_with(global, &args.sandbox).await?;
+        if let (true, Some(template)) = (args.template, args.name.clone()) {
+            let request = PublishRequest {
+                template,
+                at: args.at.clone(),
+                freeze_seconds,
+                force: args.force,
+            };
+            let built = client.publish(&args.sandbox, &request).await?;
+            if args.json {
+                say!("{}", json!(built));
+            } else {
+                let size = format_size(built.info.disk_bytes);
+                say!("{}: a template ({size} on disk)", built.info.template);
+            }
+            return Ok(0);
+        }
         let request = MomentRequest {
             name: args.name.clone(),
-            freeze_seconds: args
-                .freeze_timeout
-                .0
-                .map_or(0.0, |limit| limit.as_secs_f64()),
+            freeze_seconds,
             force: args.force,
         };
         let kept = client.keep_moment(&args.sandbox, &request).await?;

@@ -42,23 +42,25 @@ pub fn list(store: &Store, as_json: bool) -> anyhow::Result<u8> {
         return Ok(0);
     }
     say!(
-        "{:<16} {:>9} {:>5} {:>8} {:>10} {:>10}  KERNEL",
+        "{:<16} {:>9} {:>5} {:>8} {:>10} {:>10}  {:<16}  KERNEL",
         "NAME",
         "MEMORY",
         "VCPUS",
         "REPLICAS",
         "DISK",
-        "BUILT"
+        "BUILT",
+        "FROM"
     );
     for template in &list.templates {
         say!(
-            "{:<16} {:>9} {:>5} {:>8} {:>10} {:>10}  {}",
+            "{:<16} {:>9} {:>5} {:>8} {:>10} {:>10}  {:<16}  {}",
             template.template,
             format_size(template.memory_bytes),
             template.vcpus,
             template.replicas,
             format_size(template.disk_bytes),
             ago(template.created_unix_s),
+            template.from.as_deref().unwrap_or("-"),
             template.kernel_release
         );
     }
@@ -81,6 +83,7 @@ fn detailed(detail: &TemplateDetail) {
     say!("{}: {}", info.template, summary(info));
     let recipe = detail.recipe_path.as_deref();
     let recipe = recipe.unwrap_or(match detail.recipe_toml {
+        Some(_) if info.from.is_some() => "from the command line",
         Some(_) => "built in",
         None => "not known: built by an earlier version",
     });
@@ -90,6 +93,9 @@ fn detailed(detail: &TemplateDetail) {
         ago(info.created_unix_s)
     );
     say!("  recipe      {recipe}");
+    if let Some(from) = &info.from {
+        say!("  derived     from {from}");
+    }
     say!("  kernel      {}", info.kernel_release);
     say!("  interpreter {}", info.interpreter);
     say!("  digest      {}", info.digest);
@@ -104,11 +110,18 @@ fn detailed(detail: &TemplateDetail) {
     let debian = detail.debian_packages.iter();
     let debian = debian.map(|(name, version)| format!("{name} {version}"));
     names("Debian packages", debian.collect());
+    if !detail.run.is_empty() {
+        lines("commands", &detail.run.join("\n"));
+    }
     if !detail.warm.trim().is_empty() {
-        say!("  run before the snapshot:");
-        for line in detail.warm.trim().lines() {
-            say!("    {line}");
-        }
+        lines("run before the snapshot", &detail.warm);
+    }
+}
+
+fn lines(what: &str, text: &str) {
+    say!("  {what}:");
+    for line in text.trim().lines() {
+        say!("    {line}");
     }
 }
 

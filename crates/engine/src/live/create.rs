@@ -59,16 +59,21 @@ impl Engine {
         let allowed = sandbox.spec.allow_missing_walls;
         let (pool, fork) = self.fork(&loaded, kind, allowed, notes).await?;
         let made = activate(&sandbox, pool.zygote(), fork).await;
-        drop(turn);
         let guest = made.map_err(LiveError::NotMade)?;
         let expires = sandbox.spec.ttl.map(|ttl| begun + ttl);
+        let journal = Arc::clone(&self.live().journal);
+        let patience = pool.zygote().patience();
+        let source = Source::Pool(pool, Arc::clone(&loaded));
+        let (own, holder) = (Arc::clone(&sandbox), Arc::clone(self.holder()));
+        let mut owner = Owner::new(own, Arc::clone(&journal), guest, expires, source, holder);
+        if let Some(contexts) = &loaded.held {
+            let taken = owner.take_over(contexts, patience).await;
+            taken.map_err(|why| LiveError::NotMade(why.to_string()))?;
+        }
+        drop(turn);
         sandbox
             .status
             .send_modify(|status| status.fork_time = Some(begun.elapsed()));
-        let journal = Arc::clone(&self.live().journal);
-        let source = Source::Pool(pool, loaded);
-        let (own, holder) = (Arc::clone(&sandbox), Arc::clone(self.holder()));
-        let mut owner = Owner::new(own, Arc::clone(&journal), guest, expires, source, holder);
         // Before anybody hears of it.
         owner.write_down().await;
         making.finish();

@@ -87,6 +87,9 @@ pub enum LiveError {
     /// It could not be put there.
     #[error("the sandbox could not be paused, and goes on: {0}")]
     NotPaused(String),
+    /// No template could be made of it.
+    #[error("no template could be made of the sandbox: {0}")]
+    NotPublished(String),
     /// It could not be had back.
     #[error("the sandbox could not be resumed, and stays paused: {0}")]
     NotResumed(String),

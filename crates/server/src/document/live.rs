@@ -56,6 +56,13 @@ pub fn wait() {}
     responses((status = 200, body = SandboxStats), (status = "default", body = ErrorBody)))]
 pub fn stats() {}
 
+/// Makes a template of it, as it is now or as it was at a moment that is kept: on disk, where it outlives the
+/// sandbox. Sandboxes of it begin there, with its files and its processes.
+#[utoipa::path(post, path = "/v1/sandboxes/{id}/template", request_body = PublishRequest,
+    params(("id" = String, Path, description = "Id or name")),
+    responses((status = 200, body = Built), (status = "default", body = ErrorBody)))]
+pub fn publish() {}
+
 /// Makes children of it that go on where it is: with its memory, its files, its processes, each in the middle
 /// of what it does. It stands still for that, for about a millisecond, and goes on.
 #[utoipa::path(post, path = "/v1/sandboxes/{id}/branch", request_body = BranchRequest,

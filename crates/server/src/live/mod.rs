@@ -12,6 +12,7 @@ mod routes;
 mod socket;
 mod words;
 
+pub use branch::freeze_limit;
 pub use moment::policy as moment_policy;
 pub use process::attached;
 pub use routes::router;

@@ -9,20 +9,19 @@ use super::socket as ws;
 use super::words::{live_failure, process_info, running, sandbox_info, state};
 use crate::answer::{Failed, json};
 use crate::backend::Backend;
-use crate::lines::object;
+use crate::lines::{object, query};
 use crate::local::time_limit;
 use crate::stream::{EVENTS_MAX, Form, answer};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -156,14 +155,6 @@ pub(super) fn told(error: LiveError) -> Failed {
 fn form(headers: &HeaderMap) -> Form {
     let accept = headers.get(header::ACCEPT);
     Form::of(accept.and_then(|value| value.to_str().ok()))
-}
-
-/// A query's fields; an unknown one, or a wrong value, is told.
-fn query<T: DeserializeOwned>(uri: &axum::http::Uri) -> Result<T, Failure> {
-    let parsed = Query::<T>::try_from_uri(uri);
-    parsed.map(|Query(asked)| asked).map_err(|error| {
-        Failure::bad_request("the query is not what it should be").cause(error.body_text())
-    })
 }
 
 async fn create<B: Backend>(

@@ -253,6 +253,8 @@ pub fn live_failure(error: &LiveError) -> Failure {
         LiveError::NotAsleep(_) => with(ErrorCode::SandboxPaused),
         LiveError::NotPaused(_) => with(ErrorCode::PauseFailed)
             .remedy("free some space on the disk with the state directory, if that is full"),
+        LiveError::NotPublished(_) => with(ErrorCode::BuildFailed)
+            .remedy("free some space on the disk with the state directory, if that is full"),
         LiveError::NotResumed(_) => with(ErrorCode::PauseFailed)
             .remedy("what is wrong with it is named; if it cannot be mended: zygote rm SANDBOX"),
         LiveError::Late(_) => with(ErrorCode::Busy).retry_after(RETRY_AFTER_S),

@@ -49,6 +49,18 @@ pub fn install(
     work: &Path,
     log: &Path,
 ) -> Result<Vec<Wheel>, RootfsError> {
+    let found = unpack_into(wanted, tree, work, log)?;
+    compile(tree, log)?;
+    Ok(found)
+}
+
+/// The same, without byte code: `tree` need have nothing else.
+pub fn unpack_into(
+    wanted: &Wanted<'_>,
+    tree: &Path,
+    work: &Path,
+    log: &Path,
+) -> Result<Vec<Wheel>, RootfsError> {
     let python = python().ok_or(RootfsError::Missing {
         program: "pip",
         package: "python3-pip",
@@ -59,7 +71,6 @@ pub fn install(
     let target = work.join("target");
     unpack(&python, &found, &wheels, &target, log)?;
     place(&target, tree)?;
-    compile(tree, log)?;
     Ok(found)
 }
 
@@ -243,17 +254,23 @@ fn lead_to_the_guests_interpreter(script: &Path) -> Result<(), RootfsError> {
     Ok(())
 }
 
-/// Byte code by the guest's own Python, that is believed without looking at the source again.
-fn compile(tree: &Path, log: &Path) -> Result<(), RootfsError> {
-    let mut command = rooted("chroot");
-    command.arg(tree).args([
+/// What makes byte code by the guest's own Python, that is believed without looking at the source again.
+pub fn compiler() -> [String; 6] {
+    let folder = format!("/{PACKAGES}");
+    let words = [
         "/usr/bin/python3",
         "-m",
         "compileall",
         "-q",
         "--invalidation-mode=unchecked-hash",
-    ]);
-    command.arg(format!("/{PACKAGES}"));
+        &folder,
+    ];
+    words.map(str::to_owned)
+}
+
+fn compile(tree: &Path, log: &Path) -> Result<(), RootfsError> {
+    let mut command = rooted("chroot");
+    command.arg(tree).args(compiler());
     match tool(command, "compileall", "python3", log) {
         // Some packages bring files for other versions of the language.
         Err(RootfsError::Tool { .. }) => Ok(()),

@@ -38,6 +38,20 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// Others differ from it.
+    #[error("{} derived from {name}, and need{} its files", are(by), if by.len() == 1 { "s" } else { "" })]
+    Needed {
+        /// Which template.
+        name: String,
+        /// Those that do.
+        by: Vec<String>,
+    },
+    /// The name is that of one that was built.
+    #[error("{name} is a template that was built, and not derived")]
+    Taken {
+        /// Which template.
+        name: String,
+    },
     /// It is in the other store.
     #[error("the template {name} is in {}, and not yours to remove", state.display())]
     Shared {
@@ -77,6 +91,11 @@ pub enum StoreError {
     },
 }
 
+fn are(names: &[String]) -> String {
+    let verb = if names.len() == 1 { "is" } else { "are" };
+    format!("{} {verb}", names.join(", "))
+}
+
 fn there_are(known: &[String]) -> String {
     if known.is_empty() {
         "there are none yet".to_owned()
@@ -108,6 +127,12 @@ impl StoreError {
             }
             Self::Shared { name, .. } => Some(format!(
                 "have its owner remove it: sudo zygote template rm {name}"
+            )),
+            Self::Needed { name, .. } => Some(format!(
+                "remove all of them: zygote template rm {name} --derived"
+            )),
+            Self::Taken { name } => Some(format!(
+                "choose another name, or remove that one: zygote template rm {name}"
             )),
             Self::Building => Some("wait for its end; see: zygote status".into()),
             Self::File { .. } | Self::Lock(_) | Self::Name { .. } => None,
