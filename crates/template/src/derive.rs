@@ -11,15 +11,15 @@ use crate::rootfs::{Contents, Layer, layer};
 use crate::steps::Steps;
 use crate::store::{Derived, Fresh, Store, StoreError, Template, disk_bytes};
 use crate::working_set;
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, memfd_create, sendfile};
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use zygote_protocol::PROTOCOL_VERSION;
 use zygote_snapshot::state::MachineState;
 use zygote_snapshot::{
-    Ahead, FORMAT_VERSION, Manifest, Origin, PAGE_BYTES, Snapshot, VerifyError, Writer,
+    Ahead, CHUNK_BYTES, FORMAT_VERSION, Manifest, Origin, PAGE_BYTES, Snapshot, VerifyError, Writer,
 };
 use zygote_vmm::{Disk, GuestMemory, MachineError};
 
@@ -206,8 +206,13 @@ fn make(
     let own = relative(&from.snapshot, &pieces);
     let (whole, folder) = base.into_whole(own);
     let mut writer = Writer::create(&written.directory)?;
-    write_delta(&mut writer, &guest, &memory, &whole, &folder)?;
-    let copy = copy_of(&guest)?;
+    let copy = copy_of(&whole).map_err(BuildError::Open)?;
+    let mut delta = writer.delta(&whole, &folder, false)?;
+    own_pages(&guest, &memory, &mut |offset, bytes| {
+        delta.pages(offset, bytes)?;
+        copy.write_all_at(bytes, offset).map_err(BuildError::Open)
+    })?;
+    delta.finish()?;
     drop((guest, memory));
     writer.machine(&written.state)?;
     progress(Progress::new("recording what every run touches"));
@@ -278,45 +283,48 @@ fn disks_of(snapshot: &Snapshot) -> io::Result<Vec<Disk>> {
         .collect()
 }
 
-fn write_delta(
-    writer: &mut Writer,
+/// Takes pages: their offset in the memory, and their bytes.
+type Put<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<(), BuildError>;
+
+/// Gives the pages that a guest has for itself, in ascending order.
+fn own_pages(
     guest: &Guest,
     memory: &GuestMemory,
-    whole: &Snapshot,
-    folder: &str,
+    put: Put<'_>,
 ) -> Result<(), BuildError> {
-    let mut delta = writer.delta(whole, folder, false)?;
     let parts = guest.machine.paused_memory()?;
     for [first, count] in memory.copied().map_err(BuildError::Open)? {
-        let (start, end) = (
-            u64::from(first) * PAGE_BYTES,
-            u64::from(first + count) * PAGE_BYTES,
-        );
+        let start = u64::from(first) * PAGE_BYTES;
+        let end = u64::from(first + count) * PAGE_BYTES;
         for (offset, bytes) in &parts {
-            let part_end = offset + bytes.len() as u64;
-            let (from, to) = (start.max(*offset), end.min(part_end));
+            let (from, to) = (start.max(*offset), end.min(offset + bytes.len() as u64));
             if from < to {
-                let within = (from - offset) as usize..(to - offset) as usize;
-                delta.pages(from, &bytes[within])?;
+                put(
+                    from,
+                    &bytes[(from - offset) as usize..(to - offset) as usize],
+                )?;
             }
         }
     }
-    Ok(delta.finish()?)
+    Ok(())
 }
 
-/// All of a guest's memory, as a file of this process: what is zero is a hole.
-fn copy_of(guest: &Guest) -> Result<File, BuildError> {
-    let copied = |parts: Vec<(u64, &[u8])>| -> io::Result<File> {
-        let file = File::from(memfd_create("memory", MemfdFlags::CLOEXEC)?);
-        for (offset, bytes) in &parts {
-            for (index, page) in bytes.chunks(PAGE_BYTES as usize).enumerate() {
-                if page.iter().any(|byte| *byte != 0) {
-                    file.write_all_at(page, offset + index as u64 * PAGE_BYTES)?;
-                }
+/// A file of this process, with a snapshot's memory; what is zero is a hole.
+fn copy_of(whole: &Snapshot) -> io::Result<File> {
+    let copy = File::from(memfd_create("memory", MemfdFlags::CLOEXEC)?);
+    let memory = &whole.manifest().memory;
+    copy.set_len(memory.bytes)?;
+    for (index, digest) in memory.chunks.iter().enumerate() {
+        let mut from = index as u64 * CHUNK_BYTES;
+        let end = memory.bytes.min(from + CHUNK_BYTES);
+        (&copy).seek(SeekFrom::Start(from))?;
+        while !digest.is_empty() && from < end {
+            let left = (end - from) as usize;
+            // Moves `from` on.
+            if sendfile(&copy, whole.memory_file(), Some(&mut from), left)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            file.set_len(offset + bytes.len() as u64)?;
         }
-        Ok(file)
-    };
-    copied(guest.machine.paused_memory()?).map_err(BuildError::Open)
+    }
+    Ok(copy)
 }
