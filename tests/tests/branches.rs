@@ -478,3 +478,43 @@ fn an_engine_that_is_killed_in_the_middle_of_a_verb_leaves_its_sandbox_whole() {
         assert!(lines(&Live::named(&id)) > 0);
     }
 }
+
+#[test]
+fn what_differs_between_moments_is_told_and_nothing_runs_in_what_is_looked_at() {
+    let it = Live::new("compared");
+    zygote(&["exec", "-d", "compared", "--", "sh", "-c", COUNTING]).good();
+    await_lines(&it, 1);
+    it.sh("mkdir /srv/a; echo 1 > /srv/a/gone; echo 1 > /srv/changed")
+        .good();
+    zygote(&["snapshot", "compared", "first"]).good();
+    it.sh("rm -r /srv/a; echo two > /srv/changed; ln -s x /srv/added")
+        .good();
+    zygote(&["snapshot", "compared", "second"]).good();
+    let diff = |words: &[&str]| {
+        let found = zygote(&[&["diff", "--json"], words].concat()).good();
+        found.json().remove(0)
+    };
+    // Two looks at the same moment see the same, although a process is in the middle of writing.
+    let same = diff(&["compared@second", "compared@-1"]);
+    assert_eq!(same["files"].as_array().unwrap().len(), 0, "{same}");
+    assert_eq!(same["pages"], 0, "{same}");
+    let found = diff(&["compared@first", "compared@second"]);
+    let told = |one: &serde_json::Value| format!("{} {}", one["change"], one["path"]);
+    let told: Vec<String> = found["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(told)
+        .collect();
+    let expected = [
+        r#""changed" "/root/lines""#,
+        r#""removed" "/srv/a""#,
+        r#""removed" "/srv/a/gone""#,
+        r#""added" "/srv/added""#,
+        r#""changed" "/srv/changed""#,
+    ];
+    assert_eq!(told, expected);
+    assert!(found["pages"].as_u64().unwrap() > 0, "{found}");
+    let nobody = zygote(&["diff", "compared@never"]);
+    assert!(nobody.error().contains("no moment never"), "{nobody:?}");
+}

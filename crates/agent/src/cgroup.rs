@@ -10,6 +10,8 @@ const USER: &str = "/sys/fs/cgroup/user";
 /// Parts of it: the warm interpreter, and the process that waits for a command.
 const WARM: &str = "warm";
 const LAUNCHER: &str = "launcher";
+/// Who only looks at what the user's processes have left, while they stand still.
+const ONLOOKERS: &str = "/sys/fs/cgroup/onlookers";
 /// Memory that the user's processes cannot take, so that the agent and the kernel go on.
 const RESERVED_BYTES: u64 = 40 << 20;
 /// Most processes and threads of the user.
@@ -62,6 +64,13 @@ pub fn entrance() -> io::Result<fs::File> {
     fs::OpenOptions::new()
         .write(true)
         .open(Path::new(USER).join("cgroup.procs"))
+}
+
+/// The same, into a group that is not frozen with it.
+pub fn onlookers_entrance() -> io::Result<fs::File> {
+    fs::create_dir_all(ONLOOKERS)?;
+    let path = Path::new(ONLOOKERS).join("cgroup.procs");
+    fs::OpenOptions::new().write(true).open(path)
 }
 
 /// The same, into the warm interpreter's part of it.

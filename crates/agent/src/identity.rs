@@ -70,12 +70,15 @@ impl Papers {
             kernel_seed,
             interpreter_seed: _,
             reseed: _,
+            stays,
         } = identity;
         context("set the clock", set_clock(clock))?;
         let reseeded = reseed(&self.urandom, kernel_seed);
         context("reseed the kernel's generator", reseeded)?;
-        context("set the host name", self.name(hostname))?;
-        context("write the machine's ids", self.number(machine_id, boot_id))?;
+        if !stays {
+            context("set the host name", self.name(hostname))?;
+            context("write the machine's ids", self.number(machine_id, boot_id))?;
+        }
         let mut sample = vec![0; 32];
         rustix::rand::getrandom(&mut sample, rustix::rand::GetRandomFlags::empty())?;
         Ok(sample)

@@ -69,6 +69,8 @@ struct Server {
     launcher: Option<Launcher>,
     /// To where programs run.
     entrance: File,
+    /// Whether the user's processes stand still for good.
+    stays: bool,
     interpreter: Option<Interpreter>,
     state: State,
     /// `None` where it is no guest.
@@ -116,6 +118,7 @@ impl Server {
             processes: Processes::new(),
             launcher: None,
             entrance,
+            stays: false,
             interpreter: None,
             state,
             pressure: clock.as_ref().map(|_| Pressure::watch()).transpose()?,
@@ -373,10 +376,13 @@ impl Server {
         if let Some(interpreter) = &mut self.interpreter {
             interpreter.set_seed(identity.interpreter_seed.as_deref());
         }
-        if self.state == State::Held {
+        if self.state == State::Held && !identity.stays {
             self.processes.reseed(identity.reseed);
         }
-        if let Some(thaw) = thaw {
+        if identity.stays {
+            self.entrance = cgroup::onlookers_entrance()?;
+            self.stays = true;
+        } else if let Some(thaw) = thaw {
             thaw.thaw()?;
         }
         Ok(sample)
@@ -492,6 +498,8 @@ impl Server {
             ))
         } else if self.state == State::Held {
             Err(io::Error::other("the guest is held, for a branch"))
+        } else if self.stays && !matches!(start.program, Program::Files(_)) {
+            Err(io::Error::other("the guest is only to be looked at"))
         } else if self.processes.find(id).is_some() {
             Err(io::Error::other("a process of this number runs already"))
         } else {
@@ -539,7 +547,7 @@ impl Server {
         let Start {
             env, cwd, stdin, ..
         } = start;
-        if user.is_none() && start.terminal.is_none() {
+        if user.is_none() && start.terminal.is_none() && !self.stays {
             if let Some(launcher) = self.launcher.take() {
                 match launcher.launch(arguments, env, cwd, *stdin) {
                     // Somebody has killed it.

@@ -4,6 +4,7 @@
 mod branch;
 mod code;
 mod collect;
+mod diff;
 mod error;
 mod exec;
 mod file;
@@ -20,6 +21,7 @@ pub use code::{
     Bundle, CodeEvent, CodeRequest, CodeResult, ContextInfo, ContextList, ContextRequest, Exception,
 };
 pub use collect::{COLLECTED_MAX_BYTES, Collected, OutputBudget};
+pub use diff::{Diff, DiffChange, DiffRequest, DiffSide, FileDiff};
 pub use error::{ErrorBody, ErrorCode, Failure, with_causes};
 pub use exec::{
     CommandRequest, ExecEvent, ExecInput, ExecRequest, ExecResult, GetPiece, GotFile, ProgramFile,

@@ -124,6 +124,8 @@ pub enum Verb {
     Branch(BranchArgs),
     /// Keep this moment of a sandbox, to go back to it
     Snapshot(SnapshotArgs),
+    /// Show what differs between two moments of sandboxes: files and memory
+    Diff(DiffArgs),
     /// Take a sandbox back to a moment that is kept
     Rollback(RollbackArgs),
     /// Put a sandbox on disk, where it costs no memory

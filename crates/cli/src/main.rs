@@ -72,6 +72,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Create(args) => live::create(global, args),
         Verb::Branch(args) => live::branch(global, args),
         Verb::Snapshot(args) => live::snapshot(global, args),
+        Verb::Diff(args) => live::diff(global, args),
         Verb::Rollback(args) => live::rollback(global, args),
         Verb::Pause(args) => live::pause(global, args),
         Verb::Resume(args) => live::resume(global, args),

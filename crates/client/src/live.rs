@@ -12,10 +12,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use zygote_api::{
     AttachRequest, BranchRequest, Branched, Built, CodeEvent, CodeRequest, ContextInfo,
-    ContextList, ContextRequest, CreateEvent, FileAction, FileEvent, FileInfo, MomentInfo,
-    MomentList, MomentRequest, PauseRequest, ProcessEvent, ProcessInfo, ProcessInput, ProcessList,
-    ProcessOutput, ProcessRequest, ProcessSignal, PublishRequest, RollbackRequest, SandboxChange,
-    SandboxEvent, SandboxInfo, SandboxList, SandboxRequest, SandboxStats, base64,
+    ContextList, ContextRequest, CreateEvent, Diff, DiffRequest, FileAction, FileEvent, FileInfo,
+    MomentInfo, MomentList, MomentRequest, PauseRequest, ProcessEvent, ProcessInfo, ProcessInput,
+    ProcessList, ProcessOutput, ProcessRequest, ProcessSignal, PublishRequest, RollbackRequest,
+    SandboxChange, SandboxEvent, SandboxInfo, SandboxList, SandboxRequest, SandboxStats, base64,
 };
 
 /// How long one request waits for an end; it is asked again.
@@ -123,6 +123,15 @@ impl Client {
             Some(request),
         )
         .await
+    }
+
+    /// `POST /v1/sandboxes/{id}/diff`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn diff(&self, id: &str, request: &DiffRequest) -> Result<Diff, ClientError> {
+        self.ask_within(MACHINE_MAX, Method::POST, &path(id, "/diff"), Some(request))
+            .await
     }
 
     /// `POST /v1/sandboxes/{id}/template`.

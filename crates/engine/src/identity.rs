@@ -25,6 +25,7 @@ pub fn draw() -> io::Result<(Uuid, Identity)> {
         kernel_seed: random::<SEED_BYTES>()?.to_vec(),
         interpreter_seed: Some(random::<SEED_BYTES>()?.to_vec()),
         reseed: false,
+        stays: false,
     };
     Ok((id, identity))
 }

@@ -27,7 +27,7 @@ pub struct Loaded {
 
 /// One of its snapshots.
 pub struct Replica {
-    snapshot: PathBuf,
+    pub snapshot: PathBuf,
     /// Locked while it is loaded: who comes meanwhile waits for that.
     pool: Mutex<Option<Filled>>,
 }

@@ -43,18 +43,26 @@ impl Zygote {
     /// # Errors
     /// See [`SaveError`]; what was written is no snapshot then.
     pub async fn save(&self, folder: &Path) -> Result<Manifest, SaveError> {
+        let (snapshot, store) = self.snapshot().ok_or(ZygoteError::Gone)?.clone();
+        let ours = self.begin_to_send().await?;
+        let folder = folder.to_owned();
+        let work = move || write(ours, &snapshot, &store, &folder);
+        let written = tokio::task::spawn_blocking(work).await;
+        written.unwrap_or(Err(SaveError::Nonsense))
+    }
+
+    /// Has a branch send what it has of its own; see [`pages`].
+    pub(crate) async fn begin_to_send(&self) -> Result<UnixStream, SaveError> {
         let process = self.process().ok_or(ZygoteError::Gone)?;
         let pagemap = pid(process).and_then(|pid| File::open(format!("/proc/{pid}/pagemap")));
         let pagemap = pagemap.map_err(SaveError::PageMap)?;
         // Else that could be another process's.
         pid(process).map_err(|_| ZygoteError::Gone)?;
-        let (snapshot, store) = self.snapshot().ok_or(ZygoteError::Gone)?.clone();
         let (ours, theirs) = UnixStream::pair().map_err(ZygoteError::Start)?;
         self.send(theirs.into(), pagemap.into()).await?;
-        let folder = folder.to_owned();
-        let work = move || write(ours, &snapshot, &store, &folder);
-        let written = tokio::task::spawn_blocking(work).await;
-        written.unwrap_or(Err(SaveError::Nonsense))
+        ours.set_read_timeout(Some(PIECE_MAX))
+            .map_err(SaveError::Stream)?;
+        Ok(ours)
     }
 }
 
@@ -64,9 +72,6 @@ fn write(
     pieces: &Path,
     folder: &Path,
 ) -> Result<Manifest, SaveError> {
-    stream
-        .set_read_timeout(Some(PIECE_MAX))
-        .map_err(SaveError::Stream)?;
     let opened = Snapshot::open(snapshot, pieces)?;
     let manifest = opened.manifest().clone();
     // A snapshot that differs from another one is not what others differ from.

@@ -53,6 +53,13 @@ pub enum FileTask {
         /// 1: what is in it; 2: also what is in folders in it; and so on.
         depth: u32,
     },
+    /// List all that is in a folder, folders in it before what is in them, without what is mounted there.
+    /// Answered by an `Entry` for each, their paths relative to it.
+    Walk {
+        /// Which.
+        #[serde(with = "serde_bytes")]
+        path: Vec<u8>,
+    },
     /// Make a folder.
     MakeFolder {
         /// Where.

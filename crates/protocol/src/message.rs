@@ -168,6 +168,9 @@ pub struct Identity {
     /// Whether contexts draw anew, too. Without that, those of a branch go on with the random numbers that
     /// their source would have had; not with the keys of its TLS.
     pub reseed: bool,
+    /// Whether it is only to be looked at: the user's processes stay frozen, what names the machine stays as it
+    /// is, and nothing can be started but tasks with files.
+    pub stays: bool,
 }
 
 /// Something for the guest's file system. Paths are bytes; relative ones start at `/root`. Folders

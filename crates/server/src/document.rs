@@ -32,6 +32,7 @@ use zygote_api::*;
         live::wait,
         live::stats,
         live::publish,
+        live::diff,
         live::branch,
         live::keep_moment,
         live::list_moments,

@@ -287,11 +287,7 @@ fn disks_of(snapshot: &Snapshot) -> io::Result<Vec<Disk>> {
 type Put<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<(), BuildError>;
 
 /// Gives the pages that a guest has for itself, in ascending order.
-fn own_pages(
-    guest: &Guest,
-    memory: &GuestMemory,
-    put: Put<'_>,
-) -> Result<(), BuildError> {
+fn own_pages(guest: &Guest, memory: &GuestMemory, put: Put<'_>) -> Result<(), BuildError> {
     let parts = guest.machine.paused_memory()?;
     for [first, count] in memory.copied().map_err(BuildError::Open)? {
         let start = u64::from(first) * PAGE_BYTES;

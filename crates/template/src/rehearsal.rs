@@ -113,5 +113,6 @@ fn identity() -> std::io::Result<Identity> {
         kernel_seed: seed.clone(),
         interpreter_seed: Some(seed),
         reseed: false,
+        stays: false,
     })
 }

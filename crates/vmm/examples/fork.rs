@@ -85,6 +85,7 @@ fn identity(number: u8) -> Identity {
         kernel_seed: vec![number; 64],
         interpreter_seed: Some(vec![number; 64]),
         reseed: false,
+        stays: false,
     }
 }
 

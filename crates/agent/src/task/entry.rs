@@ -2,11 +2,11 @@
 
 use super::answer;
 use std::fs::{self, Metadata};
-use std::io;
+use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use zygote_protocol::{FileAnswer, FileEntry, FileKind};
+use zygote_protocol::{FileAnswer, FileEntry, FileKind, encode_answer};
 
 /// Tells what there is at a path.
 pub fn stat(path: &Path, follow: bool) -> io::Result<()> {
@@ -45,8 +45,23 @@ fn entry(path: &Path, shown: &Path, meta: &Metadata) -> FileEntry {
 
 /// Lists a folder, and folders in it, in the order of their names. What goes away meanwhile is left out.
 pub fn list(root: &Path, depth: u32) -> io::Result<()> {
+    list_if(root, depth, |_| true)
+}
+
+/// Lists all of a folder but what is mounted in it.
+pub fn walk(root: &Path) -> io::Result<()> {
+    let device = fs::metadata(root)?.dev();
+    // An overlay's files may lie on other devices, its folders do not
+    // (Documentation/filesystems/overlayfs.rst, Inode properties).
+    list_if(root, u32::MAX, |meta| {
+        !meta.is_dir() || meta.dev() == device
+    })
+}
+
+fn list_if(root: &Path, depth: u32, is_wanted: impl Fn(&Metadata) -> bool) -> io::Result<()> {
     // What is named may be a link to a folder.
     let mut folders = vec![(root.to_owned(), 1)];
+    let mut stdout = BufWriter::new(io::stdout().lock());
     while let Some((folder, level)) = folders.pop() {
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
@@ -60,16 +75,18 @@ pub fn list(root: &Path, depth: u32) -> io::Result<()> {
         inside.sort();
         let mut deeper = Vec::new();
         for path in inside {
-            let Ok(meta) = fs::symlink_metadata(&path) else {
+            let meta = fs::symlink_metadata(&path).ok();
+            let Some(meta) = meta.filter(&is_wanted) else {
                 continue;
             };
             let shown = path.strip_prefix(root).unwrap_or(&path);
-            answer(&FileAnswer::Entry(entry(&path, shown, &meta)))?;
+            let told = FileAnswer::Entry(entry(&path, shown, &meta));
+            stdout.write_all(&encode_answer(&told).map_err(io::Error::other)?)?;
             if meta.is_dir() && level < depth {
                 deeper.push((path, level + 1));
             }
         }
         folders.extend(deeper.into_iter().rev());
     }
-    Ok(())
+    stdout.flush()
 }

@@ -81,6 +81,7 @@ fn perform(task: &FileTask) -> Result<(), FileFailure> {
             ("look at", name, entry::stat(path(name), *follow))
         }
         FileTask::List { path: name, depth } => ("list", name, entry::list(path(name), *depth)),
+        FileTask::Walk { path: name } => ("list", name, entry::walk(path(name))),
         FileTask::MakeFolder {
             path: name,
             mode,

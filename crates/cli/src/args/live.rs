@@ -135,6 +135,34 @@ pub struct SnapshotArgs {
 
 #[derive(Args)]
 #[command(
+    after_help = "With one sandbox: what has changed since it was made. A (added), C (changed) and D (removed) \
+        are files, folders and links, by their permissions, owners, lengths and times. Names that a sandbox gets \
+        (/etc/hostname, /etc/hosts, /etc/machine-id) are left out.\n\nExamples:\n  \
+        zygote diff box\n  \
+        zygote diff box@before box\n  \
+        zygote diff box@-2 box@-1\n  \
+        zygote diff box other --json"
+)]
+pub struct DiffArgs {
+    /// A sandbox, or a moment that it keeps: box@before, box@7, box@-1
+    #[arg(add = sandboxes(), value_name = "A")]
+    pub first: String,
+    /// What it is compared with; without, A is, with its beginning
+    #[arg(add = sandboxes(), value_name = "B")]
+    pub second: Option<String>,
+    /// How long processes may take to stop
+    #[arg(long, default_value = "5s", value_parser = parse_duration, value_name = "TIME")]
+    pub freeze_timeout: Timeout,
+    /// Go on although some have not stopped by then
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+#[command(
     after_help = "The sandbox keeps its id, its name and its time to live. What has run since that moment is gone, \
         and whoever waits for it is told. Later moments without a name are gone, too.\n\nExamples:\n  \
         zygote snapshot box before\n  \

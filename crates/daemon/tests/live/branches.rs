@@ -57,3 +57,38 @@ pub fn a_branch_that_cannot_be_made_leaves_its_source_as_it_was() {
         assert_eq!(code(ended), ErrorCode::SandboxEnded);
     });
 }
+
+pub fn a_paused_sandbox_of_another_version_is_shown_refused_and_removed() {
+    runtime().block_on(async {
+        let home = Home::new();
+        let id = uuid::Uuid::now_v7();
+        let folder = home.state().join("sandboxes").join(id.to_string());
+        std::fs::create_dir_all(&folder).unwrap();
+        let created = std::time::SystemTime::now();
+        let record = serde_json::json!({"version": 1, "engine": "0.0.1", "id": id, "name": "old",
+            "template": HERE, "created": created, "what": "else"});
+        let text = serde_json::to_vec(&record).unwrap();
+        std::fs::write(folder.join("sandbox.json"), &text).unwrap();
+        let client = started(&home, &[]).await;
+        let known = client.sandbox("old").await.unwrap();
+        assert_eq!(
+            (known.state, known.template.as_str()),
+            (SandboxState::Paused, HERE)
+        );
+        let refused = client.resume("old").await;
+        let Err(ClientError::Refused(failure)) = refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(failure.code, ErrorCode::PauseFailed);
+        assert!(failure.message.contains("version 0.0.1"), "{failure}");
+        // What another version has written is not written to.
+        let change = SandboxChange {
+            ttl_seconds: Some(1000.0),
+            ..SandboxChange::default()
+        };
+        client.change_sandbox("old", change).await.unwrap();
+        assert_eq!(std::fs::read(folder.join("sandbox.json")).unwrap(), text);
+        client.end_sandbox("old").await.unwrap();
+        assert!(!folder.exists());
+    });
+}

@@ -112,6 +112,7 @@ tests!(
     killed::what_cannot_be_held_works_and_is_said,
     killed::a_daemon_that_is_stopped_in_the_middle_of_a_copy_says_so,
     branches::a_branch_that_cannot_be_made_leaves_its_source_as_it_was,
+    branches::a_paused_sandbox_of_another_version_is_shown_refused_and_removed,
     model::random_sequences_of_verbs_do_what_a_model_does,
 );
 

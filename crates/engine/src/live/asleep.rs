@@ -40,6 +40,8 @@ pub(super) struct Asleep {
     contexts: Vec<(ContextSpec, ProcessId)>,
     /// What it takes.
     pub bytes: u64,
+    /// Why this engine cannot have it go on.
+    refused: Option<String>,
 }
 
 /// A guest that stays as it is until it is on disk; it goes on if it does not get there.
@@ -105,6 +107,7 @@ impl Engine {
             contexts: moment.contexts.clone(),
             bytes: disk_bytes(&folder),
             folder: folder.clone(),
+            refused: None,
         };
         let told = sandbox.tell(Command::Sleep(asleep)).await;
         if told.is_err() {
@@ -165,11 +168,11 @@ impl Engine {
         let bytes = fs::read(folder.join(RECORD_FILE)).unwrap_or_default();
         let record = match read(&bytes, self.holder().version()) {
             Read::Whole(record) if record.head.id == id => *record,
-            Read::Head(head, why) => {
-                self.enter_refused(&head, why);
-                return false;
+            Read::Head(head, why) if head.id == id => {
+                self.enter_refused(&head, why, folder);
+                return true;
             }
-            Read::Whole(_) | Read::Nothing => return false,
+            Read::Whole(_) | Read::Head(..) | Read::Nothing => return false,
         };
         let mut status = record.status(Phase::Paused);
         status.disk_bytes = Some(disk_bytes(&folder));
@@ -180,26 +183,33 @@ impl Engine {
             bytes: disk_bytes(&folder),
             contexts: record.contexts,
             folder,
+            refused: None,
         };
         tokio::spawn(asleep.sleep(sandbox, inbox));
         true
     }
 
-    /// One of another version's. Its folder stays, for an engine of that one.
-    fn enter_refused(&self, head: &Head, why: String) {
+    /// One of another version's: it can be removed, and stays for an engine of that one.
+    fn enter_refused(self: &Arc<Self>, head: &Head, why: String, folder: PathBuf) {
+        let bytes = disk_bytes(&folder);
         let status = super::Status {
-            phase: Phase::Ended,
-            end: Some(End {
-                reason: EndReason::NotAdopted(why),
-                at: SystemTime::now(),
-            }),
+            phase: Phase::Paused,
+            end: None,
             expires: None,
             idle: None,
             fork_time: None,
-            disk_bytes: None,
+            disk_bytes: Some(bytes),
         };
-        let (sandbox, _) = Sandbox::new(head.birth(), self.live().limits, status);
+        let (sandbox, inbox) = Sandbox::new(head.birth(), self.live().limits, status);
         self.live().enter_adopted(&sandbox);
+        let asleep = Asleep {
+            engine: Arc::downgrade(self),
+            bytes,
+            contexts: Vec::new(),
+            folder,
+            refused: Some(why),
+        };
+        tokio::spawn(asleep.sleep(sandbox, inbox));
     }
 
     /// Makes a process of what is in a folder.
@@ -298,6 +308,9 @@ impl Asleep {
     }
 
     async fn wake(&self, sandbox: &Arc<Sandbox>) -> Result<Owner, LiveError> {
+        if let Some(why) = &self.refused {
+            return Err(LiveError::NotResumed(why.clone()));
+        }
         let engine = self.engine.upgrade();
         let engine = engine.ok_or_else(|| LiveError::NotResumed("its engine ends".to_owned()))?;
         engine
@@ -319,7 +332,9 @@ impl Asleep {
                 status.expires = ttl.map(|ttl| SystemTime::now() + ttl);
             }
         });
-        if let Some(engine) = self.engine.upgrade() {
+        // What is on disk of one that is refused is another version's.
+        let engine = self.engine.upgrade().filter(|_| self.refused.is_none());
+        if let Some(engine) = engine {
             let record = record(sandbox, &self.contexts, engine.holder().version());
             // Until the next time; this engine knows it.
             let _ = write_record(&self.folder, &record);

@@ -87,6 +87,9 @@ pub enum LiveError {
     /// It could not be put there.
     #[error("the sandbox could not be paused, and goes on: {0}")]
     NotPaused(String),
+    /// It could not be compared.
+    #[error("the sandbox could not be compared: {0}")]
+    NotCompared(String),
     /// No template could be made of it.
     #[error("no template could be made of the sandbox: {0}")]
     NotPublished(String),

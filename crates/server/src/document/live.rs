@@ -56,6 +56,13 @@ pub fn wait() {}
     responses((status = 200, body = SandboxStats), (status = "default", body = ErrorBody)))]
 pub fn stats() {}
 
+/// What differs between two moments: files, and pages of memory. It stands still for about a millisecond; forks
+/// are looked at, whose processes never run. `/etc/hostname`, `/etc/hosts` and `/etc/machine-id` are left out.
+#[utoipa::path(post, path = "/v1/sandboxes/{id}/diff", request_body = DiffRequest,
+    params(("id" = String, Path, description = "Id or name")),
+    responses((status = 200, body = Diff), (status = "default", body = ErrorBody)))]
+pub fn diff() {}
+
 /// Makes a template of it, as it is now or as it was at a moment that is kept: on disk, where it outlives the
 /// sandbox. Sandboxes of it begin there, with its files and its processes.
 #[utoipa::path(post, path = "/v1/sandboxes/{id}/template", request_body = PublishRequest,

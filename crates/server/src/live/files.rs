@@ -177,7 +177,7 @@ fn told_failure(failure: &FileFailure) -> Failure {
     }
 }
 
-fn file_info(entry: FileEntry) -> FileInfo {
+pub fn file_info(entry: FileEntry) -> FileInfo {
     let modified = u64::try_from(entry.modified_ns / 1_000_000_000).unwrap_or(0);
     FileInfo {
         path: entry.path.into(),

@@ -1,6 +1,7 @@
 //! Paths of what is done to a sandbox's whole machine: branches, moments, and the way to disk and back.
 
 use super::branch as branches;
+use super::diff as diffs;
 use super::moment;
 use super::routes::{Answer, engine, find, told};
 use super::words::sandbox_info;
@@ -12,7 +13,7 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::routing::{delete, get, post};
 use std::sync::Arc;
-use zygote_api::{BranchRequest, MomentRequest, PauseRequest, RollbackRequest};
+use zygote_api::{BranchRequest, DiffRequest, MomentRequest, PauseRequest, RollbackRequest};
 
 /// All of it.
 pub fn router<B: Backend>() -> Router<Arc<B>> {
@@ -27,6 +28,7 @@ pub fn router<B: Backend>() -> Router<Arc<B>> {
             delete(forget_moment::<B>),
         )
         .route("/v1/sandboxes/{id}/rollback", post(roll_back::<B>))
+        .route("/v1/sandboxes/{id}/diff", post(diff::<B>))
         .route("/v1/sandboxes/{id}/pause", post(pause::<B>))
         .route("/v1/sandboxes/{id}/resume", post(resume::<B>))
 }
@@ -72,6 +74,18 @@ async fn roll_back<B: Backend>(
     let asked: RollbackRequest = object(body).await?;
     let sandbox = find(&*backend, &id)?;
     Ok(json(&moment::roll_back(&sandbox, &asked).await?))
+}
+
+async fn diff<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+    body: Body,
+) -> Answer {
+    let asked: DiffRequest = object(body).await?;
+    let sandbox = find(&*backend, &id)?;
+    let other = |id: &str| find(&*backend, id);
+    let engine = engine(&*backend)?;
+    Ok(json(&diffs::diff(engine, sandbox, asked, other).await?))
 }
 
 async fn pause<B: Backend>(

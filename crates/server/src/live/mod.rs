@@ -2,6 +2,7 @@
 
 mod branch;
 mod code;
+mod diff;
 mod errno;
 mod events;
 mod files;

@@ -253,6 +253,7 @@ pub fn live_failure(error: &LiveError) -> Failure {
         LiveError::NotAsleep(_) => with(ErrorCode::SandboxPaused),
         LiveError::NotPaused(_) => with(ErrorCode::PauseFailed)
             .remedy("free some space on the disk with the state directory, if that is full"),
+        LiveError::NotCompared(_) => with(ErrorCode::NotBranched).remedy("try again"),
         LiveError::NotPublished(_) => with(ErrorCode::BuildFailed)
             .remedy("free some space on the disk with the state directory, if that is full"),
         LiveError::NotResumed(_) => with(ErrorCode::PauseFailed)
