@@ -208,3 +208,60 @@ fn socket_of_engine() -> String {
     zygote(&["run", "-c", "pass"]).good();
     socket()
 }
+
+/// The wire format of zeroboot's clients, as docs/api.md describes it.
+#[test]
+fn clients_of_zeroboot_find_what_they_know() {
+    zygote(&["run", "-c", "pass"]).good();
+    let socket = socket();
+    let ask = |path: &str, body: &str| {
+        let mut command = Command::new("curl");
+        command
+            .args(["-sS", "--fail", "--unix-socket", &socket])
+            .arg(format!("http://localhost{path}"));
+        if !body.is_empty() {
+            command.args(["-H", "Content-Type: application/json", "-d", body]);
+        }
+        feed(command, b"").good()
+    };
+    let code = r#"import sys, numpy; print(numpy.arange(3).sum()); print('why', file=sys.stderr); sys.exit(4)"#;
+    let request = format!(r#"{{"code": "{code}", "language": "python", "timeout_seconds": 30}}"#);
+    for path in ["/v1/exec", "/exec"] {
+        let result = ask(path, &request).json().remove(0);
+        assert_eq!(
+            (&result["stdout"], &result["stderr"]),
+            (&"3\n".into(), &"why\n".into())
+        );
+        assert_eq!(result["exit_code"], 4);
+        assert_eq!(result["id"].as_str().unwrap().len(), 36);
+        for time in ["fork_time_ms", "exec_time_ms", "total_time_ms"] {
+            assert!(result[time].as_f64().unwrap() > 0.0, "{result}");
+        }
+    }
+    let batch = r#"{"executions": [{"code": "print(1)"}, {"code": "x", "language": "node"}, {"code": "print(3)"}]}"#;
+    let batch = ask("/v1/exec/batch", batch).json().remove(0);
+    let outputs = batch["results"].as_array().unwrap().iter();
+    let outputs: Vec<_> = outputs
+        .map(|one| (one["stdout"].clone(), one["exit_code"].clone()))
+        .collect();
+    let expected = [("1\n", 0), ("", 125), ("3\n", 0)].map(|(out, code)| (out.into(), code.into()));
+    assert_eq!(outputs, expected);
+    let health = ask("/health", "").json().remove(0);
+    assert_eq!(health["status"], "ok");
+    let python = serde_json::json!({"ready": true, "numpy": true});
+    assert_eq!(health["templates"]["python"], python, "{health}");
+    let metrics = ask("/v1/metrics", "").text();
+    for name in [
+        "zeroboot_total_executions{status=\"success\"} ",
+        "zeroboot_concurrent_forks ",
+        "zeroboot_memory_usage_bytes ",
+        "zeroboot_fork_time_milliseconds_bucket{le=\"0.5\"} ",
+        "zeroboot_exec_time_milliseconds_count ",
+        "zeroboot_total_time_milliseconds_sum ",
+    ] {
+        assert!(
+            metrics.lines().any(|line| line.starts_with(name)),
+            "{name}\n{metrics}"
+        );
+    }
+}

@@ -20,6 +20,9 @@ pub struct ExecRequest {
     /// Python code, as `python3 -c` takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub code: Option<Octets>,
+    /// The language of `code`: `python`, which it is without this, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<String>,
     /// A Python program among the files that are put into the sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<ProgramFile>,
@@ -92,6 +95,7 @@ impl Default for ExecRequest {
             template: default_template(),
             build: None,
             code: None,
+            language: None,
             file: None,
             command: None,
             program_from_stdin: false,
@@ -110,6 +114,21 @@ impl Default for ExecRequest {
             allow_missing_walls: false,
         }
     }
+}
+
+/// `POST /v1/exec/batch`: programs, each in a fork of its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BatchRequest {
+    /// 1 to 1000; their input and files come with them, not in lines.
+    pub executions: Vec<ExecRequest>,
+}
+
+/// What has come of them.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct BatchResult {
+    /// One for each, in their order. One that had no sandbox has the exit code 125, and an `error`.
+    pub results: Vec<ExecResult>,
 }
 
 /// A Python program, or a zip application, or a folder with a `__main__.py`.

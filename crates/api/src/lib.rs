@@ -24,8 +24,8 @@ pub use collect::{COLLECTED_MAX_BYTES, Collected, OutputBudget};
 pub use diff::{Diff, DiffChange, DiffRequest, DiffSide, FileDiff};
 pub use error::{ErrorBody, ErrorCode, Failure, with_causes};
 pub use exec::{
-    CommandRequest, ExecEvent, ExecInput, ExecRequest, ExecResult, GetPiece, GotFile, ProgramFile,
-    SentFile, SignalRequest,
+    BatchRequest, BatchResult, CommandRequest, ExecEvent, ExecInput, ExecRequest, ExecResult,
+    GetPiece, GotFile, ProgramFile, SentFile, SignalRequest,
 };
 pub use file::{FileAction, FileEvent, FileInfo, FileList, FileType};
 pub use lines::{LineSplitter, LineTooLong};
@@ -40,7 +40,8 @@ pub use sandbox::{
     SandboxState, SandboxStats, TerminalSize,
 };
 pub use status::{
-    Health, LabStatus, PlaceKind, PoolStatus, RunsStatus, Status, StopRequest, Stopped,
+    Health, HealthAnswer, LabStatus, PlaceKind, PoolStatus, RunsStatus, Status, StopRequest,
+    Stopped, TemplateHealth,
 };
 pub use template::{
     BuildEvent, BuildRequest, Built, PipPackage, RemoveTemplate, Removed, TemplateDetail,

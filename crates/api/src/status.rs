@@ -1,6 +1,7 @@
 //! `GET /v1/health`, `GET /v1/status`, `POST /v1/stop`.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
 /// Where machines run.
@@ -39,6 +40,26 @@ pub struct Health {
     pub host: PlaceKind,
     /// Its state directory.
     pub state_dir: String,
+}
+
+/// `GET /v1/health`: who answers, and what can be forked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HealthAnswer {
+    /// Who answers.
+    #[serde(flatten)]
+    pub health: Health,
+    /// Templates, by name.
+    #[serde(default)]
+    pub templates: BTreeMap<String, TemplateHealth>,
+}
+
+/// Whether a template can be forked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TemplateHealth {
+    /// Whether it is one of this version, and not damaged.
+    pub ready: bool,
+    /// Whether numpy is in it.
+    pub numpy: bool,
 }
 
 /// What the engine holds and has done.

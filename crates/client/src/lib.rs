@@ -27,13 +27,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zygote_api::{
-    BuildEvent, BuildRequest, CommandRequest, ErrorBody, ExecEvent, ExecInput, ExecRequest,
-    Failure, Health, LINE_MAX_BYTES, NDJSON, Removed, SignalRequest, Status, StopRequest, Stopped,
-    TemplateList,
+    BatchRequest, BatchResult, BuildEvent, BuildRequest, CommandRequest, ErrorBody, ExecEvent,
+    ExecInput, ExecRequest, Failure, Health, LINE_MAX_BYTES, NDJSON, Removed, SignalRequest,
+    Status, StopRequest, Stopped, TemplateList,
 };
 
 /// How long an answer may take that needs nothing but words.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
+/// How long all programs of a batch may take.
+const BATCH_MAX: Duration = Duration::from_secs(24 * 3600);
 /// A silent engine is asked whether it is alive,
 const PING_EVERY: Duration = Duration::from_secs(10);
 /// and given up when it says nothing for so long: an emulated one may be slow.
@@ -168,6 +170,15 @@ impl Client {
         input: Option<mpsc::Receiver<ExecInput>>,
     ) -> Result<Events<ExecEvent>, ClientError> {
         self.stream("/v1/exec", request, input).await
+    }
+
+    /// `POST /v1/exec/batch`: runs programs, each in a fork of its own. Giving up the wait kills those that run.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn batch(&self, request: &BatchRequest) -> Result<BatchResult, ClientError> {
+        self.ask_within(BATCH_MAX, Method::POST, "/v1/exec/batch", Some(request))
+            .await
     }
 
     /// `POST /v1/lab/exec`: runs a command on the emulated host.

@@ -9,7 +9,7 @@ use crate::{command, program};
 use axum::Json;
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -17,15 +17,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use zygote_api::{
     AttachRequest, BuildEvent, BuildRequest, Built, CommandRequest, CreateEvent, ErrorCode,
-    ExecEvent, ExecInput, ExecRequest, Failure, Health, ProcessEvent, ProcessInput, PublishRequest,
-    Removed, SandboxEvents, SandboxInfo, SandboxList, SandboxRequest, SignalRequest, Status,
-    StopRequest, Stopped, TemplateDetail, TemplateList, rfc3339,
+    ExecEvent, ExecInput, ExecRequest, ExecResult, Failure, Health, ProcessEvent, ProcessInput,
+    PublishRequest, Removed, SandboxEvents, SandboxInfo, SandboxList, SandboxRequest,
+    SignalRequest, Status, StopRequest, Stopped, TemplateDetail, TemplateHealth, TemplateList,
+    rfc3339,
 };
 use zygote_client::{ClientError, Events};
 use zygote_engine::Engine;
 use zygote_server::{
-    Backend, Forwarded, Input, Local, recipe_failure, template_detail, template_failure,
-    template_list,
+    Backend, Forwarded, Input, Local, Metrics, recipe_failure, template_detail, template_failure,
+    template_list, templates_ready,
 };
 use zygote_template::Store;
 
@@ -45,6 +46,9 @@ pub enum Ending {
     Now,
 }
 
+/// When names were given, and what they stand for.
+type Ready = (Vec<Option<SystemTime>>, BTreeMap<String, TemplateHealth>);
+
 /// A daemon's insides.
 pub struct Host {
     pub config: Config,
@@ -54,6 +58,9 @@ pub struct Host {
     pub ending: watch::Sender<Ending>,
     /// Signals for plain commands in this lab.
     commands: Mutex<HashMap<String, mpsc::Sender<u8>>>,
+    metrics: Metrics,
+    /// What can be forked, as it was when names were last given.
+    ready: Mutex<Ready>,
     started: Instant,
     started_unix_s: u64,
 }
@@ -69,6 +76,8 @@ impl Host {
             activity: Activity::new(),
             ending: watch::Sender::new(Ending::Not),
             commands: Mutex::default(),
+            metrics: Metrics::default(),
+            ready: Mutex::default(),
             started: Instant::now(),
             started_unix_s: now.unwrap_or_default().as_secs(),
         })
@@ -179,6 +188,7 @@ impl Host {
         input: Input,
         lines: mpsc::Sender<ExecInput>,
         events: mpsc::Sender<ExecEvent>,
+        ended: &(dyn Fn(&ExecEvent) + Sync),
     ) -> Result<(), Failure>
     where
         F: Future<Output = Result<Events<ExecEvent>, ClientError>>,
@@ -187,6 +197,7 @@ impl Host {
             let mut happening = asked.await?;
             while let Some(event) = happening.next().await? {
                 let is_last = matches!(event, ExecEvent::Result(_) | ExecEvent::Error { .. });
+                ended(&event);
                 // Whoever listens may have gone; then this is dropped.
                 let _ = events.send(event).await;
                 if is_last {
@@ -223,7 +234,12 @@ impl Host {
         let lab = self.keeper.lab(&progress(&events)).await?;
         let (sender, lines) = mpsc::channel(INPUT_MAX);
         let asked = lab.client.exec(&request, Some(lines));
-        self.pass(&lab, asked, input, sender, events).await
+        let ended = |event: &ExecEvent| {
+            if let ExecEvent::Result(result) = event {
+                self.metrics.run_ended(result);
+            }
+        };
+        self.pass(&lab, asked, input, sender, events, &ended).await
     }
 
     /// A recipe by its text, so that a lab needs no file of the host's.
@@ -388,6 +404,15 @@ impl Backend for Host {
         }
     }
 
+    fn templates_ready(&self) -> BTreeMap<String, TemplateHealth> {
+        let mut known = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.store().named_at();
+        if known.0 != now {
+            *known = (now, templates_ready(self.store()));
+        }
+        known.1.clone()
+    }
+
     async fn status(&self) -> Status {
         let (mut runs, mut templates) = (self.local.runs(), self.local.pools().await);
         let live = self.local.engine().live();
@@ -454,10 +479,17 @@ impl Backend for Host {
     ) -> Result<(), Failure> {
         self.check_open()?;
         let _work = self.activity.run();
-        match self.config.machines {
-            Machines::Here => self.local.exec(request, input, events).await,
+        let ended = |result: &ExecResult| self.metrics.run_ended(result);
+        let ran = match self.config.machines {
+            Machines::Here => self.local.exec(request, input, events, &ended).await,
             Machines::InLab => self.exec_in_lab(request, input, events).await,
-        }
+        };
+        ran.inspect_err(|failure| self.metrics.run_refused(failure))
+    }
+
+    async fn metrics(&self) -> String {
+        let status = self.status().await;
+        self.metrics.text(&status)
     }
 
     async fn signal(&self, id: &str, request: SignalRequest) -> Result<(), Failure> {
@@ -501,7 +533,7 @@ impl Backend for Host {
         let lab = self.keeper.lab(&progress(&events)).await?;
         let (sender, lines) = mpsc::channel(INPUT_MAX);
         let asked = lab.client.lab_exec(&request, Some(lines));
-        self.pass(&lab, asked, input, sender, events).await
+        self.pass(&lab, asked, input, sender, events, &|_| ()).await
     }
 
     async fn lab_down(&self) -> Result<(), Failure> {

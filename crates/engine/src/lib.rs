@@ -34,8 +34,8 @@ pub use walls::remedy as walls_remedy;
 pub use zygote::{EngineConfig, PATIENCE, PATIENCE_EMULATED, Runner, Zygote, ZygoteError};
 pub use zygote_protocol::{
     Buffering, CellError, CellEvent, ExitStatus, FileAnswer, FileChange, FileEntry, FileFailure,
-    FileKind, FileTask, Got, Program, Put, PythonSource, Representation, STREAM_CHUNK_MAX_BYTES,
-    StartFailure, Stream, TerminalSize, WriteHow, take_answer,
+    FileKind, FileTask, Got, PROTOCOL_VERSION, Program, Put, PythonSource, Representation,
+    STREAM_CHUNK_MAX_BYTES, StartFailure, Stream, TerminalSize, WriteHow, take_answer,
 };
 pub use zygote_runner::control::{MissingWall, Pause};
 pub use zygote_snapshot::RunKind;

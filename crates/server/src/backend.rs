@@ -1,6 +1,7 @@
 //! What the routes call.
 
 use axum::response::Response;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -8,7 +9,7 @@ use zygote_api::{
     AttachRequest, BuildEvent, BuildRequest, Built, CommandRequest, CreateEvent, ExecEvent,
     ExecInput, ExecRequest, Failure, Health, ProcessEvent, ProcessInput, PublishRequest, Removed,
     SandboxInfo, SandboxRequest, SignalRequest, Status, StopRequest, Stopped, TemplateDetail,
-    TemplateList,
+    TemplateHealth, TemplateList,
 };
 use zygote_engine::Engine;
 
@@ -23,8 +24,14 @@ pub trait Backend: Send + Sync + 'static {
     /// Who answers.
     fn health(&self) -> Health;
 
+    /// What can be forked; asked for often.
+    fn templates_ready(&self) -> BTreeMap<String, TemplateHealth>;
+
     /// What it holds.
     fn status(&self) -> impl Future<Output = Status> + Send;
+
+    /// What a monitor reads: see [`crate::Metrics`].
+    fn metrics(&self) -> impl Future<Output = String> + Send;
 
     /// Begins to stop.
     fn stop(&self, request: StopRequest) -> impl Future<Output = Result<Stopped, Failure>> + Send;

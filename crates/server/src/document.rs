@@ -16,7 +16,9 @@ use zygote_api::*;
         health,
         status,
         stop,
+        metrics,
         exec,
+        exec_batch,
         signal,
         lab_exec,
         lab_down,
@@ -86,7 +88,7 @@ pub fn document() -> Document {
 }
 
 /// Who answers.
-#[utoipa::path(get, path = "/v1/health", responses((status = 200, body = Health)))]
+#[utoipa::path(get, path = "/v1/health", responses((status = 200, body = HealthAnswer)))]
 #[expect(dead_code, reason = "describes a route")]
 fn health() {}
 
@@ -111,6 +113,18 @@ fn stop() {}
         (status = "default", body = ErrorBody)))]
 #[expect(dead_code, reason = "describes a route")]
 fn exec() {}
+
+/// What a monitor reads: counters, times and gauges in Prometheus' text format.
+#[utoipa::path(get, path = "/v1/metrics",
+    responses((status = 200, body = String, content_type = "text/plain")))]
+#[expect(dead_code, reason = "describes a route")]
+fn metrics() {}
+
+/// Runs programs, each in a fresh fork, and answers once all have ended.
+#[utoipa::path(post, path = "/v1/exec/batch", request_body = BatchRequest,
+    responses((status = 200, body = BatchResult), (status = "default", body = ErrorBody)))]
+#[expect(dead_code, reason = "describes a route")]
+fn exec_batch() {}
 
 /// Sends a signal to a program that runs, and to what it has started.
 #[utoipa::path(post, path = "/v1/exec/{id}/signal", request_body = SignalRequest,

@@ -7,16 +7,22 @@ use crate::lines::{Lines, object};
 use crate::stream::{EVENTS_MAX, Form, answer};
 use axum::http::{HeaderMap, Request, header};
 use axum::response::Response;
+use futures_util::stream::{self, StreamExt};
 use serde::de::DeserializeOwned;
 use std::sync::{Arc, LazyLock};
 use tokio::sync::mpsc;
 use zygote_api::{
-    COLLECTED_MAX_BYTES, Collected, CommandRequest, ExecEvent, ExecInput, ExecRequest, ExecResult,
-    Failure, NDJSON, Octets, OutputBudget,
+    BatchRequest, BatchResult, COLLECTED_MAX_BYTES, Collected, CommandRequest, ExecEvent,
+    ExecInput, ExecRequest, ExecResult, Failure, NDJSON, Octets, OutputBudget,
 };
 
 /// Output that is kept of all runs whose answer is one object.
 pub static BUDGET: LazyLock<Arc<OutputBudget>> = LazyLock::new(|| OutputBudget::new(1 << 30));
+/// Programs of a batch, and how many of them run or wait at once: others find room between them.
+const BATCH_MAX: usize = 1000;
+const BATCH_AT_ONCE: usize = 32;
+/// As the command line exits when there is no sandbox.
+const FAILED: u8 = 125;
 /// Lines of input that wait for the sandbox.
 const INPUT_MAX: usize = 4;
 
@@ -77,7 +83,7 @@ where
         lines.map(|lines| (lines, sender)),
     );
     if form == Form::Json {
-        return collect(running, happening, files).await;
+        return Ok(json(&collect(running, happening, files).await?));
     }
     let work = Box::pin(async move { running.await.map(|()| None) });
     answer(form, work, happening, |error| ExecEvent::Error { error }).await
@@ -137,7 +143,7 @@ async fn collect(
     running: impl Future<Output = Result<(), Failure>>,
     mut events: mpsc::Receiver<ExecEvent>,
     mut files: Files,
-) -> Result<Response, Failure> {
+) -> Result<ExecResult, Failure> {
     let collecting = async {
         let mut output = Collected::new(COLLECTED_MAX_BYTES, &BUDGET);
         let mut end = Err(Failure::internal("the run has ended without a result"));
@@ -158,7 +164,50 @@ async fn collect(
     let (ran, (end, output, files)) = tokio::join!(running, collecting);
     ran?;
     let result = with_output(end?, output);
-    Ok(json(&ExecResult { files, ..result }))
+    Ok(ExecResult { files, ..result })
+}
+
+/// `POST /v1/exec/batch`.
+pub async fn batch<B: Backend>(
+    backend: Arc<B>,
+    asked: BatchRequest,
+) -> Result<BatchResult, Failure> {
+    let count = asked.executions.len();
+    if !(1..=BATCH_MAX).contains(&count) {
+        let message = format!("executions: 1 to {BATCH_MAX}");
+        return Err(Failure::bad_request(message));
+    }
+    let in_lines = |one: &ExecRequest| one.stdin_stream || one.files_stream;
+    if let Some(index) = asked.executions.iter().position(in_lines) {
+        let message = format!("executions[{index}]: no lines follow in a batch");
+        return Err(Failure::bad_request(message).remedy("give stdin and files whole"));
+    }
+    let all = asked.executions.into_iter().map(|one| {
+        let backend = Arc::clone(&backend);
+        async move { whole(&*backend, one).await.unwrap_or_else(without_sandbox) }
+    });
+    // In their order, so many at a time; dropped, those that run end.
+    let results = stream::iter(all).buffered(BATCH_AT_ONCE);
+    Ok(BatchResult {
+        results: results.collect().await,
+    })
+}
+
+async fn whole<B: Backend>(backend: &B, asked: ExecRequest) -> Result<ExecResult, Failure> {
+    let (_, input) = mpsc::channel(1);
+    let (events, happening) = mpsc::channel(EVENTS_MAX);
+    let files = Files::new(asked.gets());
+    collect(backend.exec(asked, input, events), happening, files).await
+}
+
+fn without_sandbox(failure: Failure) -> ExecResult {
+    let mut result = ExecResult {
+        exit_code: FAILED,
+        error: Some(failure),
+        ..ExecResult::default()
+    };
+    result.set_output(Vec::new(), Vec::new());
+    result
 }
 
 fn with_output(mut result: ExecResult, mut output: Collected) -> ExecResult {

@@ -11,6 +11,7 @@ mod guard;
 mod lines;
 mod live;
 mod local;
+mod metrics;
 mod routes;
 mod stream;
 mod template;
@@ -20,7 +21,9 @@ pub use connection::serve;
 pub use document::document;
 pub use guard::Origin;
 pub use local::Local;
+pub use metrics::Metrics;
 pub use routes::router;
 pub use template::{
     recipe_failure, template_detail, template_failure, template_info, template_list,
+    templates_ready,
 };

@@ -23,6 +23,8 @@ use zygote_engine::{
 const WAITING_MAX: usize = 16;
 /// After how long a busy engine is worth another try, in seconds.
 const RETRY_AFTER_S: u32 = 1;
+/// The language that there is.
+const LANGUAGE: &str = "python";
 /// Longest time limit: a year.
 const TIMEOUT_MAX_S: f64 = 366.0 * 86400.0;
 
@@ -52,7 +54,7 @@ impl Local {
         self.signals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// See [`crate::Backend::exec`].
+    /// See [`crate::Backend::exec`]; `ended` is told of the result first.
     ///
     /// # Errors
     /// If there is no sandbox for it.
@@ -61,6 +63,7 @@ impl Local {
         request: ExecRequest,
         input: Input,
         events: mpsc::Sender<ExecEvent>,
+        ended: &(dyn Fn(&ExecResult) + Sync),
     ) -> Result<(), Failure> {
         let limit = time_limit(request.timeout_seconds)?;
         let template = request.template.clone();
@@ -102,6 +105,7 @@ impl Local {
         };
         let result = ran.map_err(|error| failure(&error))?;
         let result = self.result(&template, limit, &result);
+        ended(&result);
         let _ = events.send(ExecEvent::Result(Box::new(result))).await;
         Ok(())
     }
@@ -379,11 +383,16 @@ fn program(request: &ExecRequest) -> Result<Program, Failure> {
     };
     let ExecRequest {
         code,
+        language,
         file,
         command,
         program_from_stdin,
         ..
     } = request;
+    if let Some(language) = language.as_ref().filter(|language| *language != LANGUAGE) {
+        let message = format!("language: there is no interpreter for {language:?}");
+        return Err(Failure::bad_request(message).remedy("python is there"));
+    }
     match (code, file, command, program_from_stdin) {
         (Some(code), None, None, false) => python(PythonSource::Code(code.0.clone())),
         (None, Some(file), None, false) => python(PythonSource::File {

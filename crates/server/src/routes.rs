@@ -3,7 +3,7 @@
 use crate::answer::{Failed, REQUEST_ID, RequestId, failed, json};
 use crate::backend::Backend;
 use crate::document::document;
-use crate::exec::{exec, lab_exec};
+use crate::exec::{batch, exec, lab_exec};
 use crate::guard::guarded;
 use crate::lines::{object, query};
 use crate::stream::{EVENTS_MAX, Form, answer};
@@ -12,12 +12,12 @@ use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::middleware::{self, Next};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Serialize;
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use zygote_api::{BuildEvent, ErrorCode, Failure, RemoveTemplate};
+use zygote_api::{BuildEvent, ErrorCode, Failure, HealthAnswer, RemoveTemplate};
 
 type Answer = Result<Response, Failed>;
 
@@ -26,8 +26,13 @@ pub fn router<B: Backend>(backend: Arc<B>) -> Router {
     Router::new()
         .route("/v1/health", get(health::<B>))
         .route("/v1/status", get(status::<B>))
+        .route("/v1/metrics", get(metrics::<B>))
         .route("/v1/stop", post(stop::<B>))
         .route("/v1/exec", post(run::<B>))
+        .route("/v1/exec/batch", post(run_batch::<B>))
+        // As clients of zeroboot's call them.
+        .route("/exec", post(run::<B>))
+        .route("/health", get(health::<B>))
         .route("/v1/exec/{id}/signal", post(signal::<B>))
         .route("/v1/lab/exec", post(lab_run::<B>))
         .route("/v1/lab/down", post(lab_down::<B>))
@@ -74,11 +79,19 @@ async fn no_method(request: Request) -> Failed {
 }
 
 async fn health<B: Backend>(State(backend): State<Arc<B>>) -> Response {
-    json(&backend.health())
+    json(&HealthAnswer {
+        health: backend.health(),
+        templates: backend.templates_ready(),
+    })
 }
 
 async fn status<B: Backend>(State(backend): State<Arc<B>>) -> Response {
     json(&backend.status().await)
+}
+
+async fn metrics<B: Backend>(State(backend): State<Arc<B>>) -> Response {
+    let kind = HeaderValue::from_static(crate::metrics::TEXT);
+    ([(header::CONTENT_TYPE, kind)], backend.metrics().await).into_response()
 }
 
 fn told<T: Serialize>(result: Result<T, Failure>) -> Answer {
@@ -91,6 +104,10 @@ async fn stop<B: Backend>(State(backend): State<Arc<B>>, body: Body) -> Answer {
 
 async fn run<B: Backend>(State(backend): State<Arc<B>>, request: Request) -> Answer {
     Ok(exec(backend, request).await?)
+}
+
+async fn run_batch<B: Backend>(State(backend): State<Arc<B>>, body: Body) -> Answer {
+    Ok(json(&batch(backend, object(body).await?).await?))
 }
 
 async fn lab_run<B: Backend>(State(backend): State<Arc<B>>, request: Request) -> Answer {

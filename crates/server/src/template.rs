@@ -1,10 +1,12 @@
 //! Templates, and what is wrong with them, in the API's words.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use zygote_api::{
-    ErrorCode, Failure, PipPackage, TemplateDetail, TemplateInfo, TemplateList, UnusableTemplate,
-    rfc3339,
+    ErrorCode, Failure, PipPackage, TemplateDetail, TemplateHealth, TemplateInfo, TemplateList,
+    UnusableTemplate, rfc3339,
 };
+use zygote_engine::PROTOCOL_VERSION;
 use zygote_template::{Recipe, RecipeError, Store, StoreError, Template, Wheel};
 
 /// All templates.
@@ -21,6 +23,23 @@ pub fn template_list(store: &Store) -> TemplateList {
         }
     }
     list
+}
+
+/// Whether each template can be forked.
+pub fn templates_ready(store: &Store) -> BTreeMap<String, TemplateHealth> {
+    let health = |template: Result<Template, StoreError>| {
+        let known = template.ok();
+        let version = known.as_ref().map(|own| own.protocol_version);
+        let contents = known.map(|own| own.contents).unwrap_or_default();
+        let by_pip = contents.pip.iter().any(|wheel| wheel.name == "numpy");
+        TemplateHealth {
+            ready: version == Some(PROTOCOL_VERSION),
+            numpy: by_pip || contents.debian.contains_key("python3-numpy"),
+        }
+    };
+    let all = store.list().into_iter();
+    all.map(|(name, template)| (name, health(template)))
+        .collect()
 }
 
 /// All that is known of a template.

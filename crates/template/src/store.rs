@@ -238,6 +238,12 @@ impl Store {
         names
     }
 
+    /// When a name was last given or taken away, in each store.
+    pub fn named_at(&self) -> Vec<Option<SystemTime>> {
+        let changed = |home: &Path| fs::metadata(home.join(NAMES)).ok()?.modified().ok();
+        self.homes().map(changed).collect()
+    }
+
     /// The names of those that are not somebody else's.
     pub(crate) fn own_names(&self) -> Vec<String> {
         let mut names = names_in(&self.state);
