@@ -71,7 +71,7 @@ fn a_derived_template_has_what_was_put_installed_run_and_imported() {
         "--run",
         "cp /opt/app/data /etc/mine; (setsid sleep 1000 >/dev/null 2>&1 </dev/null &)",
         "--run",
-        "zt >> /etc/mine",
+        "zt >> /etc/mine; echo 10.0.0.1 mine >> /etc/hosts",
         "--warm",
         "import zygote_test",
         "--json",
@@ -86,7 +86,8 @@ fn a_derived_template_has_what_was_put_installed_run_and_imported() {
     let expected = "10 .pyc\nfrom the host\nhere\n";
     assert_eq!(run("mine", &["-c", code]), expected);
     // What was left running runs in each, as do commands; nothing is known under a number.
-    let looks = "grep -q sleep /proc/[0-9]*/comm && cat /proc/sys/kernel/hostname /etc/hostname";
+    let looks = "grep -q sleep /proc/[0-9]*/comm && grep -q mine /etc/hosts && \
+        getent hosts $(hostname) >/dev/null && cat /proc/sys/kernel/hostname /etc/hostname";
     let names = run("mine", &["--", "sh", "-c", looks]);
     let names: Vec<&str> = names.lines().collect();
     assert!(
@@ -140,6 +141,8 @@ fn a_template_is_made_of_a_sandbox_that_goes_on() {
     assert_eq!(generations(), before + 1);
     zygote(&["python", "box", "-c", "x += 1"]).good();
     zygote(&["rm", "box"]).good();
+    let again = zygote(&["template", "build", "warm"]);
+    assert!(again.error().contains("was made of a sandbox"), "{again:?}");
     let held = derive(&["warm", "x", "--run", "true"]);
     assert!(held.error().contains("snapshot of a sandbox"), "{held:?}");
     let mut drawn = Vec::new();

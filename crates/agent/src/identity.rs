@@ -3,6 +3,7 @@
 
 #![expect(unsafe_code, reason = "a mapped register, ioctls, clock_settime")]
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
@@ -15,6 +16,11 @@ const RNDRESEEDCRNG: libc::Ioctl = 0x5207;
 const PAGE_BYTES: usize = 4096;
 const SEED_MAX_BYTES: usize = 256;
 const HOSTNAME_MAX_BYTES: usize = 63;
+/// What /etc/hosts says before and after the machine's own name.
+const HOSTS_BEFORE: &str = "127.0.0.1\tlocalhost\n";
+const HOSTS_AFTER: &str = "::1\tlocalhost ip6-localhost ip6-loopback\n";
+/// A longer one is left alone.
+const HOSTS_MAX_BYTES: u64 = 1 << 20;
 /// As long as the names that forks get.
 const PLACEHOLDER: &str = "zygote-000000000000";
 /// Bind-mounted over /proc/sys/kernel/random/boot_id.
@@ -33,9 +39,53 @@ pub struct Papers {
     /// `None`: somebody has changed it.
     hostname: Option<File>,
     /// Likewise.
-    hosts: Option<File>,
+    hosts: Option<Hosts>,
     machine_id: File,
     boot_id: File,
+}
+
+/// /etc/hosts, but for the line of the machine's own name (hosts(5)).
+struct Hosts {
+    file: File,
+    before: Cow<'static, str>,
+    after: Cow<'static, str>,
+}
+
+impl Hosts {
+    /// As it is at first.
+    fn new(file: File) -> Self {
+        Self {
+            file,
+            before: HOSTS_BEFORE.into(),
+            after: HOSTS_AFTER.into(),
+        }
+    }
+
+    /// With what its user has written around that line; `None` if it is not there any more.
+    fn keep(self, name: &str) -> Option<Self> {
+        let mut text = String::new();
+        let read = (&self.file).take(HOSTS_MAX_BYTES).read_to_string(&mut text);
+        if read.ok()? as u64 == HOSTS_MAX_BYTES {
+            return None;
+        }
+        let own = own_line(name);
+        let is_line = |at: &usize| *at == 0 || text.as_bytes()[at - 1] == b'\n';
+        let at = text.match_indices(&own).map(|(at, _)| at).find(is_line)?;
+        Some(Self {
+            file: self.file,
+            before: text[..at].to_owned().into(),
+            after: text[at + own.len()..].to_owned().into(),
+        })
+    }
+
+    fn name(&self, name: &str) -> io::Result<()> {
+        let text = [&*self.before, &own_line(name), &*self.after].concat();
+        rewrite(&self.file, &text)
+    }
+}
+
+fn own_line(name: &str) -> String {
+    format!("127.0.1.1\t{name}\n")
 }
 
 impl Papers {
@@ -50,7 +100,7 @@ impl Papers {
         let papers = Self {
             urandom: open("/dev/urandom")?,
             hostname: Some(open("/etc/hostname")?),
-            hosts: Some(open("/etc/hosts")?),
+            hosts: Some(Hosts::new(open("/etc/hosts")?)),
             machine_id: open("/etc/machine-id")?,
             boot_id: open(BOOT_ID)?,
         };
@@ -92,9 +142,8 @@ impl Papers {
             let is_read = file.take(text.len() as u64 + 1).read_to_end(&mut now);
             is_read.is_ok() && now == text.into_bytes()
         };
-        let keep = |file: Option<File>, text: String| file.filter(|file| is_ours(file, text));
-        self.hostname = keep(self.hostname, line(before));
-        self.hosts = keep(self.hosts, hosts(before));
+        self.hostname = self.hostname.filter(|file| is_ours(file, line(before)));
+        self.hosts = self.hosts.and_then(|hosts| hosts.keep(before));
         self
     }
 
@@ -107,10 +156,7 @@ impl Papers {
         if let Some(file) = &self.hostname {
             rewrite(file, &line(name))?;
         }
-        match &self.hosts {
-            Some(file) => rewrite(file, &hosts(name)),
-            None => Ok(()),
-        }
+        self.hosts.as_ref().map_or(Ok(()), |hosts| hosts.name(name))
     }
 
     fn number(&self, machine_id: &[u8; 16], boot_id: &[u8; 16]) -> io::Result<()> {
@@ -123,11 +169,6 @@ impl Papers {
 /// What /etc/hostname says.
 fn line(name: &str) -> String {
     format!("{name}\n")
-}
-
-/// What /etc/hosts says.
-fn hosts(name: &str) -> String {
-    format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
 }
 
 /// In place; a length that stays costs no call.
@@ -249,13 +290,40 @@ mod tests {
         let papers = Papers {
             urandom: file(),
             hostname: Some(file()),
-            hosts: Some(file()),
+            hosts: Some(Hosts::new(file())),
             machine_id: file(),
             boot_id: file(),
         };
         for name in ["", "a b", "a\n127.0.0.1 x", "A", &"x".repeat(64)] {
             assert!(papers.name(name).is_err(), "{name:?}");
         }
+    }
+
+    #[test]
+    fn what_a_user_has_written_into_etc_hosts_stays_around_the_name() {
+        let written = |text: &str| {
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(text.as_bytes(), 0).unwrap();
+            Hosts::new(file)
+        };
+        let text = |hosts: &Hosts| {
+            let mut all = vec![0; 4096];
+            let length = hosts.file.read_at(&mut all, 0).unwrap();
+            String::from_utf8(all[..length].to_vec()).unwrap()
+        };
+        let first = written("");
+        first.name("first").unwrap();
+        let before = text(&first);
+        let more = format!("# 127.0.1.1\tfirst\n{before}10.0.0.1\tmine\n");
+        let kept = written(&more).keep("first").unwrap();
+        kept.name("another").unwrap();
+        let expected = more.replacen("\n127.0.1.1\tfirst\n", "\n127.0.1.1\tanother\n", 1);
+        assert_eq!(text(&kept), expected);
+        let unchanged = written(&before).keep("first").unwrap();
+        unchanged.name("x").unwrap();
+        assert_eq!(text(&unchanged), before.replace("first", "x"));
+        assert!(written("10.0.0.1\tmine\n").keep("first").is_none());
+        assert!(written(&before).keep("fir").is_none());
     }
 
     #[test]

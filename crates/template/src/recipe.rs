@@ -140,6 +140,12 @@ pub enum RecipeError {
         /// What is wrong, and what would be right.
         problem: String,
     },
+    /// A template that has none.
+    #[error("the template {name} was made of a sandbox: there is no recipe to build it from")]
+    OfASandbox {
+        /// Which template.
+        name: String,
+    },
     /// No such recipe.
     #[error(
         "there is no recipe {name}, and no template of that name to build again; built-in recipes: {known}"
@@ -156,6 +162,11 @@ impl RecipeError {
     /// What to do about it.
     pub fn remedy(&self) -> Option<String> {
         let name = match self {
+            Self::OfASandbox { name } => {
+                return Some(format!(
+                    "make it again: zygote snapshot SANDBOX {name} --template"
+                ));
+            }
             Self::Unknown { name, .. } => name,
             Self::Read { path, source } if source.kind() == io::ErrorKind::NotFound => {
                 let name = path.file_stem()?.to_str().filter(|name| is_name(name))?;

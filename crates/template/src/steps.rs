@@ -104,6 +104,11 @@ impl<'a> Steps<'a> {
             (status, tail) => Err(GuestError::Command {
                 command: line.to_owned(),
                 how: match status {
+                    // As a shell tells of a program that was killed.
+                    ExitStatus::Code(137) => {
+                        "exit code 137: killed; if the guest's memory was used up, build its base with more"
+                            .to_owned()
+                    }
                     ExitStatus::Code(code) => format!("exit code {code}"),
                     ExitStatus::Signal {
                         out_of_memory: true,

@@ -286,7 +286,13 @@ impl Store {
         let Err(RecipeError::Unknown { .. }) = found else {
             return found;
         };
-        match self.inspect(name).ok().and_then(|known| known.recipe) {
+        let known = self.inspect(name).ok();
+        let derived = known.as_ref().and_then(|known| known.derived.as_ref());
+        if derived.is_some_and(|derived| derived.sandbox.is_some()) {
+            let name = name.to_owned();
+            return Err(RecipeError::OfASandbox { name });
+        }
+        match known.and_then(|known| known.recipe) {
             Some(RecipeOrigin {
                 path: Some(path), ..
             }) if path.is_file() => Recipe::find(&path.to_string_lossy()),
