@@ -4,13 +4,15 @@
 use crate::owners::Owners;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use zygote_protocol::{ExitStatus, Program};
 use zygote_snapshot::state::MachineState;
-use zygote_snapshot::{Ahead, OpenError, RunKind, Snapshot, WorkingSet};
+use zygote_snapshot::{Ahead, DeltaError, OpenError, RunKind, Snapshot, WorkingSet};
 use zygote_template::rehearsal::{Moment, rehearse};
-use zygote_template::{Guest, GuestError, Store, StoreError};
+use zygote_template::{Guest, GuestError, Store, StoreError, copy_of};
 use zygote_vmm::{Disk, GuestMemory, MemoryError, TouchError, Touches};
 
 /// A part of a run.
@@ -111,6 +113,14 @@ pub enum CensusError {
     /// A file.
     #[error("cannot read the snapshot")]
     Read(#[from] io::Error),
+    /// Its processes run on.
+    #[error(
+        "the template is a snapshot of a sandbox: what its processes touch cannot be told from a run's"
+    )]
+    Held,
+    /// What differs from the template under it.
+    #[error(transparent)]
+    Delta(#[from] DeltaError),
     /// An old agent.
     #[error(
         "the template's agent does not tell whose its pages are; build the template again, with --force"
@@ -160,8 +170,27 @@ pub fn take(store: &Store, template: &str, program: &Program) -> Result<Census, 
 /// What is measured.
 struct Subject {
     snapshot: Snapshot,
+    /// All of its memory.
+    memory: File,
     state: MachineState,
     bytes: u64,
+}
+
+/// The file that it maps, or a copy with what differs from that.
+fn memory_of(snapshot: &Snapshot, directory: &Path, pieces: &Path) -> Result<File, CensusError> {
+    if snapshot.manifest().base.is_none() {
+        return Ok(snapshot.memory_file().try_clone()?);
+    }
+    let (whole, _) = Snapshot::open(directory, pieces)?.into_whole(String::new());
+    let copy = copy_of(&whole)?;
+    let mut written = Ok(());
+    let read = snapshot.read_delta(&mut |offset, bytes| {
+        written = copy.write_all_at(bytes, offset);
+        written.is_ok()
+    });
+    written?;
+    read?;
+    Ok(copy)
 }
 
 /// A fork's private pages at the end of each phase, in its backing.
@@ -175,8 +204,13 @@ struct Seen {
 
 impl Subject {
     fn open(store: &Store, directory: &Path) -> Result<Self, CensusError> {
-        let snapshot = Snapshot::open(directory, &store.pieces_of(directory))?;
+        let pieces = store.pieces_of(directory);
+        let snapshot = Snapshot::open(directory, &pieces)?;
+        if snapshot.manifest().is_held() {
+            return Err(CensusError::Held);
+        }
         Ok(Self {
+            memory: memory_of(&snapshot, directory, &pieces)?,
             state: snapshot.machine()?,
             bytes: snapshot.manifest().memory.bytes,
             snapshot,
@@ -204,10 +238,7 @@ impl Subject {
     }
 
     fn memory(&self) -> Result<GuestMemory, CensusError> {
-        Ok(GuestMemory::private(
-            self.snapshot.memory_file(),
-            self.bytes,
-        )?)
+        Ok(GuestMemory::private(&self.memory, self.bytes)?)
     }
 
     /// Asks a fork whose its pages are.
@@ -235,7 +266,7 @@ impl Subject {
 
     /// The pages that each phase touches first.
     fn touched(&self, program: Program) -> Result<Vec<(Phase, Vec<u32>)>, CensusError> {
-        let (memory, touches) = Touches::watch(self.snapshot.memory_file(), self.bytes)?;
+        let (memory, touches) = Touches::watch(&self.memory, self.bytes)?;
         let mut guest = self.guest(memory, &Ahead::default())?;
         let mut clock = PhaseClock::default();
         let mut ends = Vec::new();

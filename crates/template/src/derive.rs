@@ -305,8 +305,11 @@ fn own_pages(guest: &Guest, memory: &GuestMemory, put: Put<'_>) -> Result<(), Bu
     Ok(())
 }
 
-/// A file of this process, with a snapshot's memory; what is zero is a hole.
-fn copy_of(whole: &Snapshot) -> io::Result<File> {
+/// A file of this process, with a whole snapshot's memory; what is zero is a hole.
+///
+/// # Errors
+/// If the snapshot cannot be read, or memory is short.
+pub fn copy_of(whole: &Snapshot) -> io::Result<File> {
     let copy = File::from(memfd_create("memory", MemfdFlags::CLOEXEC)?);
     let memory = &whole.manifest().memory;
     copy.set_len(memory.bytes)?;

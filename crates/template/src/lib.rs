@@ -21,7 +21,7 @@ mod working_set;
 
 pub use agent::{AgentError, agent_path};
 pub use build::{BuildError, BuildOptions, Built, build, unix_seconds, up_to_date};
-pub use derive::{BaseError, Derivation};
+pub use derive::{BaseError, Derivation, copy_of};
 pub use disk::{DiskPart, Prune, Pruned};
 pub use guest::{Guest, GuestError};
 pub use ingredients::{GatherError, Gathered, Ingredients, gather};
