@@ -1,7 +1,8 @@
 //! Serving the host: one poll loop over the connection, the children and their streams.
 //!
-//! The states of a guest: being built (anything goes), frozen (silent until `Activate`), active, and held,
-//! which is where its branches begin: they have lost their host by then, and are activated by another.
+//! The states of a guest: being built (anything goes), frozen (silent until `Activate`), active (and frozen
+//! once more, if a template is derived in it), and held, which is where its branches begin: they have lost
+//! their host by then, and are activated by another.
 //! A failed activation leaves it frozen for ever: no program runs without an identity.
 
 #![expect(unsafe_code, reason = "waitpid")]

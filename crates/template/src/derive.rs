@@ -51,10 +51,10 @@ pub struct Derivation {
     /// Its first replica.
     snapshot: PathBuf,
     layer: Layer,
-    /// All that its interpreter is warmed up with; `None`: the base's interpreter stays.
-    warm: Option<String>,
-    /// All that it would be warmed up with.
-    total_warm: String,
+    /// All that its interpreter is warmed up with.
+    warm: String,
+    /// Whether it has one of its own; the base's stays otherwise.
+    is_warmed: bool,
     /// A digest of all of it.
     pub digest: String,
 }
@@ -88,14 +88,13 @@ pub fn prepare(
     let before = base
         .warm_code()
         .ok_or_else(|| BaseError::Unknown(from.to_owned()))?;
-    let total_warm = format!("{before}\n{}", recipe.warm);
     // One that was there before does not know packages that have come since.
-    let is_fresh = !recipe.warm.is_empty() || !layer.contents.pip.is_empty();
+    let is_warmed = !recipe.warm.is_empty() || !layer.contents.pip.is_empty();
     Ok(Derivation {
         build: store.current(from).map_err(BaseError::from)?,
         digest: digest(&base, &layer, recipe),
-        warm: is_fresh.then(|| total_warm.clone()),
-        total_warm,
+        warm: format!("{before}\n{}", recipe.warm),
+        is_warmed,
         base,
         snapshot,
         layer,
@@ -145,7 +144,7 @@ pub fn derive(
             from: base.name.clone(),
             build: from.build.clone(),
             run: recipe.run.clone(),
-            warm: from.total_warm.clone(),
+            warm: from.warm.clone(),
             sandbox: None,
         }),
         ..base.clone()
@@ -192,8 +191,8 @@ fn make(
     let mut steps = Steps::new(&mut guest, progress);
     steps.put(&from.layer)?;
     recipe.run.iter().try_for_each(|line| steps.run(line))?;
-    if let Some(code) = &from.warm {
-        steps.warm(code)?;
+    if from.is_warmed {
+        steps.warm(&from.warm)?;
     }
     steps.freeze()?;
     guest.machine.pause()?;
