@@ -6,11 +6,12 @@ use serde_json::Value;
 use std::process::Command;
 
 /// From the top to the bottom: a crate may depend on those after it.
-const ORDER: [&str; 14] = [
+const ORDER: [&str; 15] = [
     "zygote-cli",
     "zygote-bench",
     "zygote-daemon",
     "zygote-server",
+    "zygote-access",
     "zygote-client",
     "zygote-api",
     "zygote-engine",

@@ -38,6 +38,8 @@ pub struct Failure {
 pub enum ErrorCode {
     /// 400: the request is not what it should be; the message names the field.
     BadRequest,
+    /// 401: a key is needed here, or the one that was shown is none.
+    Unauthorized,
     /// 403: not for this caller.
     Forbidden,
     /// 404: there is nothing at this path.
@@ -78,7 +80,7 @@ pub enum ErrorCode {
     MomentNotFound,
     /// 409: the sandbox was rolled back to an earlier moment, and what was asked for is gone.
     RolledBack,
-    /// 429: a limit of the engine, or of a sandbox, is reached.
+    /// 429: a limit of the engine, of a sandbox, or of the key is reached.
     LimitReached,
     /// 500: the template is there, but not usable.
     TemplateUnusable,
@@ -132,6 +134,7 @@ impl ErrorCode {
     pub fn status(self) -> u16 {
         match self {
             Self::BadRequest | Self::Usage | Self::File => 400,
+            Self::Unauthorized => 401,
             Self::Forbidden => 403,
             Self::NotFound
             | Self::SandboxNotFound

@@ -1,6 +1,7 @@
 //! The types of the API, version 1: what the engine's server and its clients say to each other. JSON
 //! over HTTP; streams are NDJSON (one object a line) or, from the server, server-sent events. No I/O.
 
+mod behalf;
 mod branch;
 mod code;
 mod collect;
@@ -16,6 +17,7 @@ mod status;
 mod template;
 mod time;
 
+pub use behalf::{ON_BEHALF, OnBehalf};
 pub use branch::{BranchPause, BranchRequest, Branched, PauseRequest};
 pub use code::{
     Bundle, CodeEvent, CodeRequest, CodeResult, ContextInfo, ContextList, ContextRequest, Exception,
@@ -40,8 +42,8 @@ pub use sandbox::{
     SandboxState, SandboxStats, TerminalSize,
 };
 pub use status::{
-    Health, HealthAnswer, LabStatus, PlaceKind, PoolStatus, RunsStatus, Status, StopRequest,
-    Stopped, TemplateHealth,
+    Health, HealthAnswer, LabStatus, PlaceKind, PoolStatus, PublicHealth, RunsStatus, Status,
+    StopRequest, Stopped, TemplateHealth,
 };
 pub use template::{
     BuildEvent, BuildRequest, Built, PipPackage, RemoveTemplate, Removed, TemplateDetail,

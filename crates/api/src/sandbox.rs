@@ -172,6 +172,9 @@ pub struct SandboxInfo {
     /// Its name.
     #[serde(default)]
     pub name: Option<String>,
+    /// Whose it is; none: the engine's owner's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
     /// Its template.
     pub template: String,
     /// The build of that.

@@ -53,6 +53,17 @@ pub struct HealthAnswer {
     pub templates: BTreeMap<String, TemplateHealth>,
 }
 
+/// `GET /v1/health` for those who have no key, or one of a tenant: whether it is there, and what they can fork.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PublicHealth {
+    /// `ok`, or `stopping`.
+    pub status: String,
+    /// The program's version.
+    pub version: String,
+    /// Templates, by name.
+    pub templates: BTreeMap<String, TemplateHealth>,
+}
+
 /// Whether a template can be forked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateHealth {

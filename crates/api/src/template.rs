@@ -50,6 +50,9 @@ pub struct TemplateInfo {
     pub packages: Vec<String>,
     /// A digest of everything that it was built from.
     pub digest: String,
+    /// Whose it is; none: everybody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
     /// What it takes on disk, holes not counted, in bytes; of a derived one, without the files that it differs
     /// from.
     pub disk_bytes: u64,
@@ -148,7 +151,7 @@ pub enum BuildEvent {
         total: Option<u64>,
     },
     /// It is there.
-    Built(Built),
+    Built(Box<Built>),
     /// It is not.
     Error {
         /// Why.

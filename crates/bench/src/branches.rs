@@ -102,7 +102,7 @@ async fn create(
         template: plan.template.clone(),
         ..SandboxSpec::default()
     };
-    engine.create(spec, None, &|_| ()).await
+    engine.create(spec, None, None, &|_| ()).await
 }
 
 fn once() -> BranchSpec {
@@ -115,5 +115,6 @@ fn once() -> BranchSpec {
         limit: FREEZE_MAX,
         anyway: false,
         moment: None,
+        sandboxes_max: None,
     }
 }

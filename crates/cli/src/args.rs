@@ -1,7 +1,9 @@
 //! The command line, as clap sees it.
 
+mod key;
 mod live;
 
+pub use key::*;
 pub use live::*;
 
 use crate::complete::{names, recipes};
@@ -177,12 +179,17 @@ pub enum Verb {
     },
     /// Run the engine in the foreground; other commands start one in the background when they need it
     #[command(
-        after_help = "Without a configuration the engine listens on its Unix socket alone.\n\nExamples:\n  \
+        after_help = "Without a configuration the engine listens on its Unix socket alone. Each setting is also a \
+            line of --config's file, and a variable: ZYGOTE_LISTEN for --listen.\n\nExamples:\n  \
             zygote serve --idle-exit 0                    stays until it is stopped\n  \
             zygote serve --listen 127.0.0.1:7070\n  \
+            zygote serve --print-config > zygote.toml; zygote serve --config zygote.toml\n  \
             curl --unix-socket /run/zygote/zygote.sock http://localhost/v1/exec -d '{\"code\": \"print(1)\"}'"
     )]
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
+    /// Make, list and revoke the keys by which others than the engine's owner use it over TCP
+    #[command(subcommand)]
+    Key(KeyVerb),
     /// Show the engine: is it there, since when, what it holds, where machines run
     #[command(
         after_help = "Examples:\n  zygote status\n  zygote status --json | jq .runs\n\n\
@@ -621,12 +628,37 @@ pub enum LabVerb {
 
 /// The engine's settings, from the command line or a file: what is not given is for the engine to
 /// choose.
-#[derive(Args, Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// Listen on TCP too: a loopback address, such as 127.0.0.1:7070
+    /// Listen on TCP too, such as at 127.0.0.1:7070; elsewhere than on loopback clients need a key
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<std::net::SocketAddr>,
+    /// Where clients of TCP need a key (see: zygote key): auto (not on loopback), always, or never, if
+    /// something in front of the engine knows who asks [default: auto]
+    #[arg(long, value_name = "WHERE")]
+    pub keys: Option<String>,
+    /// A certificate and those that vouch for it, PEM: with TLS over TCP; read again at SIGHUP
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Requests a second of a key that has no limit of its own [default: none]; these five are read again at SIGHUP
+    #[arg(long, value_name = "N")]
+    pub key_rate: Option<u32>,
+    /// Runs of such a key at once [default: as many as of the engine]
+    #[arg(long, value_name = "N")]
+    pub key_runs_max: Option<u32>,
+    /// Sandboxes of its tenant that live at once [default: as many as of the engine]
+    #[arg(long, value_name = "N")]
+    pub key_sandboxes_max: Option<u32>,
+    /// Longest time of its runs, which those get that ask for more [default: none]
+    #[arg(long, value_name = "TIME")]
+    pub key_timeout_max: Option<String>,
+    /// Programs of its batches [default: 1000]
+    #[arg(long, value_name = "N")]
+    pub key_batch_max: Option<u32>,
     /// End after so long without work; 0: stay [default: 15m in the background, 0 in the foreground]
     #[arg(long, value_name = "TIME")]
     pub idle_exit: Option<String>,
@@ -688,6 +720,9 @@ pub struct ServeArgs {
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub settings: Settings,
+    /// Print the settings as they are after options, variables and the file, in TOML, and end
+    #[arg(long)]
+    pub print_config: bool,
     /// Run although this host does not allow all walls between it and untrusted code; says so
     #[arg(long, env = "ZYGOTE_ALLOW_MISSING_WALLS", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_missing_walls: bool,

@@ -9,7 +9,7 @@ use serde_json::json;
 use std::error::Error;
 use std::io;
 use zygote_api::{ErrorCode, Failure};
-use zygote_daemon::{ClientError, recipe_failure, template_failure};
+use zygote_daemon::{ClientError, KeyFileError, recipe_failure, template_failure};
 use zygote_lab::LabError;
 use zygote_template::{RecipeError, StoreError, nearest};
 
@@ -56,11 +56,33 @@ fn known(cause: &(dyn Error + 'static)) -> Option<Failure> {
         Some(error.to_failure())
     } else if let Some(error) = cause.downcast_ref::<StoreError>() {
         Some(template_failure(error))
+    } else if let Some(error) = cause.downcast_ref::<KeyFileError>() {
+        Some(key_failure(error))
     } else if let Some(error) = cause.downcast_ref::<RecipeError>() {
         Some(recipe_failure(error))
     } else {
         let error = cause.downcast_ref::<LabError>()?;
         Some(Failure::of(ErrorCode::LabDied, error))
+    }
+}
+
+fn key_failure(error: &KeyFileError) -> Failure {
+    let code = match error {
+        KeyFileError::NotFound(_) => ErrorCode::NotFound,
+        KeyFileError::TooMany => ErrorCode::LimitReached,
+        KeyFileError::Bad(_) => ErrorCode::Usage,
+        KeyFileError::File { .. } | KeyFileError::Damaged { .. } | KeyFileError::Writable(_) => {
+            ErrorCode::File
+        }
+    };
+    let failure = Failure::of(code, error);
+    match error {
+        KeyFileError::NotFound(_) => failure.remedy("see which there are: zygote key ls"),
+        KeyFileError::TooMany => failure.remedy("revoke some: zygote key revoke ID"),
+        KeyFileError::Writable(path) => failure.remedy(format!("chmod 600 {}", path.display())),
+        KeyFileError::Damaged { .. } => failure
+            .remedy("put it back as it was, or remove it and make keys anew: zygote key create"),
+        KeyFileError::File { .. } | KeyFileError::Bad(_) => failure,
     }
 }
 

@@ -12,6 +12,7 @@ mod failure;
 mod get;
 mod host;
 mod interrupt;
+mod key;
 mod lab;
 mod live;
 mod many;
@@ -92,6 +93,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Wait(args) => live::wait(global, args),
         Verb::Events(args) => live::events(global, args),
         Verb::Template(verb) => template::run(global, verb),
+        Verb::Key(verb) => key::run(global, verb),
         Verb::Serve(args) => serve::run(global, args),
         Verb::Status { json } => status::status(global, *json),
         Verb::Stop { now, json } => status::stop(global, *now, *json),

@@ -2,7 +2,7 @@
 
 use crate::args::{Global, ServeArgs};
 use crate::host;
-use crate::out::complain;
+use crate::out::{complain, say};
 use crate::{run, settings};
 use std::io::Write;
 use zygote_api::{ErrorCode, Failure};
@@ -40,9 +40,14 @@ fn is_taken(error: &anyhow::Error) -> bool {
 }
 
 fn conduct(global: &Global, args: &ServeArgs) -> anyhow::Result<()> {
-    let mut given = args.settings.clone();
+    let said = args.settings.clone().over(settings::of_environment()?);
+    let mut given = said.clone();
     if let Some(path) = &args.config {
         given = given.over(settings::read(path)?);
+    }
+    if args.print_config {
+        say!("{}", settings::print(&given)?.trim_end());
+        return Ok(());
     }
     if args.background {
         given.idle_exit.get_or_insert_with(|| IDLE_EXIT.to_owned());
@@ -52,6 +57,7 @@ fn conduct(global: &Global, args: &ServeArgs) -> anyhow::Result<()> {
     let mut config = settings::config(global, &store, place, &given)?;
     config.engine.allow_missing_walls = args.allow_missing_walls;
     config.lab_port = args.lab_port;
+    config.door = settings::door(&given, said, args.config.clone())?;
     config.log = args.background.then(|| settings::log(&store));
     run::raise_descriptors();
     let background = args.background;
@@ -67,7 +73,11 @@ fn conduct(global: &Global, args: &ServeArgs) -> anyhow::Result<()> {
 fn tell(ready: &Ready) {
     complain!("zygote: the engine listens at {}", ready.socket.display());
     if let Some(address) = ready.address {
-        complain!("zygote: and at http://{address}");
+        let scheme = if ready.is_tls { "https" } else { "http" };
+        complain!("zygote: and at {scheme}://{address}");
+    }
+    if let Some(warning) = &ready.warning {
+        complain!("zygote: {warning}");
     }
 }
 

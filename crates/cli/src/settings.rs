@@ -5,9 +5,10 @@ use crate::host::{self, Place};
 use anyhow::{Context, anyhow};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
-use zygote_api::PlaceKind;
-use zygote_daemon::{Config, LabSettings, Machines};
+use zygote_api::{ErrorCode, Failure, PlaceKind};
+use zygote_daemon::{Again, Config, Door, KeysWanted, LabSettings, Limits, Machines, TlsFiles};
 use zygote_engine::{HolderConfig, PATIENCE_EMULATED, Settings as EngineSettings, holder_main};
 use zygote_template::Store;
 
@@ -56,6 +57,14 @@ impl Settings {
     pub fn over(self, other: Self) -> Self {
         Self {
             listen: self.listen.or(other.listen),
+            keys: self.keys.or(other.keys),
+            tls_cert: self.tls_cert.or(other.tls_cert),
+            tls_key: self.tls_key.or(other.tls_key),
+            key_rate: self.key_rate.or(other.key_rate),
+            key_runs_max: self.key_runs_max.or(other.key_runs_max),
+            key_sandboxes_max: self.key_sandboxes_max.or(other.key_sandboxes_max),
+            key_timeout_max: self.key_timeout_max.or(other.key_timeout_max),
+            key_batch_max: self.key_batch_max.or(other.key_batch_max),
             idle_exit: self.idle_exit.or(other.idle_exit),
             runs_max: self.runs_max.or(other.runs_max),
             waiting_max: self.waiting_max.or(other.waiting_max),
@@ -104,6 +113,99 @@ impl Settings {
     }
 }
 
+/// Settings, in a command line of their own.
+#[derive(clap::Parser)]
+#[command(no_binary_name = true)]
+struct Words {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Settings of the environment: the option --runs-max is the variable ZYGOTE_RUNS_MAX. One that is empty says
+/// nothing.
+pub fn of_environment() -> anyhow::Result<Settings> {
+    let command = <Words as clap::CommandFactory>::command();
+    let mut words = Vec::new();
+    for option in command.get_arguments().filter_map(clap::Arg::get_long) {
+        let variable = format!("ZYGOTE_{}", option.to_uppercase().replace('-', "_"));
+        if let Some(value) = std::env::var_os(variable).filter(|value| !value.is_empty()) {
+            let mut word = OsString::from(format!("--{option}="));
+            word.push(value);
+            words.push(word);
+        }
+    }
+    let parsed = <Words as clap::Parser>::try_parse_from(words);
+    parsed.map(|words| words.settings).map_err(|error| {
+        let text = error.to_string();
+        let text = text.lines().next().unwrap_or_default();
+        let text = text.strip_prefix("error: ").unwrap_or(text);
+        let failure = Failure::new(ErrorCode::Usage, format!("in the environment: {text}"));
+        failure
+            .remedy("the variable of an option is its name in capitals behind ZYGOTE_")
+            .into()
+    })
+}
+
+/// In TOML: what is set, and what could be, as comments.
+pub fn print(settings: &Settings) -> anyhow::Result<String> {
+    let set = toml::Table::try_from(settings).context("cannot write the settings")?;
+    let command = <Words as clap::CommandFactory>::command();
+    let mut text = String::new();
+    for argument in command.get_arguments() {
+        let Some(option) = argument.get_long() else {
+            continue;
+        };
+        let name = option.replace('-', "_");
+        let help = argument
+            .get_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        text.push_str(&format!("# {}\n", help.replace('\n', " ")));
+        match set.get(&name) {
+            Some(value) => text.push_str(&format!("{name} = {value}\n\n")),
+            None => text.push_str(&format!("# {name} =\n\n")),
+        }
+    }
+    Ok(text)
+}
+
+/// What keys may have that say nothing of it.
+fn limits(settings: &Settings) -> anyhow::Result<Limits> {
+    let timeout = time("key_timeout_max", settings.key_timeout_max.as_ref())?;
+    Ok(Limits {
+        rate: settings.key_rate.filter(|rate| *rate > 0),
+        runs: settings.key_runs_max,
+        sandboxes: settings.key_sandboxes_max,
+        timeout_s: timeout
+            .filter(|time| !time.is_zero())
+            .map(|time| time.as_secs_f64()),
+        batch: settings.key_batch_max,
+    })
+}
+
+/// Who may come over TCP. `file` is read again when limits are.
+pub fn door(settings: &Settings, given: Settings, file: Option<PathBuf>) -> anyhow::Result<Door> {
+    let keys = settings.keys.as_deref().map(str::parse::<KeysWanted>);
+    let keys = keys.transpose().map_err(|why| anyhow!("keys: {why}"))?;
+    let tls = match (settings.tls_cert.clone(), settings.tls_key.clone()) {
+        (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+        (None, None) => None,
+        _ => return Err(anyhow!("tls_cert and tls_key go together")),
+    };
+    Ok(Door {
+        keys: keys.unwrap_or_default(),
+        limits: limits(settings)?,
+        tls,
+        again: Again(Arc::new(move || {
+            let settings = match &file {
+                Some(path) => given.clone().over(read(path)?),
+                None => given.clone(),
+            };
+            limits(&settings)
+        })),
+    })
+}
+
 fn time(name: &str, text: Option<&String>) -> anyhow::Result<Option<Duration>> {
     let parse = |text: &String| {
         let parsed = parse_duration(text).map_err(|why| anyhow!("{name} = {text:?}: {why}"))?;
@@ -143,6 +245,7 @@ pub fn config(
     Ok(Config {
         socket,
         listen: settings.listen,
+        door: Door::default(),
         lab_port: false,
         idle_exit: time("idle_exit", settings.idle_exit.as_ref())?.filter(|time| !time.is_zero()),
         place: if place == Place::Lab || host::in_lab() {

@@ -143,7 +143,7 @@ async fn follow_build(client: &Client, request: &BuildRequest) -> anyhow::Result
                 total: Some(total),
             } => reporter.part(&message, done, total),
             BuildEvent::Progress { message, .. } => reporter.say(&message),
-            BuildEvent::Built(built) => return Ok(built),
+            BuildEvent::Built(built) => return Ok(*built),
             BuildEvent::Error { error } => return Err(error.into()),
         }
     }
@@ -236,7 +236,7 @@ fn request(args: &BuildArgs) -> anyhow::Result<BuildRequest> {
 }
 
 fn show_built(store: &Store, as_json: bool, is_new: bool, name: &str) -> anyhow::Result<()> {
-    let info = template_detail(store, name)?.info;
+    let info = template_detail(store, name, None)?.info;
     let what = if is_new { "built" } else { "up to date" };
     let words = format!("{name}: {what} ({})", show::summary(&info));
     print(as_json, json!(Built { is_new, info }), || say!("{words}"));

@@ -127,11 +127,23 @@ fn settings_that_an_engine_cannot_have_are_told_by_name() {
     let file = state.path().join("zygote.toml");
     std::fs::write(&file, "run_max = 3\n").unwrap();
     let long = state.path().join("x".repeat(120));
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 6] = [
         (&["serve", "--config", file.to_str().unwrap()], "run_max"),
         (&["serve", "--config", "/no/such.toml"], "/no/such.toml"),
         (&["serve", "--idle-exit", "soon"], "idle_exit"),
-        (&["serve", "--listen", "0.0.0.0:7070"], "loopback"),
+        (&["serve", "--keys", "sometimes"], "always"),
+        (
+            &[
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--tls-cert",
+                "/no/such.pem",
+                "--tls-key",
+                "/no",
+            ],
+            "/no/such.pem",
+        ),
         (&["serve", "--socket", long.to_str().unwrap()], "--socket"),
     ];
     for (case, word) in cases {
@@ -304,4 +316,82 @@ fn a_parent_that_ignores_its_children_is_no_reason_to_fail() {
             .collect::<Vec<_>>()
     };
     assert_eq!(judge(&["--ignore-signal=CHLD"]), judge(&[]));
+}
+
+#[test]
+fn settings_come_from_options_variables_and_a_file_and_are_printed_as_one() {
+    let state = tempfile::tempdir().unwrap();
+    let file = state.path().join("zygote.toml");
+    std::fs::write(&file, "runs_max = 3\nwaiting_max = 4\nidle_exit = \"1h\"\n").unwrap();
+    let print = |variables: &[(&str, &str)], options: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_zygote"));
+        command.args(["serve", "--print-config", "--host", "lab"]);
+        command.args(options).envs(variables.iter().copied());
+        command.env("ZYGOTE_STATE_DIR", state.path());
+        let output = command.output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    let config = ["--config", file.to_str().unwrap(), "--runs-max", "5"];
+    let variables = [
+        ("ZYGOTE_RUNS_MAX", "6"),
+        ("ZYGOTE_WAITING_MAX", "7"),
+        ("ZYGOTE_LISTEN", ""),
+        ("ZYGOTE_KEY_RATE", "8"),
+    ];
+    let (code, printed, err) = print(&variables, &config);
+    assert_eq!(code, Some(0), "{err}");
+    let table: toml::Table = printed.parse().unwrap();
+    let number = |name: &str| table.get(name).and_then(toml::Value::as_integer);
+    assert_eq!(
+        ["runs_max", "waiting_max", "key_rate"].map(number),
+        [Some(5), Some(7), Some(8)]
+    );
+    assert_eq!(table["idle_exit"].as_str(), Some("1h"));
+    assert!(printed.contains("# listen =") && !table.contains_key("listen"));
+    // What is printed can be read, and says the same.
+    std::fs::write(&file, &printed).unwrap();
+    assert_eq!(print(&[], &config[..2]).1, printed);
+    let (code, _, err) = print(&[("ZYGOTE_RUNS_MAX", "many")], &[]);
+    assert!(code == Some(125) && err.contains("ZYGOTE_"), "{err}");
+}
+
+#[test]
+fn keys_are_made_listed_and_revoked_and_shown_once() {
+    let state = tempfile::tempdir().unwrap();
+    let object = |arguments: &[&str]| -> serde_json::Value {
+        let (code, out, err) = said(&zygote(state.path(), &[arguments, &["--json"]].concat()));
+        assert!(code == Some(0) || code == Some(125), "{err}");
+        serde_json::from_str(&out).unwrap()
+    };
+    let made = object(&[
+        "key",
+        "create",
+        "--tenant",
+        "acme",
+        "--rate",
+        "5",
+        "--expires",
+        "1h",
+    ]);
+    let secret = made["secret"].as_str().unwrap();
+    assert!(secret.starts_with(&format!("zyg_{}_", made["key"].as_str().unwrap())));
+    assert_eq!(made["limits"], serde_json::json!({"rate": 5}));
+    let listed = object(&["key", "ls"]).to_string();
+    assert!(listed.contains("acme") && !listed.contains(secret) && !listed.contains("hash"));
+    let (_, out, err) = said(&zygote(state.path(), &["key", "create", "--role", "admin"]));
+    assert!(out.starts_with("zyg_") && out.lines().count() == 1 && err.contains("only time"));
+    assert_eq!(object(&["key", "revoke", secret])["tenant"], "acme");
+    let code = |arguments: &[&str]| object(arguments)["error"]["code"].to_string();
+    assert_eq!(code(&["key", "revoke", "nothing"]), "\"not_found\"");
+    assert_eq!(code(&["key", "create"]), "\"usage\"");
+    assert_eq!(
+        code(&["key", "create", "--role", "admin", "--tenant", "x"]),
+        "\"usage\""
+    );
+    assert_eq!(code(&["key", "create", "--tenant", "a/b"]), "\"usage\"");
 }

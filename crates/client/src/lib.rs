@@ -14,12 +14,14 @@ use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper::{Method, Request, Response, header};
+use hyper::header::{self, HeaderValue};
+use hyper::{Method, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use lines::Lines;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
@@ -28,8 +30,8 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use zygote_api::{
     BatchRequest, BatchResult, BuildEvent, BuildRequest, CommandRequest, ErrorBody, ExecEvent,
-    ExecInput, ExecRequest, Failure, Health, LINE_MAX_BYTES, NDJSON, Removed, SignalRequest,
-    Status, StopRequest, Stopped, TemplateList,
+    ExecInput, ExecRequest, Failure, Health, LINE_MAX_BYTES, NDJSON, ON_BEHALF, OnBehalf, Removed,
+    SignalRequest, Status, StopRequest, Stopped, TemplateList,
 };
 
 /// How long an answer may take that needs nothing but words.
@@ -49,15 +51,19 @@ const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
 type Body = UnsyncBoxBody<Bytes, BodyError>;
 type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A connection to an engine. Dropping it ends what was asked for over it.
+/// A connection to an engine. Dropping it, and what shares it, ends what was asked for over it.
 pub struct Client {
     requests: SendRequest<Body>,
-    connection: JoinHandle<()>,
+    connection: Arc<Connection>,
+    /// On whose behalf it asks, if not on its own.
+    behalf: Option<HeaderValue>,
 }
 
-impl Drop for Client {
+struct Connection(JoinHandle<()>);
+
+impl Drop for Connection {
     fn drop(&mut self) {
-        self.connection.abort();
+        self.0.abort();
     }
 }
 
@@ -100,13 +106,29 @@ impl Client {
         let connection = tokio::spawn(async move { drop(connection.await) });
         Ok(Self {
             requests,
-            connection,
+            connection: Arc::new(Connection(connection)),
+            behalf: None,
         })
+    }
+
+    /// The same connection, on behalf of somebody: an engine believes that of its owner alone.
+    #[must_use]
+    pub fn on_behalf(&self, behalf: Option<&OnBehalf>) -> Self {
+        // Names of tenants and keys have nothing that a header may not have.
+        let header = |behalf: &OnBehalf| {
+            let text = serde_json::to_string(behalf).ok()?;
+            HeaderValue::from_str(&text).ok()
+        };
+        Self {
+            requests: self.requests.clone(),
+            connection: Arc::clone(&self.connection),
+            behalf: behalf.and_then(header),
+        }
     }
 
     /// Whether the connection has ended.
     pub fn is_closed(&self) -> bool {
-        self.connection.is_finished() || self.requests.is_closed()
+        self.connection.0.is_finished() || self.requests.is_closed()
     }
 
     /// `GET /v1/health`.
@@ -269,6 +291,12 @@ impl Client {
         for name in [header::HOST, header::CONNECTION, header::TRANSFER_ENCODING] {
             head.headers.remove(name);
         }
+        // A key is for this engine; whose it is is not the client's to say.
+        head.headers.remove(header::AUTHORIZATION);
+        head.headers.remove(ON_BEHALF);
+        if let Some(behalf) = &self.behalf {
+            head.headers.insert(ON_BEHALF, behalf.clone());
+        }
         let body = UnsyncBoxBody::new(body.map_err(Into::into));
         let mut requests = self.requests.clone();
         let answer = requests.send_request(Request::from_parts(head, body)).await;
@@ -322,6 +350,9 @@ impl Client {
             .header(header::ACCEPT, accept);
         if let Some(key) = key {
             request = request.header("idempotency-key", key);
+        }
+        if let Some(behalf) = &self.behalf {
+            request = request.header(ON_BEHALF, behalf);
         }
         let request = request
             .body(body)

@@ -57,6 +57,7 @@ fn main() {
 
 fn config(home: &Path) -> Config {
     Config {
+        door: zygote_daemon::Door::default(),
         socket: home.join("zygote.sock"),
         listen: None,
         lab_port: false,
@@ -138,6 +139,8 @@ async fn own_call(engine: &Arc<Engine>) -> Duration {
     let (sender, mut events) = mpsc::channel(16);
     let (_signals, taken) = mpsc::channel(1);
     let order = Order {
+        tenant: None,
+        whose: String::new(),
         template: "fake".to_owned(),
         build: None,
         allow_missing_walls: false,

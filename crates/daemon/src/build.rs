@@ -90,7 +90,7 @@ impl Builder {
                     });
                 }
                 Told::Gathered => return Ok(Step::Gathered),
-                Told::Built(built) => return Ok(Step::Built(Box::new(built))),
+                Told::Built(built) => return Ok(Step::Built(built)),
                 Told::Error { error } => return Err(error),
             }
         }

@@ -51,7 +51,7 @@ pub enum Told {
     },
     /// The ingredients are there; the template is not.
     Gathered,
-    Built(Built),
+    Built(Box<Built>),
     Error {
         error: Failure,
     },
@@ -208,8 +208,8 @@ fn built(store: &Store, made: BuiltHere) -> Result<Told, Failure> {
     };
     let build = store.current(&template.name);
     let build = build.map_err(|error| zygote_server::template_failure(&error))?;
-    Ok(Told::Built(Built {
+    Ok(Told::Built(Box::new(Built {
         is_new,
         info: zygote_server::template_info(build, template),
-    }))
+    })))
 }

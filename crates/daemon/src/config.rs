@@ -1,9 +1,12 @@
 //! What a daemon is started with.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+use zygote_access::{KeyFile, KeysWanted, Limits};
 use zygote_api::PlaceKind;
 use zygote_engine::Settings;
 use zygote_template::Store;
@@ -13,8 +16,10 @@ use zygote_template::Store;
 pub struct Config {
     /// Where it listens.
     pub socket: PathBuf,
-    /// Where else: a loopback address.
+    /// Where else, over TCP.
     pub listen: Option<SocketAddr>,
+    /// Who may come by there.
+    pub door: Door,
     /// Whether it also serves the port of a kept lab in which it runs.
     pub lab_port: bool,
     /// It ends by itself after so long without work; `None`: it stays.
@@ -31,6 +36,50 @@ pub struct Config {
     pub lab: LabSettings,
     /// Where its log is, in the background.
     pub log: Option<PathBuf>,
+}
+
+/// Who may come over TCP, and how.
+#[derive(Clone, Debug)]
+pub struct Door {
+    /// Where a key must be shown.
+    pub keys: KeysWanted,
+    /// What keys that say nothing of it may have.
+    pub limits: Limits,
+    /// The files of a certificate; `None`: without TLS.
+    pub tls: Option<TlsFiles>,
+    /// What the limits are now, when a signal asks for them to be read again.
+    pub again: Again,
+}
+
+/// Reads limits once more.
+#[derive(Clone)]
+pub struct Again(pub Arc<dyn Fn() -> anyhow::Result<Limits> + Send + Sync>);
+
+impl fmt::Debug for Again {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Again")
+    }
+}
+
+/// PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificate, then those that vouch for it.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// Nobody without a key from outside, and no limits.
+impl Default for Door {
+    fn default() -> Self {
+        Self {
+            keys: KeysWanted::default(),
+            limits: Limits::default(),
+            tls: None,
+            again: Again(Arc::new(|| Ok(Limits::default()))),
+        }
+    }
 }
 
 /// Where machines run.
@@ -56,4 +105,14 @@ impl Config {
     pub fn store(&self) -> &Store {
         &self.engine.store
     }
+
+    /// Where its keys are.
+    pub fn keys(&self) -> KeyFile {
+        keys(self.store())
+    }
+}
+
+/// Where the keys of an engine are that has a store.
+pub fn keys(store: &Store) -> KeyFile {
+    KeyFile::at(store.state_dir().join("keys.json"))
 }

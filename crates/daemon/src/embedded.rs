@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::host::{Ending, Host};
 use std::sync::Arc;
 use tokio::task::JoinHandle;
+use zygote_access::Access;
 use zygote_client::{Client, ClientError};
 use zygote_server::{Origin, router, serve};
 
@@ -27,7 +28,7 @@ impl Embedded {
     pub async fn start(config: Config) -> Result<Self, ClientError> {
         let host = Host::new(config);
         let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
-        let router = router(Arc::clone(&host));
+        let router = router(Arc::clone(&host), Arc::new(Access::of_owner()));
         let never = std::future::pending();
         let serving = tokio::spawn(serve(theirs, router, Origin::Owner, never));
         Ok(Self {

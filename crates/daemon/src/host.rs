@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
+use zygote_access::Caller;
 use zygote_api::{
     AttachRequest, BuildEvent, BuildRequest, Built, CommandRequest, CreateEvent, ErrorCode,
     ExecEvent, ExecInput, ExecRequest, ExecResult, Failure, Health, ProcessEvent, ProcessInput,
@@ -26,7 +27,7 @@ use zygote_client::{ClientError, Events};
 use zygote_engine::Engine;
 use zygote_server::{
     Backend, Forwarded, Input, Local, Metrics, recipe_failure, template_detail, template_failure,
-    template_list, templates_ready,
+    template_for, template_list, templates_ready,
 };
 use zygote_template::Store;
 
@@ -46,8 +47,11 @@ pub enum Ending {
     Now,
 }
 
-/// When names were given, and what they stand for.
-type Ready = (Vec<Option<SystemTime>>, BTreeMap<String, TemplateHealth>);
+/// When names were given, what they stand for, and whose that is.
+type Ready = (
+    Vec<Option<SystemTime>>,
+    BTreeMap<String, (Option<String>, TemplateHealth)>,
+);
 
 /// A daemon's insides.
 pub struct Host {
@@ -117,14 +121,13 @@ impl Host {
 
     async fn create_in_lab(
         &self,
+        caller: &Caller,
         mut request: SandboxRequest,
         key: Option<&str>,
         events: &mpsc::Sender<CreateEvent>,
     ) -> Result<SandboxInfo, Failure> {
         if request.build.is_none() {
-            // Names are this host's: the lab may remember an old one.
-            let build = self.store().current(&request.template);
-            request.build = Some(build.map_err(|error| template_failure(&error))?);
+            request.build = Some(self.build_for(caller, &request.template)?);
         }
         let say = |message: &str| {
             let message = message.to_owned();
@@ -132,7 +135,9 @@ impl Host {
         };
         let lab = self.keeper.lab(&say).await?;
         let creating = async {
-            let mut happening = lab.client.create(&request, key).await?;
+            let behalf = caller.on_behalf();
+            let client = lab.client.on_behalf(behalf.as_ref());
+            let mut happening = client.create(&request, key).await?;
             while let Some(event) = happening.next().await? {
                 match event {
                     CreateEvent::Created(created) => return Ok(*created),
@@ -220,20 +225,33 @@ impl Host {
         }
     }
 
+    /// Names are this host's: the lab may remember an old one.
+    fn build_for(&self, caller: &Caller, template: &str) -> Result<String, Failure> {
+        let current = || self.store().current(template);
+        let build = match &caller.tenant {
+            Some(tenant) => {
+                template_for(self.store(), template, Some(tenant)).and_then(|_| current())
+            }
+            None => current(),
+        };
+        build.map_err(|error| template_failure(&error))
+    }
+
     async fn exec_in_lab(
         &self,
+        caller: &Caller,
         mut request: ExecRequest,
         input: Input,
         events: mpsc::Sender<ExecEvent>,
     ) -> Result<(), Failure> {
         if request.build.is_none() {
-            // Names are this host's: the lab may remember an old one.
-            let build = self.store().current(&request.template);
-            request.build = Some(build.map_err(|error| template_failure(&error))?);
+            request.build = Some(self.build_for(caller, &request.template)?);
         }
         let lab = self.keeper.lab(&progress(&events)).await?;
         let (sender, lines) = mpsc::channel(INPUT_MAX);
-        let asked = lab.client.exec(&request, Some(lines));
+        let behalf = caller.on_behalf();
+        let client = lab.client.on_behalf(behalf.as_ref());
+        let asked = client.exec(&request, Some(lines));
         let ended = |event: &ExecEvent| {
             if let ExecEvent::Result(result) = event {
                 self.metrics.run_ended(result);
@@ -260,6 +278,21 @@ impl Host {
             recipe_toml: Some(origin.text),
             ..request
         })
+    }
+
+    /// What is everybody's is not a tenant's to remove.
+    fn check_removable(&self, caller: &Caller, name: &str) -> Result<(), Failure> {
+        let Some(tenant) = &caller.tenant else {
+            return Ok(());
+        };
+        let template = template_for(self.store(), name, Some(tenant));
+        let template = template.map_err(|error| template_failure(&error))?;
+        if caller.owns(template.tenant.as_deref()) {
+            return Ok(());
+        }
+        let message =
+            format!("the template {name} is everybody's, and not this tenant's to remove");
+        Err(Failure::new(ErrorCode::Forbidden, message))
     }
 
     async fn builder(&self, mode: Mode, request: &BuildRequest) -> Result<Builder, Failure> {
@@ -321,7 +354,7 @@ impl Host {
             let mut happening = lab.client.build(request).await?;
             while let Some(event) = happening.next().await? {
                 match event {
-                    BuildEvent::Built(built) => return Ok(built),
+                    BuildEvent::Built(built) => return Ok(*built),
                     BuildEvent::Error { error } => {
                         return Err(ClientError::Refused(Box::new(error)));
                     }
@@ -404,13 +437,19 @@ impl Backend for Host {
         }
     }
 
-    fn templates_ready(&self) -> BTreeMap<String, TemplateHealth> {
+    fn templates_ready(&self, caller: Option<&Caller>) -> BTreeMap<String, TemplateHealth> {
         let mut known = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.store().named_at();
         if known.0 != now {
             *known = (now, templates_ready(self.store()));
         }
-        known.1.clone()
+        let is_its = |tenant: &Option<String>| match caller {
+            Some(caller) => caller.sees(tenant.as_deref()),
+            None => tenant.is_none(),
+        };
+        let its = known.1.iter().filter(|(_, (tenant, _))| is_its(tenant));
+        its.map(|(name, (_, health))| (name.clone(), *health))
+            .collect()
     }
 
     async fn status(&self) -> Status {
@@ -473,6 +512,7 @@ impl Backend for Host {
 
     async fn exec(
         &self,
+        caller: &Caller,
         request: ExecRequest,
         input: Input,
         events: mpsc::Sender<ExecEvent>,
@@ -481,8 +521,12 @@ impl Backend for Host {
         let _work = self.activity.run();
         let ended = |result: &ExecResult| self.metrics.run_ended(result);
         let ran = match self.config.machines {
-            Machines::Here => self.local.exec(request, input, events, &ended).await,
-            Machines::InLab => self.exec_in_lab(request, input, events).await,
+            Machines::Here => {
+                self.local
+                    .exec(caller, request, input, events, &ended)
+                    .await
+            }
+            Machines::InLab => self.exec_in_lab(caller, request, input, events).await,
         };
         ran.inspect_err(|failure| self.metrics.run_refused(failure))
     }
@@ -492,20 +536,28 @@ impl Backend for Host {
         self.metrics.text(&status)
     }
 
-    async fn signal(&self, id: &str, request: SignalRequest) -> Result<(), Failure> {
+    async fn signal(
+        &self,
+        caller: &Caller,
+        id: &str,
+        request: SignalRequest,
+    ) -> Result<(), Failure> {
         let command = self.commands().get(id).cloned();
+        // Commands on the lab are the owner's.
+        let command = command.filter(|_| caller.tenant.is_none());
         if let Some(command) = command {
             // One that takes none any more has ended.
             let _ = command.try_send(request.signal);
             return Ok(());
         }
-        let own = self.local.signal(id, request);
-        match self.keeper.is_up() {
-            Some(lab) if own.is_err() => match lab.client.signal(id, request.signal).await {
-                Ok(()) => Ok(()),
-                Err(error) => Err(self.keeper.reason(&lab, error).await),
-            },
-            _ => own,
+        let own = self.local.signal(caller, id, request);
+        let Some(lab) = self.keeper.is_up().filter(|_| own.is_err()) else {
+            return own;
+        };
+        let client = lab.client.on_behalf(caller.on_behalf().as_ref());
+        match client.signal(id, request.signal).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.keeper.reason(&lab, error).await),
         }
     }
 
@@ -547,6 +599,7 @@ impl Backend for Host {
 
     async fn create(
         &self,
+        caller: &Caller,
         request: SandboxRequest,
         key: Option<String>,
         events: mpsc::Sender<CreateEvent>,
@@ -554,13 +607,21 @@ impl Backend for Host {
         self.check_open()?;
         let _work = self.activity.other();
         match self.config.machines {
-            Machines::Here => self.local.create(request, key.as_deref(), &events).await,
-            Machines::InLab => self.create_in_lab(request, key.as_deref(), &events).await,
+            Machines::Here => {
+                self.local
+                    .create(caller, request, key.as_deref(), &events)
+                    .await
+            }
+            Machines::InLab => {
+                self.create_in_lab(caller, request, key.as_deref(), &events)
+                    .await
+            }
         }
     }
 
     async fn attach(
         &self,
+        caller: &Caller,
         id: &str,
         process: u32,
         request: AttachRequest,
@@ -568,13 +629,17 @@ impl Backend for Host {
         events: mpsc::Sender<ProcessEvent>,
     ) -> Result<(), Failure> {
         if self.config.machines == Machines::Here {
-            return self.local.attach(id, process, request, input, events).await;
+            return self
+                .local
+                .attach(caller, id, process, request, input, events)
+                .await;
         }
         let Some(lab) = self.keeper.is_up() else {
             return Err(no_sandbox(id));
         };
         let passing = async {
-            let mut happening = lab.client.attach(id, process, request, Some(input)).await?;
+            let client = lab.client.on_behalf(caller.on_behalf().as_ref());
+            let mut happening = client.attach(id, process, request, Some(input)).await?;
             while let Some(event) = happening.next().await? {
                 if let ProcessEvent::Error { error } = event {
                     return Err(ClientError::Refused(Box::new(error)));
@@ -590,25 +655,28 @@ impl Backend for Host {
         }
     }
 
-    async fn forward(&self, request: Forwarded) -> Result<Response, Failure> {
+    async fn forward(&self, caller: &Caller, request: Forwarded) -> Result<Response, Failure> {
         let Some(lab) = self.lab_with_sandboxes().await? else {
             return without_lab(&request);
         };
-        match lab.client.forward(request).await {
+        let client = lab.client.on_behalf(caller.on_behalf().as_ref());
+        match client.forward(request).await {
             Ok(answer) => Ok(answer.map(Body::new)),
             Err(error) => Err(self.keeper.reason(&lab, error).await),
         }
     }
 
-    async fn templates(&self) -> Result<TemplateList, Failure> {
-        Ok(template_list(self.store()))
+    async fn templates(&self, caller: &Caller) -> Result<TemplateList, Failure> {
+        Ok(template_list(self.store(), caller.tenant.as_deref()))
     }
 
-    async fn template(&self, name: &str) -> Result<TemplateDetail, Failure> {
-        template_detail(self.store(), name).map_err(|error| template_failure(&error))
+    async fn template(&self, caller: &Caller, name: &str) -> Result<TemplateDetail, Failure> {
+        let detail = template_detail(self.store(), name, caller.tenant.as_deref());
+        detail.map_err(|error| template_failure(&error))
     }
 
-    async fn remove(&self, name: &str, derived: bool) -> Result<Removed, Failure> {
+    async fn remove(&self, caller: &Caller, name: &str, derived: bool) -> Result<Removed, Failure> {
+        self.check_removable(caller, name)?;
         if self.config.lab_port {
             // The files are the host's, which has removed them.
             self.local.engine().forget(name);
@@ -638,17 +706,23 @@ impl Backend for Host {
         })
     }
 
-    async fn publish(&self, id: &str, request: PublishRequest) -> Result<Built, Failure> {
+    async fn publish(
+        &self,
+        caller: &Caller,
+        id: &str,
+        request: PublishRequest,
+    ) -> Result<Built, Failure> {
         self.check_open()?;
         let _work = self.activity.other();
         let _lock = self.lock_builds().await?;
         if self.config.machines == Machines::Here {
-            return self.local.publish(id, request).await;
+            return self.local.publish(caller, id, request).await;
         }
         let Some(lab) = self.lab_with_sandboxes().await? else {
             return Err(no_sandbox(id));
         };
-        match lab.client.publish(id, &request).await {
+        let client = lab.client.on_behalf(caller.on_behalf().as_ref());
+        match client.publish(id, &request).await {
             Ok(built) => Ok(built),
             Err(error) => Err(self.keeper.reason(&lab, error).await),
         }

@@ -8,6 +8,7 @@ mod build;
 mod build_process;
 mod command;
 mod config;
+mod door;
 mod embedded;
 mod host;
 mod keeper;
@@ -17,13 +18,15 @@ mod program;
 mod serve;
 mod socket;
 mod start;
+mod tls;
 
 pub use build_process::{BuildsLock, build_main, builds_lock};
-pub use config::{Config, LabSettings, Machines};
+pub use config::{Again, Config, Door, LabSettings, Machines, TlsFiles, keys};
 pub use embedded::Embedded;
 pub use serve::{Ready, serve};
 pub use socket::{SocketError, default_socket};
 pub use start::{Found, READY, Starter, find};
+pub use zygote_access::{Key, KeyFile, KeyFileError, KeysWanted, Limits, NewKey, Role};
 pub use zygote_client::{Client, ClientError, Events, Octets};
 pub use zygote_server::{recipe_failure, template_detail, template_failure, template_list};
 

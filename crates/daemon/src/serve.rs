@@ -2,19 +2,23 @@
 //! has wanted anything for a while.
 
 use crate::config::{Config, Machines};
+use crate::door::Doorway;
 use crate::host::{Ending, Host};
 use crate::keeper::GREETING;
 use crate::log::log;
 use crate::port::Port;
 use crate::socket::{self, Bound};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use axum::Router;
 use rustix::process::geteuid;
+use sd_notify::NotifyState;
 use std::future::pending;
+use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::{TcpStream, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -37,7 +41,11 @@ pub struct Ready {
     /// The socket.
     pub socket: std::path::PathBuf,
     /// The address of TCP, if it was wanted.
-    pub address: Option<std::net::SocketAddr>,
+    pub address: Option<SocketAddr>,
+    /// Whether TLS is spoken there.
+    pub is_tls: bool,
+    /// What its owner should know of who may come.
+    pub warning: Option<String>,
 }
 
 /// Serves until its end. `ready` is called once clients can come.
@@ -69,12 +77,16 @@ async fn run(
     let host = Host::new(config);
     adopt(&host).await;
     let listener = UnixListener::from_std(listener).context("cannot listen")?;
-    let tcp = listen(&host.config).await?;
-    let address = tcp.as_ref().and_then(|tcp| tcp.local_addr().ok());
+    let door = Arc::new(Doorway::open(&host.config).await?);
+    let address = door.address();
     ready(&Ready {
         socket: host.config.socket.clone(),
         address,
+        is_tls: door.tls.is_some(),
+        warning: door.warning(),
     });
+    // Of a service manager, if one has started it (sd_notify(3)).
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
     log!(
         "engine {} is ready at {} (process {}, machines run in: {})",
         env!("CARGO_PKG_VERSION"),
@@ -82,18 +94,22 @@ async fn run(
         std::process::id(),
         host.config.place.name(),
     );
+    if let Some(warning) = door.warning() {
+        log!("{warning}");
+    }
     if host.config.machines == Machines::InLab {
         host.keeper.start();
     }
-    let mut clients = Clients::new(router(Arc::clone(&host)));
+    let mut clients = Clients::new(router(Arc::clone(&host), Arc::clone(&door.access)));
     if host.config.lab_port {
         clients.add_port().await?;
     }
     let mut endings = host.ending.subscribe();
     tokio::select! {
-        () = accept(&listener, tcp.as_ref(), &mut clients) => {}
+        () = accept(&listener, &door, &mut clients) => {}
         () = host.local.engine().sweep() => {}
         () = idle(&host) => {}
+        () = reload(&door) => {}
         why = signalled() => {
             log!("{why}: it ends");
             host.end(Ending::Drain);
@@ -103,7 +119,8 @@ async fn run(
     }
     host.end(Ending::Drain);
     bound.unlink();
-    drop((listener, tcp));
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    drop((listener, door));
     drain(&host, clients).await;
     host.local.engine().shut_down().await;
     host.keeper.end(true).await;
@@ -130,21 +147,23 @@ async fn adopt(host: &Host) {
     }
 }
 
-/// TCP is for this machine alone until there are keys.
-async fn listen(config: &Config) -> anyhow::Result<Option<TcpListener>> {
-    let Some(address) = config.listen else {
-        return Ok(None);
+/// Reads again what can change under a running engine, whenever it is told to.
+async fn reload(door: &Doorway) {
+    let hangup = signal(SignalKind::hangup()).ok();
+    // Of a terminal that is closed it means the end.
+    let Some(mut hangup) = hangup.filter(|_| !std::io::stdin().is_terminal()) else {
+        return pending().await;
     };
-    if !address.ip().is_loopback() {
-        bail!(
-            "--listen {address}: the engine has no keys yet, so it listens on loopback only \
-             (127.0.0.1 or [::1]); put a proxy that knows its users before it"
-        );
+    while hangup.recv().await.is_some() {
+        let monotonic = NotifyState::monotonic_usec_now();
+        let reloading = monotonic.map(|now| [NotifyState::Reloading, now]);
+        let _ = reloading.map(|states| sd_notify::notify(&states));
+        match door.reload() {
+            Ok(()) => log!("SIGHUP: limits of keys, and the certificate, are read again"),
+            Err(error) => log!("SIGHUP: all stayed as it was: {error:#}"),
+        }
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
     }
-    let listener = TcpListener::bind(address).await;
-    listener
-        .map(Some)
-        .with_context(|| format!("cannot listen at {address}"))
 }
 
 async fn drain(host: &Host, clients: Clients) {
@@ -172,7 +191,9 @@ async fn signalled() -> &'static str {
     let caught = |kind| signal(kind).ok();
     let mut terminate = caught(SignalKind::terminate());
     let mut interrupt = caught(SignalKind::interrupt());
-    let mut hangup = caught(SignalKind::hangup());
+    // See `reload`.
+    let hangup = caught(SignalKind::hangup());
+    let mut hangup = hangup.filter(|_| std::io::stdin().is_terminal());
     async fn next(signal: &mut Option<tokio::signal::unix::Signal>) {
         match signal {
             Some(signal) => drop(signal.recv().await),
@@ -201,18 +222,11 @@ async fn idle(host: &Host) {
     }
 }
 
-async fn accept(listener: &UnixListener, tcp: Option<&TcpListener>, clients: &mut Clients) {
+async fn accept(listener: &UnixListener, door: &Arc<Doorway>, clients: &mut Clients) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted.map(|(stream, _)| clients.add_unix(stream)),
-            accepted = async { match tcp {
-                Some(tcp) => tcp.accept().await,
-                None => pending().await,
-            } } => accepted.map(|(stream, _)| {
-                // Small answers wait for nothing.
-                let _ = stream.set_nodelay(true);
-                clients.add(stream, Origin::Loopback);
-            }),
+            accepted = door.accept() => accepted.map(|(stream, peer)| clients.add_tcp(stream, peer, door)),
             _ = clients.tasks.join_next(), if !clients.tasks.is_empty() => Ok(()),
         };
         if let Err(error) = accepted {
@@ -246,6 +260,32 @@ impl Clients {
         let ended = async move { drop(ending.wait_for(|ending| *ending).await) };
         let serving = serve_connection(stream, self.router.clone(), origin, ended);
         self.tasks.spawn(serving);
+    }
+
+    fn add_tcp(&mut self, stream: TcpStream, peer: SocketAddr, door: &Arc<Doorway>) {
+        let Some(place) = door.place() else {
+            // Nobody is told: what would be said takes a place.
+            log!("closed a connection of {peer}: there are too many");
+            return;
+        };
+        // Small answers wait for nothing.
+        let _ = stream.set_nodelay(true);
+        let (router, door) = (self.router.clone(), Arc::clone(door));
+        let mut ending = self.ending.subscribe();
+        self.tasks.spawn(async move {
+            let _place = place;
+            let ended = async move { drop(ending.wait_for(|ending| *ending).await) };
+            let origin = door.origin(peer);
+            match &door.tls {
+                None => serve_connection(stream, router, origin, ended).await,
+                // Who does not shake hands is no client.
+                Some(tls) => {
+                    if let Ok(stream) = tls.accept(stream).await {
+                        serve_connection(stream, router, origin, ended).await;
+                    }
+                }
+            }
+        });
     }
 
     /// The socket's mode keeps others out; so does this, should somebody have changed that.

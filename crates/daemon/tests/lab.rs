@@ -64,6 +64,7 @@ fn state() -> TempDir {
 fn config(state: &Path) -> Config {
     let program = std::env::current_exe().unwrap();
     Config {
+        door: zygote_daemon::Door::default(),
         socket: "/nowhere".into(),
         listen: None,
         lab_port: false,

@@ -78,6 +78,10 @@ pub struct Order {
     pub build: Option<String>,
     /// Whether this one may run although main walls are missing.
     pub allow_missing_walls: bool,
+    /// Who sees the template; `None`: whoever it is for.
+    pub tenant: Option<String>,
+    /// In whose line it waits.
+    pub whose: String,
     /// The run.
     pub request: RunRequest,
 }
@@ -177,9 +181,9 @@ impl Engine {
         &self.admission
     }
 
-    /// A turn to make a sandbox.
-    pub(crate) async fn turn(&self) -> Result<Turn<'_>, NoTurn> {
-        self.queue.turn().await
+    /// A turn to make a sandbox, for somebody.
+    pub(crate) async fn turn(&self, whose: &str) -> Result<Turn, NoTurn> {
+        self.queue.turn(whose).await
     }
 
     /// Runs a program in a fork. `events` gets its output, as [`crate::run`] gives it; `notes` gets what
@@ -196,8 +200,8 @@ impl Engine {
     ) -> Result<RunResult, EngineError> {
         let requested = Instant::now();
         // First: who is not there is told at once, and waits in no line.
-        let loaded = self.find(&order.template, order.build)?;
-        let mut turn = self.queue.turn().await?;
+        let loaded = self.find(&order.template, order.build, order.tenant.as_deref())?;
+        let mut turn = self.queue.turn(&order.whose).await?;
         let kind = order.request.kind();
         let forked = self
             .fork(&loaded, kind, order.allow_missing_walls, notes)
@@ -261,12 +265,26 @@ impl Engine {
         }
     }
 
-    /// What the template is loaded as; finds out what that is now.
+    /// What the template is loaded as, for somebody of a tenant; finds out what that is now.
     pub(crate) fn find(
         &self,
         template: &str,
         build: Option<String>,
+        tenant: Option<&str>,
     ) -> Result<Arc<Loaded>, EngineError> {
+        let found = self.find_any(template, build);
+        let Some(tenant) = tenant else { return found };
+        match found {
+            Ok(loaded) if loaded.is_for(tenant) => Ok(loaded),
+            // Another's is as if it were not there.
+            Ok(_) | Err(EngineError::Template(StoreError::NotFound { .. })) => {
+                Err(self.settings.store.none_for(template, tenant).into())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn find_any(&self, template: &str, build: Option<String>) -> Result<Arc<Loaded>, EngineError> {
         let store = &self.settings.store;
         let build = match build {
             Some(build) => build,
@@ -277,7 +295,10 @@ impl Engine {
             return Ok(Arc::clone(loaded));
         }
         let replicas = store.replicas_of(template, &build)?;
-        let fresh = Arc::new(Loaded::new(template, &build, replicas));
+        // One whose description is damaged is for the engine's owner alone: no tenant is called so.
+        let described = store.inspect_build(template, &build);
+        let owner = described.map_or(Some(String::new()), |template| template.tenant);
+        let fresh = Arc::new(Loaded::new(template, &build, owner, replicas));
         let mut loaded = self.loaded();
         // A build that has been replaced serves those that have it, and nobody else.
         let is_replaced = |other: &Loaded| other.template == template && other.build != build;

@@ -17,6 +17,8 @@ use zygote_snapshot::{RunKind, Watch};
 pub struct Loaded {
     pub template: String,
     pub build: String,
+    /// Whose it is; `None`: everybody's.
+    pub tenant: Option<String>,
     pub replicas: Vec<Replica>,
     /// The interpreters of the sandbox that it was made of, if it was.
     pub held: Option<Contexts>,
@@ -48,7 +50,12 @@ impl Filled {
 
 impl Loaded {
     /// Its replicas take turns, from a random one on.
-    pub fn new(template: &str, build: &str, snapshots: Vec<PathBuf>) -> Self {
+    pub fn new(
+        template: &str,
+        build: &str,
+        tenant: Option<String>,
+        snapshots: Vec<PathBuf>,
+    ) -> Self {
         let first = uuid::Uuid::new_v4().as_u128() % snapshots.len().max(1) as u128;
         let replica = |snapshot| Replica {
             snapshot,
@@ -57,11 +64,17 @@ impl Loaded {
         Self {
             template: template.to_owned(),
             build: build.to_owned(),
+            tenant,
             held: snapshots.first().and_then(|first| contexts_of(first)),
             replicas: snapshots.into_iter().map(replica).collect(),
             next: AtomicUsize::new(first as usize),
             last_used: StdMutex::new(Instant::now()),
         }
+    }
+
+    /// Whether somebody of a tenant may use it.
+    pub fn is_for(&self, tenant: &str) -> bool {
+        self.tenant.as_deref().is_none_or(|owner| owner == tenant)
     }
 
     /// The one whose turn it is.

@@ -1,10 +1,12 @@
 //! How many run at once: those that come when all places are taken wait in line, for a limited time;
-//! those that find the line full are refused.
+//! those that find the line full are refused. Each client (one key) has a line of its own, and the lines take
+//! turns: who asks for much waits for himself.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 /// Memory that the default reckons for each run: most take less.
@@ -72,7 +74,7 @@ pub enum NoTurn {
 /// The line, and those who are through.
 pub struct Queue {
     limits: QueueLimits,
-    places: Semaphore,
+    line: Mutex<Line>,
     running: AtomicU64,
     waiting: AtomicU64,
     ended: AtomicU64,
@@ -80,11 +82,35 @@ pub struct Queue {
     cancelled: AtomicU64,
 }
 
+/// Who waits. Each of them that share a name stands behind those who came before; names take turns.
+struct Line {
+    free: usize,
+    is_closed: bool,
+    flows: VecDeque<Flow>,
+}
+
+/// Those of one name.
+struct Flow {
+    whose: String,
+    waiting: VecDeque<oneshot::Sender<Result<Place, NoTurn>>>,
+}
+
+impl Flow {
+    /// Whoever waits no more has dropped its end.
+    fn forget_gone(&mut self) {
+        self.waiting.retain(|call| !call.is_closed());
+    }
+}
+
+/// A place among those who run, until it is dropped.
+#[derive(Debug)]
+struct Place(Arc<Queue>);
+
 /// A run's turn, until it is dropped.
-pub struct Turn<'a> {
-    queue: &'a Queue,
+#[derive(Debug)]
+pub struct Turn {
+    place: Place,
     is_done: bool,
-    _permit: SemaphorePermit<'a>,
 }
 
 struct Waiting<'a>(&'a Queue);
@@ -95,22 +121,81 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl Turn<'_> {
+impl Drop for Place {
+    fn drop(&mut self) {
+        let queue = Arc::clone(&self.0);
+        queue.line().free += 1;
+        queue.call();
+    }
+}
+
+impl Turn {
     /// The run has come to its end; else it was cancelled.
     pub fn done(&mut self) {
         self.is_done = true;
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
+        let queue = &self.place.0;
         let counter = if self.is_done {
-            &self.queue.ended
+            &queue.ended
         } else {
-            &self.queue.cancelled
+            &queue.cancelled
         };
         counter.fetch_add(1, Ordering::Relaxed);
-        self.queue.running.fetch_sub(1, Ordering::AcqRel);
+        queue.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue")
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Line {
+    /// The first of the name whose turn it is.
+    fn next(&mut self) -> Option<oneshot::Sender<Result<Place, NoTurn>>> {
+        loop {
+            let mut flow = self.flows.pop_front()?;
+            flow.forget_gone();
+            let first = flow.waiting.pop_front();
+            if !flow.waiting.is_empty() {
+                self.flows.push_back(flow);
+            }
+            if first.is_some() {
+                return first;
+            }
+        }
+    }
+
+    fn flow(&mut self, whose: &str) -> &mut Flow {
+        let known = self.flows.iter().position(|flow| flow.whose == whose);
+        let index = known.unwrap_or_else(|| {
+            let (whose, waiting) = (whose.to_owned(), VecDeque::new());
+            self.flows.push_back(Flow { whose, waiting });
+            self.flows.len() - 1
+        });
+        &mut self.flows[index]
+    }
+
+    /// In a full line, the last of those who are most makes room for one of fewer.
+    fn make_room(&mut self, whose: &str) -> Option<oneshot::Sender<Result<Place, NoTurn>>> {
+        self.flows.iter_mut().for_each(Flow::forget_gone);
+        let own = self.flows.iter().find(|flow| flow.whose == whose);
+        let own = own.map_or(0, |flow| flow.waiting.len());
+        let longest = self
+            .flows
+            .iter_mut()
+            .max_by_key(|flow| flow.waiting.len())?;
+        if longest.waiting.len() <= own + 1 {
+            return None;
+        }
+        longest.waiting.pop_back()
     }
 }
 
@@ -119,13 +204,21 @@ impl Queue {
     pub fn new(limits: QueueLimits) -> Arc<Self> {
         Arc::new(Self {
             limits,
-            places: Semaphore::new(limits.running_max),
+            line: Mutex::new(Line {
+                free: limits.running_max,
+                is_closed: false,
+                flows: VecDeque::new(),
+            }),
             running: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
         })
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What has come of those who came.
@@ -140,46 +233,79 @@ impl Queue {
         }
     }
 
-    /// A turn, at once if a place is free.
+    /// A turn for somebody of that name, at once if a place is free.
     ///
     /// # Errors
     /// If the line is full, or takes too long.
-    pub async fn turn(&self) -> Result<Turn<'_>, NoTurn> {
-        let permit = match self.places.try_acquire() {
-            Ok(permit) => permit,
-            Err(_) => self.wait().await.inspect_err(|_| {
-                self.refused.fetch_add(1, Ordering::Relaxed);
-            })?,
-        };
+    pub async fn turn(self: &Arc<Self>, whose: &str) -> Result<Turn, NoTurn> {
+        let place = self.place(whose).await.inspect_err(|_| {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        })?;
         self.running.fetch_add(1, Ordering::AcqRel);
         Ok(Turn {
-            queue: self,
+            place,
             is_done: false,
-            _permit: permit,
         })
     }
 
-    async fn wait(&self) -> Result<SemaphorePermit<'_>, NoTurn> {
-        if self.places.is_closed() {
-            return Err(NoTurn::Closed);
-        }
-        let before = self.waiting.fetch_add(1, Ordering::AcqRel);
-        let _waiting = Waiting(self);
-        if before >= self.limits.waiting_max as u64 {
-            return Err(NoTurn::Full {
-                running: self.limits.running_max,
-                waiting: self.limits.waiting_max,
-            });
-        }
+    async fn place(self: &Arc<Self>, whose: &str) -> Result<Place, NoTurn> {
+        let (called, _waiting) = {
+            let mut line = self.line();
+            if line.is_closed {
+                return Err(NoTurn::Closed);
+            }
+            // Nobody waits while a place is free.
+            if line.free > 0 {
+                line.free -= 1;
+                drop(line);
+                return Ok(Place(Arc::clone(self)));
+            }
+            if self.waiting.load(Ordering::Acquire) >= self.limits.waiting_max as u64 {
+                let other = line.make_room(whose).ok_or_else(|| self.full())?;
+                // One that has gone takes no offence.
+                let _ = other.send(Err(self.full()));
+            }
+            let (call, called) = oneshot::channel();
+            let flow = line.flow(whose);
+            flow.forget_gone();
+            flow.waiting.push_back(call);
+            self.waiting.fetch_add(1, Ordering::AcqRel);
+            (called, Waiting(self))
+        };
         let limit = self.limits.wait_max;
-        let acquired = timeout(limit, self.places.acquire()).await;
-        let acquired = acquired.map_err(|_| NoTurn::Late(limit))?;
-        acquired.map_err(|_| NoTurn::Closed)
+        let called = timeout(limit, called).await;
+        let called = called.map_err(|_| NoTurn::Late(limit))?;
+        // It is dropped without a word when the line is closed.
+        called.unwrap_or(Err(NoTurn::Closed))
+    }
+
+    fn full(&self) -> NoTurn {
+        NoTurn::Full {
+            running: self.limits.running_max,
+            waiting: self.limits.waiting_max,
+        }
+    }
+
+    /// Gives free places to those who wait.
+    fn call(self: &Arc<Self>) {
+        loop {
+            let mut line = self.line();
+            if line.free == 0 {
+                return;
+            }
+            let Some(next) = line.next() else { return };
+            line.free -= 1;
+            // Whoever has gone meanwhile drops the place, which takes the line.
+            drop(line);
+            drop(next.send(Ok(Place(Arc::clone(self)))));
+        }
     }
 
     /// Gives no more turns; those who wait are told so.
     pub fn close(&self) {
-        self.places.close();
+        let mut line = self.line();
+        line.is_closed = true;
+        line.flows.clear();
     }
 }
 
@@ -198,8 +324,8 @@ mod tests {
     #[tokio::test]
     async fn who_finds_the_line_full_is_refused_and_who_waits_too_long_too() {
         let queue = queue(1, 1, 20);
-        let mut first = queue.turn().await.unwrap();
-        let (second, third) = tokio::join!(queue.turn(), queue.turn());
+        let mut first = queue.turn("").await.unwrap();
+        let (second, third) = tokio::join!(queue.turn(""), queue.turn(""));
         assert_eq!(second.err(), Some(NoTurn::Late(Duration::from_millis(20))));
         let full = NoTurn::Full {
             running: 1,
@@ -208,7 +334,7 @@ mod tests {
         assert_eq!(third.err(), Some(full));
         first.done();
         drop(first);
-        drop(queue.turn().await.unwrap());
+        drop(queue.turn("").await.unwrap());
         let stats = queue.stats();
         assert_eq!((stats.ended, stats.refused, stats.cancelled), (1, 2, 1));
         assert_eq!((stats.running, stats.waiting), (0, 0));
@@ -217,8 +343,8 @@ mod tests {
     #[tokio::test]
     async fn who_waits_gets_the_place_of_who_ends() {
         let queue = queue(1, 5, 10_000);
-        let first = queue.turn().await.unwrap();
-        let waiting = queue.turn();
+        let first = queue.turn("").await.unwrap();
+        let waiting = queue.turn("");
         let (second, ()) = tokio::join!(waiting, async { drop(first) });
         assert!(second.is_ok());
     }
@@ -226,12 +352,88 @@ mod tests {
     #[tokio::test]
     async fn a_closed_line_tells_those_in_it() {
         let queue = queue(1, 5, 10_000);
-        let _first = queue.turn().await.unwrap();
-        let (second, ()) = tokio::join!(queue.turn(), async { queue.close() });
+        let _first = queue.turn("").await.unwrap();
+        let (second, ()) = tokio::join!(queue.turn(""), async { queue.close() });
         assert_eq!(second.err(), Some(NoTurn::Closed));
-        assert_eq!(queue.turn().await.err(), Some(NoTurn::Closed));
+        assert_eq!(queue.turn("").await.err(), Some(NoTurn::Closed));
         let stats = queue.stats();
         assert_eq!((stats.running, stats.waiting), (1, 0));
+    }
+
+    /// In which order those who wait are called, by name.
+    async fn order(queue: &Arc<Queue>, who: &[&'static str]) -> Vec<&'static str> {
+        let first = queue.turn("first").await.unwrap();
+        let (sender, mut called) = tokio::sync::mpsc::unbounded_channel();
+        for name in who.iter().copied() {
+            let (own, sender) = (Arc::clone(queue), sender.clone());
+            let waiting = queue.stats().waiting;
+            tokio::spawn(async move {
+                let turn = own.turn(name).await;
+                let _ = sender.send((name, turn.is_ok()));
+            });
+            // It is in line before the next one comes.
+            while queue.stats().waiting == waiting && queue.stats().refused == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        drop((first, sender));
+        let mut order = Vec::new();
+        while let Some((name, has_run)) = called.recv().await {
+            if has_run {
+                order.push(name);
+            }
+        }
+        order
+    }
+
+    #[tokio::test]
+    async fn who_asks_for_much_waits_for_himself() {
+        let queue = queue(1, 100, 10_000);
+        let called = order(&queue, &["a", "a", "a", "a", "b", "c", "b"]).await;
+        assert_eq!(called, ["a", "b", "c", "a", "b", "a", "a"]);
+        assert_eq!(queue.line().free, 1);
+    }
+
+    #[tokio::test]
+    async fn in_a_full_line_the_many_make_room_for_the_few() {
+        let queue = queue(1, 3, 10_000);
+        let called = order(&queue, &["a", "a", "a", "b"]).await;
+        assert_eq!(called, ["a", "b", "a"]);
+        assert_eq!((queue.stats().refused, queue.stats().waiting), (1, 0));
+        // Among equals, who comes last is refused.
+        let _first = queue.turn("a").await.unwrap();
+        let (own, other) = (Arc::clone(&queue), Arc::clone(&queue));
+        let waiting = [
+            tokio::spawn(async move { own.turn("a").await.is_ok() }),
+            tokio::spawn(async move { other.turn("b").await.is_ok() }),
+        ];
+        while queue.stats().waiting < 2 {
+            tokio::task::yield_now().await;
+        }
+        let third = Arc::clone(&queue);
+        let third = tokio::spawn(async move { third.turn("c").await.is_ok() });
+        while queue.stats().waiting < 3 {
+            tokio::task::yield_now().await;
+        }
+        assert!(matches!(queue.turn("b").await, Err(NoTurn::Full { .. })));
+        queue.close();
+        for one in waiting {
+            assert!(!one.await.unwrap());
+        }
+        assert!(!third.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_place_that_is_called_for_somebody_who_has_gone_is_given_on() {
+        let queue = queue(1, 5, 10_000);
+        let first = queue.turn("").await.unwrap();
+        for _ in 0..3 {
+            let gone = timeout(Duration::from_millis(5), queue.turn("gone")).await;
+            assert!(gone.is_err());
+        }
+        let (second, ()) = tokio::join!(queue.turn(""), async { drop(first) });
+        drop(second.unwrap());
+        assert_eq!((queue.line().free, queue.stats().waiting), (1, 0));
     }
 
     #[test]

@@ -40,13 +40,23 @@ impl IntoResponse for Failed {
 /// The answer to a failed request.
 pub fn failed(failure: Failure, id: &RequestId) -> Response {
     let status = StatusCode::from_u16(failure.code.status());
-    let retry = failure.retry_after_seconds;
+    let (retry, needs_key) = (
+        failure.retry_after_seconds,
+        failure.code == ErrorCode::Unauthorized,
+    );
     let body = ErrorBody {
         error: failure,
         request_id: id.0.clone(),
     };
     let mut response = json(&body);
     *response.status_mut() = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    if needs_key {
+        // RFC 6750 §3.
+        let scheme = HeaderValue::from_static("Bearer realm=\"zygote\"");
+        response
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, scheme);
+    }
     if let Some(seconds) = retry {
         let seconds = HeaderValue::from(seconds);
         response.headers_mut().insert(header::RETRY_AFTER, seconds);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use tokio::sync::mpsc;
+use zygote_access::Caller;
 use zygote_api::{
     AttachRequest, BuildEvent, BuildRequest, Built, CommandRequest, CreateEvent, ExecEvent,
     ExecInput, ExecRequest, Failure, Health, ProcessEvent, ProcessInput, PublishRequest, Removed,
@@ -24,8 +25,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Who answers.
     fn health(&self) -> Health;
 
-    /// What can be forked; asked for often.
-    fn templates_ready(&self) -> BTreeMap<String, TemplateHealth>;
+    /// What can be forked by somebody; asked for often. `None`: by anybody.
+    fn templates_ready(&self, caller: Option<&Caller>) -> BTreeMap<String, TemplateHealth>;
 
     /// What it holds.
     fn status(&self) -> impl Future<Output = Status> + Send;
@@ -41,6 +42,7 @@ pub trait Backend: Send + Sync + 'static {
     /// down.
     fn exec(
         &self,
+        caller: &Caller,
         request: ExecRequest,
         input: Input,
         events: mpsc::Sender<ExecEvent>,
@@ -49,6 +51,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Sends a signal to a program that runs.
     fn signal(
         &self,
+        caller: &Caller,
         id: &str,
         request: SignalRequest,
     ) -> impl Future<Output = Result<(), Failure>> + Send;
@@ -72,6 +75,7 @@ pub trait Backend: Send + Sync + 'static {
     /// back that one. `events` gets progress and warnings only.
     fn create(
         &self,
+        caller: &Caller,
         request: SandboxRequest,
         key: Option<String>,
         events: mpsc::Sender<CreateEvent>,
@@ -80,6 +84,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Reads on what a process of a live sandbox says, to its end, and gives it input.
     fn attach(
         &self,
+        caller: &Caller,
         id: &str,
         process: u32,
         request: AttachRequest,
@@ -88,18 +93,29 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), Failure>> + Send;
 
     /// Passes a request on to the engine that has the live sandboxes.
-    fn forward(&self, request: Forwarded)
-    -> impl Future<Output = Result<Response, Failure>> + Send;
+    fn forward(
+        &self,
+        caller: &Caller,
+        request: Forwarded,
+    ) -> impl Future<Output = Result<Response, Failure>> + Send;
 
     /// All templates.
-    fn templates(&self) -> impl Future<Output = Result<TemplateList, Failure>> + Send;
+    fn templates(
+        &self,
+        caller: &Caller,
+    ) -> impl Future<Output = Result<TemplateList, Failure>> + Send;
 
     /// One of them.
-    fn template(&self, name: &str) -> impl Future<Output = Result<TemplateDetail, Failure>> + Send;
+    fn template(
+        &self,
+        caller: &Caller,
+        name: &str,
+    ) -> impl Future<Output = Result<TemplateDetail, Failure>> + Send;
 
     /// Removes one, and with `derived` those that are derived from it.
     fn remove(
         &self,
+        caller: &Caller,
         name: &str,
         derived: bool,
     ) -> impl Future<Output = Result<Removed, Failure>> + Send;
@@ -107,6 +123,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Makes one of a sandbox.
     fn publish(
         &self,
+        caller: &Caller,
         id: &str,
         request: PublishRequest,
     ) -> impl Future<Output = Result<Built, Failure>> + Send;

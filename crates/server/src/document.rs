@@ -2,9 +2,14 @@
 
 mod live;
 
+use serde::Serialize;
 use utoipa::openapi::OpenApi as Document;
-use utoipa::{OpenApi, openapi};
+use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
+use utoipa::{OpenApi, ToSchema, openapi};
 use zygote_api::*;
+
+/// The scheme by which clients of TCP show who they are.
+const KEY: &str = "key";
 
 #[derive(OpenApi)]
 #[openapi(
@@ -79,16 +84,33 @@ use zygote_api::*;
 )]
 struct Api;
 
+/// What it says to its owner, or to anybody.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes an answer")]
+enum HealthReport {
+    Whole(HealthAnswer),
+    Public(PublicHealth),
+}
+
 /// The description.
 pub fn document() -> Document {
     let mut document = Api::openapi();
     document.info.version = env!("CARGO_PKG_VERSION").to_owned();
     document.info.license = Some(openapi::License::new("Apache-2.0"));
+    let bearer = Http::builder().scheme(HttpAuthScheme::Bearer);
+    let bearer = bearer.description(Some("A key, made with: zygote key create"));
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme(KEY, SecurityScheme::Http(bearer.build()));
+    // On the engine's own socket none is needed.
+    let none: [String; 0] = [];
+    document.security = Some(vec![SecurityRequirement::new(KEY, none)]);
     document
 }
 
 /// Who answers.
-#[utoipa::path(get, path = "/v1/health", responses((status = 200, body = HealthAnswer)))]
+#[utoipa::path(get, path = "/v1/health", security(()),
+    responses((status = 200, body = HealthReport)))]
 #[expect(dead_code, reason = "describes a route")]
 fn health() {}
 

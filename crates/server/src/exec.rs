@@ -11,9 +11,10 @@ use futures_util::stream::{self, StreamExt};
 use serde::de::DeserializeOwned;
 use std::sync::{Arc, LazyLock};
 use tokio::sync::mpsc;
+use zygote_access::{Access, Caller, Held};
 use zygote_api::{
-    BatchRequest, BatchResult, COLLECTED_MAX_BYTES, Collected, CommandRequest, ExecEvent,
-    ExecInput, ExecRequest, ExecResult, Failure, NDJSON, Octets, OutputBudget,
+    BatchRequest, BatchResult, COLLECTED_MAX_BYTES, Collected, CommandRequest, ErrorCode,
+    ExecEvent, ExecInput, ExecRequest, ExecResult, Failure, NDJSON, Octets, OutputBudget,
 };
 
 /// Output that is kept of all runs whose answer is one object.
@@ -29,12 +30,42 @@ const INPUT_MAX: usize = 4;
 /// `POST /v1/exec`.
 pub async fn exec<B: Backend>(
     backend: Arc<B>,
+    access: Arc<Access>,
+    caller: Caller,
     request: Request<axum::body::Body>,
 ) -> Result<Response, Failure> {
-    answered(request, move |asked, input, events| async move {
-        backend.exec(asked, input, events).await
-    })
+    answered(
+        request,
+        move |asked: ExecRequest, input, events| async move {
+            let _held = held(&access, &caller)?;
+            let asked = limited(asked, &caller);
+            backend.exec(&caller, asked, input, events).await
+        },
+    )
     .await
+}
+
+/// One more run of a key's.
+fn held(access: &Access, caller: &Caller) -> Result<Held, Failure> {
+    access.hold(caller).ok_or_else(|| {
+        let most = caller.limits.runs.unwrap_or_default();
+        let message = format!("{most} runs of this key go on, as many as may");
+        Failure::new(ErrorCode::LimitReached, message).retry_after(1)
+    })
+}
+
+/// No longer than a key's runs may take.
+fn limited(asked: ExecRequest, caller: &Caller) -> ExecRequest {
+    let most = caller.limits.timeout_s.unwrap_or(f64::INFINITY);
+    let is_less = asked.timeout_seconds != 0.0 && asked.timeout_seconds <= most;
+    ExecRequest {
+        timeout_seconds: if is_less || most.is_infinite() {
+            asked.timeout_seconds
+        } else {
+            most
+        },
+        ..asked
+    }
 }
 
 /// `POST /v1/lab/exec`.
@@ -170,11 +201,15 @@ async fn collect(
 /// `POST /v1/exec/batch`.
 pub async fn batch<B: Backend>(
     backend: Arc<B>,
+    access: Arc<Access>,
+    caller: Caller,
     asked: BatchRequest,
 ) -> Result<BatchResult, Failure> {
     let count = asked.executions.len();
-    if !(1..=BATCH_MAX).contains(&count) {
-        let message = format!("executions: 1 to {BATCH_MAX}");
+    let most = caller.limits.batch.map_or(BATCH_MAX, |most| most as usize);
+    let most = most.min(BATCH_MAX);
+    if !(1..=most).contains(&count) {
+        let message = format!("executions: 1 to {most}");
         return Err(Failure::bad_request(message));
     }
     let in_lines = |one: &ExecRequest| one.stdin_stream || one.files_stream;
@@ -182,22 +217,38 @@ pub async fn batch<B: Backend>(
         let message = format!("executions[{index}]: no lines follow in a batch");
         return Err(Failure::bad_request(message).remedy("give stdin and files whole"));
     }
+    // So many of it run as may.
+    let runs = caller
+        .limits
+        .runs
+        .map_or(BATCH_AT_ONCE, |most| most as usize);
+    let (access, caller) = (&access, &caller);
     let all = asked.executions.into_iter().map(|one| {
         let backend = Arc::clone(&backend);
-        async move { whole(&*backend, one).await.unwrap_or_else(without_sandbox) }
+        async move {
+            let run = whole(&*backend, access, caller, one).await;
+            run.unwrap_or_else(without_sandbox)
+        }
     });
     // In their order, so many at a time; dropped, those that run end.
-    let results = stream::iter(all).buffered(BATCH_AT_ONCE);
+    let results = stream::iter(all).buffered(runs.min(BATCH_AT_ONCE));
     Ok(BatchResult {
         results: results.collect().await,
     })
 }
 
-async fn whole<B: Backend>(backend: &B, asked: ExecRequest) -> Result<ExecResult, Failure> {
+async fn whole<B: Backend>(
+    backend: &B,
+    access: &Access,
+    caller: &Caller,
+    asked: ExecRequest,
+) -> Result<ExecResult, Failure> {
+    let _held = held(access, caller)?;
+    let asked = limited(asked, caller);
     let (_, input) = mpsc::channel(1);
     let (events, happening) = mpsc::channel(EVENTS_MAX);
     let files = Files::new(asked.gets());
-    collect(backend.exec(asked, input, events), happening, files).await
+    collect(backend.exec(caller, asked, input, events), happening, files).await
 }
 
 fn without_sandbox(failure: Failure) -> ExecResult {

@@ -24,6 +24,6 @@ pub use local::Local;
 pub use metrics::Metrics;
 pub use routes::router;
 pub use template::{
-    recipe_failure, template_detail, template_failure, template_info, template_list,
+    recipe_failure, template_detail, template_failure, template_for, template_info, template_list,
     templates_ready,
 };

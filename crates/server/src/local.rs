@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use zygote_access::Caller;
 use zygote_api::{
     AttachRequest, Built, CreateEvent, ErrorCode, ExecEvent, ExecInput, ExecRequest, ExecResult,
     Failure, GetPiece, Octets, PlaceKind, PoolStatus, ProcessEvent, ProcessInput, PublishRequest,
@@ -32,8 +33,11 @@ const TIMEOUT_MAX_S: f64 = 366.0 * 86400.0;
 pub struct Local {
     engine: Arc<Engine>,
     place: PlaceKind,
-    signals: Mutex<HashMap<String, mpsc::Sender<u8>>>,
+    signals: Mutex<HashMap<String, Signals>>,
 }
+
+/// The way for signals to a run, and whose it is.
+type Signals = (Option<String>, mpsc::Sender<u8>);
 
 impl Local {
     /// Of an engine whose machines run in `place`.
@@ -50,7 +54,7 @@ impl Local {
         &self.engine
     }
 
-    fn signals(&self) -> MutexGuard<'_, HashMap<String, mpsc::Sender<u8>>> {
+    fn signals(&self) -> MutexGuard<'_, HashMap<String, Signals>> {
         self.signals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -60,6 +64,7 @@ impl Local {
     /// If there is no sandbox for it.
     pub async fn exec(
         &self,
+        caller: &Caller,
         request: ExecRequest,
         input: Input,
         events: mpsc::Sender<ExecEvent>,
@@ -67,7 +72,8 @@ impl Local {
     ) -> Result<(), Failure> {
         let limit = time_limit(request.timeout_seconds)?;
         let template = request.template.clone();
-        let (order, mut feeder, signals) = order(request, limit)?;
+        check_walls(caller, request.allow_missing_walls)?;
+        let (order, mut feeder, signals) = order(caller, request, limit)?;
         let (sender, mut happening) = mpsc::channel(WAITING_MAX);
         let notes = |note| {
             // Who does not keep up misses it.
@@ -78,6 +84,7 @@ impl Local {
         };
         let mut registered = Registered {
             local: self,
+            tenant: caller.tenant.clone(),
             id: None,
         };
         let passing = async {
@@ -114,12 +121,14 @@ impl Local {
     ///
     /// # Errors
     /// If there is no such program, or no such signal.
-    pub fn signal(&self, id: &str, request: SignalRequest) -> Result<(), Failure> {
+    pub fn signal(&self, caller: &Caller, id: &str, request: SignalRequest) -> Result<(), Failure> {
         if !(1..=64).contains(&request.signal) {
             return Err(Failure::bad_request("signal: a number from 1 to 64"));
         }
-        let sender = self.signals().get(id).cloned();
-        let sent = sender.map(|sender| sender.try_send(request.signal));
+        let known = self.signals();
+        let known = known.get(id);
+        let its = known.filter(|(tenant, _)| caller.owns(tenant.as_deref()));
+        let sent = its.map(|(_, sender)| sender.try_send(request.signal));
         match sent {
             Some(Ok(())) => Ok(()),
             Some(Err(mpsc::error::TrySendError::Full(_))) => Err(Failure::new(
@@ -140,15 +149,18 @@ impl Local {
     /// If it cannot be made.
     pub async fn create(
         &self,
+        caller: &Caller,
         request: SandboxRequest,
         key: Option<&str>,
         events: &mpsc::Sender<CreateEvent>,
     ) -> Result<SandboxInfo, Failure> {
         check_env(&request.env)?;
+        check_walls(caller, request.allow_missing_walls)?;
         let spec = SandboxSpec {
             template: request.template,
             build: request.build,
             name: request.name,
+            tenant: caller.tenant.clone(),
             env: request.env.into_iter().collect(),
             ttl: time_limit(request.ttl_seconds)?,
             idle: time_limit(request.idle_seconds)?,
@@ -162,7 +174,10 @@ impl Local {
                 Note::Warning(message) => CreateEvent::Warning { message },
             });
         };
-        let created = self.engine.create(spec, key, &notes).await;
+        let created = self
+            .engine
+            .create(spec, key, caller.limits.sandboxes, &notes)
+            .await;
         let sandbox = created.map_err(|error| live_failure(&error))?;
         Ok(sandbox_info(&sandbox))
     }
@@ -171,8 +186,13 @@ impl Local {
     ///
     /// # Errors
     /// If there is no such sandbox, or no template can be made of it.
-    pub async fn publish(&self, id: &str, request: PublishRequest) -> Result<Built, Failure> {
-        let sandbox = self.engine.live().find(id);
+    pub async fn publish(
+        &self,
+        caller: &Caller,
+        id: &str,
+        request: PublishRequest,
+    ) -> Result<Built, Failure> {
+        let sandbox = self.engine.live().find(id, caller.tenant.as_deref());
         let sandbox = sandbox.map_err(|error| live_failure(&error))?;
         let spec = PublishSpec {
             name: request.template,
@@ -196,13 +216,14 @@ impl Local {
     /// If there is no such process.
     pub async fn attach(
         &self,
+        caller: &Caller,
         id: &str,
         process: u32,
         request: AttachRequest,
         input: mpsc::Receiver<ProcessInput>,
         events: mpsc::Sender<ProcessEvent>,
     ) -> Result<(), Failure> {
-        let found = self.engine.live().find(id);
+        let found = self.engine.live().find(id, caller.tenant.as_deref());
         let sandbox = found.map_err(|error| live_failure(&error))?;
         attached(sandbox, process, request, input, events).await
     }
@@ -266,11 +287,13 @@ impl Local {
 /// A run that can be sent signals, until it is dropped.
 struct Registered<'a> {
     local: &'a Local,
+    tenant: Option<String>,
     id: Option<String>,
 }
 
 impl Registered<'_> {
     fn enter(&mut self, id: String, signals: mpsc::Sender<u8>) {
+        let signals = (self.tenant.clone(), signals);
         self.local.signals().insert(id.clone(), signals);
         self.id = Some(id);
     }
@@ -301,6 +324,7 @@ pub(crate) fn time_limit(seconds: f64) -> Result<Option<Duration>, Failure> {
 
 /// What the engine is to run, and what goes into it while it does.
 fn order(
+    caller: &Caller,
     request: ExecRequest,
     timeout: Option<Duration>,
 ) -> Result<(Order, Feeder, mpsc::Sender<u8>), Failure> {
@@ -331,6 +355,8 @@ fn order(
         template: request.template,
         build: request.build,
         allow_missing_walls: request.allow_missing_walls,
+        tenant: caller.tenant.clone(),
+        whose: caller.key.clone().unwrap_or_default(),
         request: RunRequest {
             program,
             env: request.env.into_iter().collect(),
@@ -353,6 +379,15 @@ fn order(
         },
     };
     Ok((order, feeder, signals))
+}
+
+/// What stands between an engine and untrusted code is not for those to say who bring it.
+fn check_walls(caller: &Caller, allow_missing: bool) -> Result<(), Failure> {
+    if allow_missing && caller.tenant.is_some() {
+        let message = "allow_missing_walls: this is for the engine's owner to say";
+        return Err(Failure::new(ErrorCode::Forbidden, message));
+    }
+    Ok(())
 }
 
 /// Whether these can be variables of a program (environ(7)).

@@ -4,51 +4,83 @@ use crate::answer::{Failed, REQUEST_ID, RequestId, failed, json};
 use crate::backend::Backend;
 use crate::document::document;
 use crate::exec::{batch, exec, lab_exec};
-use crate::guard::guarded;
+use crate::guard::{allowed, guarded, owners};
 use crate::lines::{object, query};
 use crate::stream::{EVENTS_MAX, Form, answer};
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Extension, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use serde::Serialize;
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use zygote_api::{BuildEvent, ErrorCode, Failure, HealthAnswer, RemoveTemplate};
+use zygote_access::{Access, Caller, Role};
+use zygote_api::{BuildEvent, ErrorCode, Failure, HealthAnswer, PublicHealth, RemoveTemplate};
 
 type Answer = Result<Response, Failed>;
 
-/// All of the API, in front of a backend.
-pub fn router<B: Backend>(backend: Arc<B>) -> Router {
+/// All of the API, in front of a backend, for those whom `access` lets in.
+pub fn router<B: Backend>(backend: Arc<B>, access: Arc<Access>) -> Router {
+    let needs = |role| middleware::from_fn_with_state(role, allowed);
+    Router::new()
+        .merge(anybodys::<B>())
+        .merge(users(&backend).route_layer(needs(Role::Run)))
+        .merge(managers::<B>().route_layer(needs(Role::Manage)))
+        .merge(admins::<B>().route_layer(needs(Role::Admin)))
+        .merge(owners_own::<B>().route_layer(middleware::from_fn(owners)))
+        .fallback(no_path)
+        .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn_with_state(access, guarded))
+        .layer(middleware::from_fn(named))
+        .with_state(backend)
+}
+
+/// What needs no key: `guard::PUBLIC` has the same paths.
+fn anybodys<B: Backend>() -> Router<Arc<B>> {
     Router::new()
         .route("/v1/health", get(health::<B>))
+        // As clients of zeroboot's call it.
+        .route("/health", get(health::<B>))
+        .route("/v1/openapi.json", get(|| async { json(&document()) }))
+}
+
+/// Programs and sandboxes.
+fn users<B: Backend>(backend: &Arc<B>) -> Router<Arc<B>> {
+    Router::new()
+        .route("/v1/exec", post(run::<B>))
+        .route("/v1/exec/batch", post(run_batch::<B>))
+        // As clients of zeroboot's call it.
+        .route("/exec", post(run::<B>))
+        .route("/v1/exec/{id}/signal", post(signal::<B>))
+        .route("/v1/templates", get(templates::<B>))
+        .route("/v1/templates/{name}", get(template::<B>))
+        .merge(crate::live::router(backend))
+}
+
+/// Templates of sandboxes.
+fn managers<B: Backend>() -> Router<Arc<B>> {
+    Router::new()
+        .route("/v1/templates/{name}", delete(remove::<B>))
+        .route("/v1/sandboxes/{id}/template", post(publish::<B>))
+}
+
+/// The engine itself, and templates that are built: a recipe has the host do things.
+fn admins<B: Backend>() -> Router<Arc<B>> {
+    Router::new()
         .route("/v1/status", get(status::<B>))
         .route("/v1/metrics", get(metrics::<B>))
         .route("/v1/stop", post(stop::<B>))
-        .route("/v1/exec", post(run::<B>))
-        .route("/v1/exec/batch", post(run_batch::<B>))
-        // As clients of zeroboot's call them.
-        .route("/exec", post(run::<B>))
-        .route("/health", get(health::<B>))
-        .route("/v1/exec/{id}/signal", post(signal::<B>))
+        .route("/v1/templates", post(build::<B>))
+}
+
+/// Commands on the emulated host, which sees files of this one.
+fn owners_own<B: Backend>() -> Router<Arc<B>> {
+    Router::new()
         .route("/v1/lab/exec", post(lab_run::<B>))
         .route("/v1/lab/down", post(lab_down::<B>))
-        .route("/v1/templates", get(templates::<B>).post(build::<B>))
-        .route(
-            "/v1/templates/{name}",
-            get(template::<B>).delete(remove::<B>),
-        )
-        .route("/v1/sandboxes/{id}/template", post(publish::<B>))
-        .merge(crate::live::router(&backend))
-        .route("/v1/openapi.json", get(|| async { json(&document()) }))
-        .fallback(no_path)
-        .method_not_allowed_fallback(no_method)
-        .layer(middleware::from_fn(guarded))
-        .layer(middleware::from_fn(named))
-        .with_state(backend)
 }
 
 /// Names each request, and gives failures their shape.
@@ -78,10 +110,20 @@ async fn no_method(request: Request) -> Failed {
     Failed(failure.remedy("see /v1/openapi.json for what it takes"))
 }
 
-async fn health<B: Backend>(State(backend): State<Arc<B>>) -> Response {
-    json(&HealthAnswer {
-        health: backend.health(),
-        templates: backend.templates_ready(),
+async fn health<B: Backend>(
+    State(backend): State<Arc<B>>,
+    caller: Option<Extension<Caller>>,
+) -> Response {
+    let caller = caller.map(|Extension(caller)| caller);
+    let (health, templates) = (backend.health(), backend.templates_ready(caller.as_ref()));
+    if caller.is_some_and(|caller| caller.tenant.is_none()) {
+        return json(&HealthAnswer { health, templates });
+    }
+    // Where its files are, and what else there is to know of its process, is its owner's business.
+    json(&PublicHealth {
+        status: health.status,
+        version: health.version,
+        templates,
     })
 }
 
@@ -102,12 +144,23 @@ async fn stop<B: Backend>(State(backend): State<Arc<B>>, body: Body) -> Answer {
     told(backend.stop(object(body).await?).await)
 }
 
-async fn run<B: Backend>(State(backend): State<Arc<B>>, request: Request) -> Answer {
-    Ok(exec(backend, request).await?)
+async fn run<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Extension(access): Extension<Arc<Access>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Answer {
+    Ok(exec(backend, access, caller, request).await?)
 }
 
-async fn run_batch<B: Backend>(State(backend): State<Arc<B>>, body: Body) -> Answer {
-    Ok(json(&batch(backend, object(body).await?).await?))
+async fn run_batch<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Extension(access): Extension<Arc<Access>>,
+    Extension(caller): Extension<Caller>,
+    body: Body,
+) -> Answer {
+    let asked = object(body).await?;
+    Ok(json(&batch(backend, access, caller, asked).await?))
 }
 
 async fn lab_run<B: Backend>(State(backend): State<Arc<B>>, request: Request) -> Answer {
@@ -121,36 +174,46 @@ async fn lab_down<B: Backend>(State(backend): State<Arc<B>>) -> Answer {
 
 async fn signal<B: Backend>(
     State(backend): State<Arc<B>>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     body: Body,
 ) -> Answer {
-    backend.signal(&id, object(body).await?).await?;
+    backend.signal(&caller, &id, object(body).await?).await?;
     Ok(json(&serde_json::json!({ "id": id })))
 }
 
-async fn templates<B: Backend>(State(backend): State<Arc<B>>) -> Answer {
-    told(backend.templates().await)
+async fn templates<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Extension(caller): Extension<Caller>,
+) -> Answer {
+    told(backend.templates(&caller).await)
 }
 
-async fn template<B: Backend>(State(backend): State<Arc<B>>, Path(name): Path<String>) -> Answer {
-    told(backend.template(&name).await)
+async fn template<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+) -> Answer {
+    told(backend.template(&caller, &name).await)
 }
 
 async fn remove<B: Backend>(
     State(backend): State<Arc<B>>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
     uri: Uri,
 ) -> Answer {
     let asked: RemoveTemplate = query(&uri)?;
-    told(backend.remove(&name, asked.derived).await)
+    told(backend.remove(&caller, &name, asked.derived).await)
 }
 
 async fn publish<B: Backend>(
     State(backend): State<Arc<B>>,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
     body: Body,
 ) -> Answer {
-    told(backend.publish(&id, object(body).await?).await)
+    told(backend.publish(&caller, &id, object(body).await?).await)
 }
 
 async fn build<B: Backend>(
@@ -169,7 +232,7 @@ async fn build<B: Backend>(
     }
     let work = Box::pin(async move {
         let built = backend.build(request, events).await?;
-        Ok(Some(BuildEvent::Built(built)))
+        Ok(Some(BuildEvent::Built(Box::new(built))))
     });
     Ok(answer(form, work, happening, |error| BuildEvent::Error { error }).await?)
 }

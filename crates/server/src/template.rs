@@ -9,10 +9,15 @@ use zygote_api::{
 use zygote_engine::PROTOCOL_VERSION;
 use zygote_template::{Recipe, RecipeError, Store, StoreError, Template, Wheel};
 
-/// All templates.
-pub fn template_list(store: &Store) -> TemplateList {
+/// All templates that are for somebody of a tenant; `None`: for somebody who has all.
+pub fn template_list(store: &Store, tenant: Option<&str>) -> TemplateList {
     let mut list = TemplateList::default();
     for (name, template) in store.list() {
+        let is_its = |template: &Template| template.is_for(tenant);
+        // What is damaged is its owner's to mend.
+        if !template.as_ref().map_or(tenant.is_none(), is_its) {
+            continue;
+        }
         let build = store.current(&name);
         match template.and_then(|template| Ok(template_info(build?, template))) {
             Ok(info) => list.templates.push(info),
@@ -25,29 +30,55 @@ pub fn template_list(store: &Store) -> TemplateList {
     list
 }
 
-/// Whether each template can be forked.
-pub fn templates_ready(store: &Store) -> BTreeMap<String, TemplateHealth> {
+/// Whether each template can be forked, and whose it is.
+pub fn templates_ready(store: &Store) -> BTreeMap<String, (Option<String>, TemplateHealth)> {
     let health = |template: Result<Template, StoreError>| {
         let known = template.ok();
+        let tenant = known.as_ref().and_then(|own| own.tenant.clone());
         let version = known.as_ref().map(|own| own.protocol_version);
         let contents = known.map(|own| own.contents).unwrap_or_default();
         let by_pip = contents.pip.iter().any(|wheel| wheel.name == "numpy");
-        TemplateHealth {
+        let health = TemplateHealth {
             ready: version == Some(PROTOCOL_VERSION),
             numpy: by_pip || contents.debian.contains_key("python3-numpy"),
-        }
+        };
+        (tenant, health)
     };
     let all = store.list().into_iter();
     all.map(|(name, template)| (name, health(template)))
         .collect()
 }
 
-/// All that is known of a template.
+/// A template, if it is for somebody of a tenant (`None`: for somebody who has all).
 ///
 /// # Errors
-/// If there is none of that name, or its description is damaged.
-pub fn template_detail(store: &Store, name: &str) -> Result<TemplateDetail, StoreError> {
-    let template = store.inspect(name)?;
+/// If there is none of that name for him, or its description is damaged.
+pub fn template_for(
+    store: &Store,
+    name: &str,
+    tenant: Option<&str>,
+) -> Result<Template, StoreError> {
+    let found = store.inspect(name);
+    let Some(tenant) = tenant else { return found };
+    match found {
+        Ok(template) if template.is_for(Some(tenant)) => Ok(template),
+        // Another's is as if it were not there.
+        Ok(_) | Err(StoreError::NotFound { .. }) => Err(store.none_for(name, tenant)),
+        Err(error) => Err(error),
+    }
+}
+
+/// All that is known of a template, to somebody of a tenant.
+///
+/// # Errors
+/// See [`template_for`].
+pub fn template_detail(
+    store: &Store,
+    name: &str,
+    tenant: Option<&str>,
+) -> Result<TemplateDetail, StoreError> {
+    let template = template_for(store, name, tenant)?;
+    let is_owner = tenant.is_none();
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let recipe = template.recipe.clone();
     let (path, toml) = match recipe {
@@ -64,7 +95,8 @@ pub fn template_detail(store: &Store, name: &str) -> Result<TemplateDetail, Stor
     };
     Ok(TemplateDetail {
         info: template_info(store.current(name)?, template),
-        recipe_path: path.as_deref().map(text),
+        // Where things are on the host is for its owner.
+        recipe_path: path.as_deref().filter(|_| is_owner).map(text),
         recipe_toml: toml,
         run,
         warm,
@@ -74,6 +106,7 @@ pub fn template_detail(store: &Store, name: &str) -> Result<TemplateDetail, Stor
         snapshots: store
             .replicas(name)?
             .iter()
+            .filter(|_| is_owner)
             .map(|path| text(path))
             .collect(),
     })
@@ -110,6 +143,7 @@ pub fn template_info(build: String, template: Template) -> TemplateInfo {
         base: template.base,
         packages: template.packages,
         digest: template.digest,
+        tenant: template.tenant,
         disk_bytes: template.disk_bytes,
         sandbox: derived.as_ref().and_then(|derived| derived.sandbox.clone()),
         from: derived.map(|derived| derived.from),

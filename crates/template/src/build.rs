@@ -135,6 +135,7 @@ fn boot_all(
         recipe: Some(recipe.origin.clone()),
         contents: ingredients.root.contents.clone(),
         disk_bytes: disk_bytes(fresh.folder()) + ingredients.root.piece.bytes,
+        tenant: None,
         derived: None,
     };
     progress(Progress::new("publishing the template"));

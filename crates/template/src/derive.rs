@@ -68,7 +68,7 @@ pub fn prepare(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Derivation, GatherError> {
     store
-        .may_derive(&recipe.name, check)
+        .may_derive(&recipe.name, check, None)
         .map_err(BaseError::from)?;
     let base = store.inspect(from).map_err(BaseError::from)?;
     if base.protocol_version != PROTOCOL_VERSION {
@@ -140,6 +140,7 @@ pub fn derive(
         disk_bytes: disk_bytes(fresh.folder()),
         recipe: Some(recipe.origin.clone()),
         contents: with(&base.contents, &layer.contents),
+        tenant: None,
         derived: Some(Derived {
             from: base.name.clone(),
             build: from.build.clone(),

@@ -184,6 +184,19 @@ impl Store {
         StoreError::NotFound { name, known }
     }
 
+    /// That there is no such template for somebody of a tenant, who is told of those that are for him.
+    #[must_use]
+    pub fn none_for(&self, name: &str, tenant: &str) -> StoreError {
+        let is_for = |template: &Template| template.is_for(Some(tenant));
+        let all = self.list().into_iter();
+        let known =
+            all.filter_map(|(name, template)| template.is_ok_and(|t| is_for(&t)).then_some(name));
+        StoreError::NotFound {
+            name: name.to_owned(),
+            known: known.collect(),
+        }
+    }
+
     /// What a template is.
     ///
     /// # Errors

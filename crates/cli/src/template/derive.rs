@@ -14,7 +14,7 @@ const HOME: &str = "/root";
 
 /// Derives one; gives back the exit code.
 pub fn run(global: &Global, store: &Store, args: &DeriveArgs) -> anyhow::Result<u8> {
-    store.may_derive(&args.name, args.force)?;
+    store.may_derive(&args.name, args.force, None)?;
     let text = toml::to_string(&recipe(args)?)?;
     let recipe = Recipe::parse(&args.name, &text, None)?;
     let request = BuildRequest {

@@ -28,7 +28,7 @@ pub fn summary(template: &TemplateInfo) -> String {
 
 /// Lists them; gives back the exit code.
 pub fn list(store: &Store, as_json: bool) -> anyhow::Result<u8> {
-    let list = template_list(store);
+    let list = template_list(store, None);
     for unusable in &list.unusable {
         complain!("zygote: {}: {}", unusable.template, unusable.error);
     }
@@ -69,7 +69,7 @@ pub fn list(store: &Store, as_json: bool) -> anyhow::Result<u8> {
 
 /// Shows one; gives back the exit code.
 pub fn inspect(store: &Store, name: &str, as_json: bool) -> anyhow::Result<u8> {
-    let detail = template_detail(store, name)?;
+    let detail = template_detail(store, name, None)?;
     if as_json {
         say!("{}", json!(detail));
     } else {

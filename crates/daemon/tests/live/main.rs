@@ -15,6 +15,8 @@ mod home;
 mod killed;
 mod model;
 mod processes;
+mod tenants;
+mod tls;
 
 use cells::{cell, cell_end, code_of};
 use fake::AGENT_VERB;
@@ -113,6 +115,13 @@ tests!(
     killed::a_daemon_that_is_stopped_in_the_middle_of_a_copy_says_so,
     branches::a_branch_that_cannot_be_made_leaves_its_source_as_it_was,
     branches::a_paused_sandbox_of_another_version_is_shown_refused_and_removed,
+    tenants::no_tenant_reaches_anothers_sandbox_by_any_path,
+    tenants::what_is_a_tenants_own_is_its_own_and_names_do_not_meet,
+    tenants::without_a_key_there_is_nothing_but_what_is_everybodys,
+    tenants::roles_are_kept_to,
+    tenants::limits_of_keys_are_told_and_read_again,
+    tenants::a_revoked_key_counts_no_more,
+    tls::tls_is_spoken_and_a_new_certificate_is_taken_at_a_signal,
     model::random_sequences_of_verbs_do_what_a_model_does,
 );
 

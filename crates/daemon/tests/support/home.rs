@@ -5,15 +5,17 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use zygote_api::*;
 use zygote_daemon::{
-    Client, ClientError, Config, Events, LabSettings, Machines, READY, Starter, serve,
+    Again, Client, ClientError, Config, Door, Events, LabSettings, Limits, Machines, READY,
+    Starter, TlsFiles, serve,
 };
 use zygote_engine::{HolderConfig, PoolConfig, QueueLimits, Settings, holder_main};
-use zygote_template::Store;
+use zygote_template::{Store, Template};
 
 pub const ZYGOTE_VERB: &str = "--zygote";
 pub const SERVE_VERB: &str = "--serve";
@@ -40,6 +42,7 @@ impl Home {
             let generation = format!("{template}-1-1");
             let folder = state.join("generations").join(&generation);
             fs::create_dir_all(folder.join("replica-0")).unwrap();
+            fs::write(folder.join("template.json"), description(template, None)).unwrap();
             let link = Path::new("../generations").join(generation);
             std::os::unix::fs::symlink(link, state.join("templates").join(template)).unwrap();
         }
@@ -146,6 +149,7 @@ pub fn config(home: &Path, options: &[String]) -> Config {
         listen: options
             .get("listen")
             .map(|address| address.parse().unwrap()),
+        door: door(&options),
         lab_port: false,
         idle_exit: number("idle_ms").map(Duration::from_millis),
         place: PlaceKind::Kvm,
@@ -157,6 +161,41 @@ pub fn config(home: &Path, options: &[String]) -> Config {
             command: vec![],
         },
         log: Some(home.join("state/log/engine.log")),
+    }
+}
+
+/// What a template says of itself, and whose it is.
+pub fn description(name: &str, tenant: Option<&str>) -> String {
+    let described = Template {
+        name: name.to_owned(),
+        tenant: tenant.map(str::to_owned),
+        replicas: 1,
+        ..serde_json::from_str(
+            r#"{"name":"","created_unix_s":0,"memory_bytes":0,"vcpus":1,"replicas":1,"kernel_release":"",
+                "interpreter":"","base":"","packages":[],"digest":"","disk_bytes":0}"#,
+        )
+        .unwrap()
+    };
+    serde_json::to_string(&described).unwrap()
+}
+
+/// Limits come from a file, so that they can change.
+fn door(options: &BTreeMap<&str, &str>) -> Door {
+    let file = options.get("limits").map(PathBuf::from);
+    let read = move || match &file {
+        Some(path) => Ok(serde_json::from_str(&fs::read_to_string(path)?)?),
+        None => Ok(Limits::default()),
+    };
+    let tls = options.get("tls").map(Path::new).map(|folder| TlsFiles {
+        certificate: folder.join("cert.pem"),
+        key: folder.join("key.pem"),
+    });
+    let keys = options.get("keys").map(|word| word.parse().unwrap());
+    Door {
+        keys: keys.unwrap_or_default(),
+        limits: read().unwrap(),
+        tls,
+        again: Again(Arc::new(read)),
     }
 }
 

@@ -250,8 +250,7 @@ impl Engine {
         };
         let (sandbox, _) = Sandbox::new(birth, self.live().limits, ended(reason));
         self.live().enter_adopted(&sandbox);
-        let name = sandbox.spec.name.as_deref();
-        self.live().journal.note(sandbox.id, name, happening);
+        self.live().journal.note(&sandbox, happening);
         self.holder().remove(&record::key(sandbox.id)).await;
     }
 }

@@ -160,7 +160,7 @@ impl Engine {
     }
 
     fn find_one(self: &Arc<Self>, id: Uuid, folder: PathBuf) -> bool {
-        if let Ok(known) = self.live().find(&id.to_string()) {
+        if let Ok(known) = self.live().find(&id.to_string(), None) {
             // Its engine was killed as it fell asleep, or as it woke up.
             tokio::spawn(keep_one(known, folder));
             return false;
@@ -221,7 +221,7 @@ impl Engine {
     ) -> Result<Owner, LiveError> {
         let failed = |error: &dyn Error| LiveError::NotResumed(chain(error));
         let begun = Instant::now();
-        let turn = self.turn().await?;
+        let turn = self.turn(sandbox.whose()).await?;
         let (settings, store) = (self.settings(), &self.settings().store);
         let config = EngineConfig {
             command: settings.command.clone(),
@@ -357,8 +357,7 @@ impl Asleep {
                 reason: end.reason.name(),
                 message: end.reason.to_string(),
             };
-            let name = sandbox.spec.name.as_deref();
-            engine.live().journal.note(sandbox.id, name, happening);
+            engine.live().journal.note(sandbox, happening);
         }
     }
 }

@@ -39,6 +39,8 @@ pub struct BranchSpec {
     pub anyway: bool,
     /// A moment of the source that is kept; `None`: now.
     pub moment: Option<String>,
+    /// How many sandboxes its tenant may have; `None`: as many as the engine.
+    pub sandboxes_max: Option<u32>,
 }
 
 /// How a guest's processes have stopped.
@@ -135,8 +137,7 @@ impl Engine {
     }
 
     fn note(&self, sandbox: &Sandbox, what: Happening) {
-        let name = sandbox.spec.name.as_deref();
-        self.live().journal.note(sandbox.id, name, what);
+        self.live().journal.note(sandbox, what);
     }
 
     /// Names are taken, and there is room, before the source stands still.
@@ -174,7 +175,7 @@ impl Engine {
                 key: None,
             };
             let (sandbox, inbox) = Sandbox::new(birth, self.live().limits, status);
-            self.live().enter(&sandbox, None)?;
+            self.live().enter(&sandbox, None, spec.sandboxes_max)?;
             let making = Making::begin(self, &sandbox);
             children.push(Child {
                 sandbox,
@@ -194,7 +195,7 @@ impl Engine {
     ) -> Result<(Child, Owner), LiveError> {
         let sandbox = Arc::clone(&child.sandbox);
         let begun = Instant::now();
-        let turn = self.turn().await?;
+        let turn = self.turn(sandbox.whose()).await?;
         let failed = |error: crate::ForkError| LiveError::NotMade(error.to_string());
         let mut fork = Fork::of(&moment.zygote, RunKind::Sandbox)
             .await

@@ -20,8 +20,9 @@ use zygote_protocol::{HostMessage, encode};
 use zygote_snapshot::RunKind;
 
 impl Engine {
-    /// Makes a sandbox that lives until it is ended. With an idempotency key that was used for the same
-    /// before, gives back that one. Dropping the future before it is done ends what was begun.
+    /// Makes a sandbox that lives until it is ended, unless its tenant has `sandboxes_max`. With an idempotency key
+    /// that was used for the same before, gives back that one. Dropping the future before it is done ends what was
+    /// begun.
     ///
     /// # Errors
     /// If it cannot be made, or its name is taken.
@@ -29,9 +30,10 @@ impl Engine {
         self: &Arc<Self>,
         spec: SandboxSpec,
         key: Option<&str>,
+        sandboxes_max: Option<u32>,
         notes: &(dyn Fn(Note) + Sync),
     ) -> Result<Arc<Sandbox>, LiveError> {
-        let loaded = self.find(&spec.template, spec.build.clone())?;
+        let loaded = self.find(&spec.template, spec.build.clone(), spec.tenant.as_deref())?;
         let status = Status {
             phase: Phase::Making,
             end: None,
@@ -49,13 +51,13 @@ impl Engine {
             key: key.map(str::to_owned),
         };
         let (sandbox, inbox) = Sandbox::new(birth, self.live().limits, status);
-        if let Some(known) = self.live().enter(&sandbox, key)? {
+        if let Some(known) = self.live().enter(&sandbox, key, sandboxes_max)? {
             return self.made_before(known).await;
         }
         let making = Making::begin(self, &sandbox);
         let begun = Instant::now();
         let kind = RunKind::Sandbox;
-        let turn = self.turn().await?;
+        let turn = self.turn(sandbox.whose()).await?;
         let allowed = sandbox.spec.allow_missing_walls;
         let (pool, fork) = self.fork(&loaded, kind, allowed, notes).await?;
         let made = activate(&sandbox, pool.zygote(), fork).await;
@@ -78,7 +80,7 @@ impl Engine {
         owner.write_down().await;
         making.finish();
         step(&sandbox, Step::Activated, None);
-        journal.note(sandbox.id, sandbox.spec.name.as_deref(), Happening::Made);
+        journal.note(&sandbox, Happening::Made);
         tokio::spawn(owner.live(inbox));
         Ok(Arc::clone(&sandbox))
     }

@@ -95,7 +95,7 @@ impl Engine {
             Some(side) => self.seen(side, spec).await?,
             None => self.beginning(&spec.to.sandbox, &to).await?,
         };
-        let _turn = self.turn().await?;
+        let _turn = self.turn(spec.to.sandbox.whose()).await?;
         let (before, after) = tokio::try_join!(files(&from.zygote), files(&to.zygote))?;
         let pages = differing_pages(&from, &to).await?;
         Ok(Difference {
@@ -125,7 +125,7 @@ impl Engine {
 
     /// A sandbox as its template has it.
     async fn beginning(&self, sandbox: &Sandbox, now: &Seen) -> Result<Seen, LiveError> {
-        let loaded = self.find(&sandbox.spec.template, Some(sandbox.build.clone()))?;
+        let loaded = self.find(&sandbox.spec.template, Some(sandbox.build.clone()), None)?;
         let roots = |path: &PathBuf| root_of(path, &self.settings().store.pieces_of(path));
         let root = roots(&now.snapshot).map_err(|error| failed(&error))?;
         let is_same =

@@ -1,5 +1,6 @@
 //! What has happened to sandboxes, for whoever wants to know: the newest events, numbered.
 
+use super::sandbox::{Sandbox, SandboxSpec};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -21,6 +22,8 @@ pub struct Entry {
     pub sandbox: Uuid,
     /// Its name, if it has one.
     pub name: Option<String>,
+    /// Whose it is.
+    pub tenant: Option<String>,
     /// What.
     pub what: Happening,
 }
@@ -109,7 +112,11 @@ impl Journal {
     }
 
     /// Notes an event.
-    pub fn note(&self, sandbox: Uuid, name: Option<&str>, what: Happening) {
+    pub fn note(&self, sandbox: &Sandbox, what: Happening) {
+        self.enter(sandbox.id, &sandbox.spec, what);
+    }
+
+    fn enter(&self, sandbox: Uuid, spec: &SandboxSpec, what: Happening) {
         let mut entries = self.entries();
         let number = *self.last.borrow() + 1;
         if entries.len() >= EVENTS_MAX {
@@ -119,7 +126,8 @@ impl Journal {
             number,
             at: SystemTime::now(),
             sandbox,
-            name: name.map(str::to_owned),
+            name: spec.name.clone(),
+            tenant: spec.tenant.clone(),
             what,
         });
         drop(entries);
@@ -154,7 +162,7 @@ mod tests {
     async fn events_are_numbered_and_the_oldest_give_way() {
         let journal = Journal::default();
         for _ in 0..EVENTS_MAX + 5 {
-            journal.note(Uuid::nil(), Some("a"), Happening::Made);
+            journal.enter(Uuid::nil(), &SandboxSpec::default(), Happening::Made);
         }
         let kept = journal.after(0, usize::MAX);
         assert_eq!((kept.len(), kept[0].number), (EVENTS_MAX, 6));

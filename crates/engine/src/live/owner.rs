@@ -334,8 +334,7 @@ impl Owner {
     }
 
     fn note(&self, what: Happening) {
-        let name = self.sandbox.spec.name.as_deref();
-        self.journal.note(self.sandbox.id, name, what);
+        self.journal.note(&self.sandbox, what);
     }
 
     // Its end.
@@ -379,7 +378,7 @@ impl Owner {
             reason: end.reason.name(),
             message: end.reason.to_string(),
         };
-        journal.note(sandbox.id, sandbox.spec.name.as_deref(), happening);
+        journal.note(&sandbox, happening);
     }
 }
 

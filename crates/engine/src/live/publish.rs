@@ -40,7 +40,7 @@ impl Engine {
     /// builds.
     ///
     /// # Errors
-    /// If the name is that of a template that was built, the sandbox cannot be branched, or the disk is full: then
+    /// If the name is that of a template that was built, or of another tenant's, the sandbox cannot be branched, or the disk is full: then
     /// there is no trace of it.
     pub async fn publish(
         &self,
@@ -69,8 +69,9 @@ async fn begin(
 ) -> Result<(Template, Fresh), LiveError> {
     let (store, id) = (store.clone(), sandbox.id);
     let (template, build) = (sandbox.spec.template.clone(), sandbox.build.clone());
+    let tenant = sandbox.spec.tenant.clone();
     let begun = spawn_blocking(move || -> Result<_, StoreError> {
-        store.may_derive(&name, false)?;
+        store.may_derive(&name, false, tenant.as_deref())?;
         let base = store.inspect_build(&template, &build)?;
         let fresh = store.begin_new(&name)?;
         let derived = Derived {
@@ -88,6 +89,7 @@ async fn begin(
             digest: fresh.unique(),
             recipe: None,
             derived: Some(derived),
+            tenant,
             ..base
         };
         Ok((described, fresh))

@@ -58,8 +58,8 @@ impl Registry {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a sandbox that is being made. With a key that was used for the same before, gives back that
-    /// one instead.
+    /// Enters a sandbox that is being made, unless its tenant has as many as its quota. With a key that its
+    /// tenant has used for the same before, gives back that one instead.
     ///
     /// # Errors
     /// If its name is taken or none, or there are too many.
@@ -67,9 +67,14 @@ impl Registry {
         &self,
         sandbox: &Arc<Sandbox>,
         key: Option<&str>,
+        quota: Option<u32>,
     ) -> Result<Option<Arc<Sandbox>>, LiveError> {
         let mut inner = self.inner();
-        if let Some((_, used)) = key.and_then(|key| inner.keys.iter().find(|(k, _)| k == key)) {
+        let tenant = &sandbox.spec.tenant;
+        let is_key = |(known, used): &&(String, Used)| {
+            Some(known.as_str()) == key && used.spec.tenant == *tenant
+        };
+        if let Some((_, used)) = inner.keys.iter().find(is_key) {
             if used.spec != sandbox.spec {
                 return Err(LiveError::KeyReused);
             }
@@ -80,8 +85,10 @@ impl Registry {
         }
         if let Some(name) = &sandbox.spec.name {
             check_name(name)?;
-            let is_taken =
-                |other: &&Arc<Sandbox>| is_alive(other) && other.spec.name.as_ref() == Some(name);
+            let is_taken = |other: &&Arc<Sandbox>| {
+                let spec = &other.spec;
+                is_alive(other) && spec.name.as_ref() == Some(name) && spec.tenant == *tenant
+            };
             if let Some(other) = inner.all.iter().find(is_taken) {
                 return Err(LiveError::NameTaken(name.clone(), other.id_text()));
             }
@@ -97,9 +104,20 @@ impl Registry {
                 count: limit,
             });
         }
+        let of_tenant = |other: &&Arc<Sandbox>| is_alive(other) && other.spec.tenant == *tenant;
+        if let Some(quota) = quota
+            && inner.all.iter().filter(of_tenant).count() >= quota as usize
+        {
+            return Err(LiveError::TooMany {
+                what: "sandboxes of this tenant live",
+                count: quota as usize,
+            });
+        }
         if let Some(key) = key {
             // One whose sandbox is remembered no longer.
-            inner.keys.retain(|(other, _)| other != key);
+            let is_other =
+                |(known, used): &(String, Used)| known != key || used.spec.tenant != *tenant;
+            inner.keys.retain(is_other);
             if inner.keys.len() >= KEYS_MAX {
                 inner.keys.pop_front();
             }
@@ -157,19 +175,24 @@ impl Registry {
         inner.keys.retain(|(_, used)| used.id != id);
     }
 
-    /// Finds one by its name, its id, or the beginning of its id; the living come first.
+    /// Finds one by its name, its id, or the beginning of its id, among those of a tenant (`None`: of all, the
+    /// owner's own first); the living come before those that have ended.
     ///
     /// # Errors
     /// If there is none, or several.
-    pub fn find(&self, words: &str) -> Result<Arc<Sandbox>, LiveError> {
+    pub fn find(&self, words: &str, tenant: Option<&str>) -> Result<Arc<Sandbox>, LiveError> {
         let inner = self.inner();
+        let is_its = |other: &&Arc<Sandbox>| other.belongs_to(tenant);
         let named = |other: &&Arc<Sandbox>| other.spec.name.as_deref() == Some(words);
-        let living = inner.all.iter().rev().filter(|other| is_alive(other));
-        if let Some(found) = living.clone().find(named) {
+        let all = inner.all.iter().filter(is_its);
+        let living = all.clone().rev().filter(|other| is_alive(other));
+        let own = |other: &&Arc<Sandbox>| other.spec.tenant.as_deref() == tenant;
+        let first = living.clone().filter(named).find(own);
+        if let Some(found) = first.or_else(|| living.clone().find(named)) {
             return Ok(Arc::clone(found));
         }
         let has_id = |other: &&Arc<Sandbox>| other.id_text() == words;
-        if let Some(found) = inner.all.iter().rev().find(|o| has_id(o) || named(o)) {
+        if let Some(found) = all.clone().rev().find(|o| has_id(o) || named(o)) {
             return Ok(Arc::clone(found));
         }
         // The end tells those of one second apart: ids begin with the time.
@@ -179,13 +202,20 @@ impl Registry {
         };
         let mut found: Vec<_> = living.filter(begins).collect();
         if found.is_empty() {
-            found = inner.all.iter().filter(begins).collect();
+            found = all.filter(begins).collect();
         }
         match &found[..] {
             [] => Err(LiveError::NotFound(words.to_owned())),
             [one] => Ok(Arc::clone(one)),
             several => Err(LiveError::Ambiguous(words.to_owned(), several.len())),
         }
+    }
+
+    /// All of a tenant that are known, in the order of their making.
+    pub fn all_of(&self, tenant: Option<&str>) -> Vec<Arc<Sandbox>> {
+        let mut all = self.all();
+        all.retain(|one| one.belongs_to(tenant));
+        all
     }
 
     /// All that are known, in the order of their making.

@@ -29,8 +29,11 @@ pub struct SandboxSpec {
     pub template: String,
     /// One build of it; `None`: what the name stands for now.
     pub build: Option<String>,
-    /// A name of its own.
+    /// A name of its own: nobody else's of its tenant.
     pub name: Option<String>,
+    /// Whose it is; `None`: the engine's owner's.
+    #[serde(default)]
+    pub tenant: Option<String>,
     /// Variables for all of its processes.
     pub env: Vec<(String, String)>,
     /// How long it lives, from its making on; `None`: until it is ended.
@@ -206,6 +209,16 @@ impl Sandbox {
     /// What changes in its life, as of now.
     pub fn status(&self) -> Status {
         self.status.borrow().clone()
+    }
+
+    /// Whether it is there for somebody of a tenant; `None`: for somebody who has all.
+    pub fn belongs_to(&self, tenant: Option<&str>) -> bool {
+        tenant.is_none() || self.spec.tenant.as_deref() == tenant
+    }
+
+    /// In whose line it waits.
+    pub(crate) fn whose(&self) -> &str {
+        self.spec.tenant.as_deref().unwrap_or_default()
     }
 
     /// Its id as text.

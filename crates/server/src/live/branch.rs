@@ -4,6 +4,7 @@ use super::words::{live_failure, sandbox_info};
 use crate::local::{milliseconds, time_limit};
 use std::sync::Arc;
 use std::time::Duration;
+use zygote_access::Caller;
 use zygote_api::{BranchPause, BranchRequest, Branched, Failure};
 use zygote_engine::live::{BranchSpec, Sandbox};
 use zygote_engine::{Engine, Pause};
@@ -16,10 +17,11 @@ const FREEZE_MAX_S: f64 = 600.0;
 /// Makes children of a sandbox.
 pub async fn branch(
     engine: &Arc<Engine>,
+    caller: &Caller,
     source: &Arc<Sandbox>,
     request: BranchRequest,
 ) -> Result<Branched, Failure> {
-    let branched = engine.branch(source, &spec(request)?).await;
+    let branched = engine.branch(source, &spec(request, caller)?).await;
     let branched = branched.map_err(|error| live_failure(&error))?;
     let Pause {
         stop_us,
@@ -46,7 +48,7 @@ pub async fn branch(
     })
 }
 
-fn spec(request: BranchRequest) -> Result<BranchSpec, Failure> {
+fn spec(request: BranchRequest, caller: &Caller) -> Result<BranchSpec, Failure> {
     let BranchRequest {
         count,
         at,
@@ -69,6 +71,7 @@ fn spec(request: BranchRequest) -> Result<BranchSpec, Failure> {
         limit: freeze_limit(freeze_seconds)?,
         anyway: force,
         moment: at,
+        sandboxes_max: caller.limits.sandboxes,
     })
 }
 
@@ -92,6 +95,7 @@ mod tests {
             freeze_seconds,
             ..BranchRequest::default()
         };
+        let spec = |request| spec(request, &Caller::owner());
         assert!(spec(with(1, 5.0)).is_ok() && spec(with(COUNT_MAX, 0.0)).is_ok());
         for bad in [
             with(0, 5.0),

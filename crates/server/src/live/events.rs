@@ -7,8 +7,10 @@ use axum::response::Response;
 use serde::Deserialize;
 use std::sync::Arc;
 use tokio::sync::mpsc;
+use zygote_access::Caller;
 use zygote_api::{Failure, SandboxEvent, SandboxEvents};
 use zygote_engine::Engine;
+use zygote_engine::live::Entry;
 
 /// Most events of an answer that is one object.
 const PAGE_MAX: usize = 1000;
@@ -28,14 +30,21 @@ pub struct Asked {
 }
 
 /// The answer.
-pub async fn events(engine: Arc<Engine>, asked: Asked, form: Form) -> Result<Response, Failure> {
+pub async fn events(
+    engine: Arc<Engine>,
+    caller: Caller,
+    asked: Asked,
+    form: Form,
+) -> Result<Response, Failure> {
+    let is_its = move |entry: &Entry| caller.owns(entry.tenant.as_deref());
     let is_wanted = move |event: &SandboxEvent| {
         let wanted = asked.sandbox.as_ref();
         wanted.is_none_or(|words| event.sandbox == *words || event.name.as_ref() == Some(words))
     };
     let journal = Arc::clone(&engine.live().journal);
     if form == Form::Json {
-        let events = journal.after(asked.after, PAGE_MAX).into_iter().map(event);
+        let entries = journal.after(asked.after, PAGE_MAX).into_iter();
+        let events = entries.filter(is_its).map(event);
         let events = events.filter(is_wanted).collect();
         return Ok(json(&SandboxEvents { events }));
     }
@@ -49,6 +58,9 @@ pub async fn events(engine: Arc<Engine>, asked: Asked, form: Form) -> Result<Res
             }
             for entry in batch {
                 after = entry.number;
+                if !is_its(&entry) {
+                    continue;
+                }
                 let event = event(entry);
                 if is_wanted(&event) {
                     // Who does not listen any more drops this.

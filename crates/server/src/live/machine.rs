@@ -3,16 +3,17 @@
 use super::branch as branches;
 use super::diff as diffs;
 use super::moment;
-use super::routes::{Answer, engine, find, told};
+use super::routes::{Answer, Its, engine, find, told};
 use super::words::sandbox_info;
 use crate::answer::json;
 use crate::backend::Backend;
 use crate::lines::object;
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::routing::{delete, get, post};
 use std::sync::Arc;
+use zygote_access::Caller;
 use zygote_api::{BranchRequest, DiffRequest, MomentRequest, PauseRequest, RollbackRequest};
 
 /// All of it.
@@ -21,13 +22,10 @@ pub fn router<B: Backend>() -> Router<Arc<B>> {
         .route("/v1/sandboxes/{id}/branch", post(branch::<B>))
         .route(
             "/v1/sandboxes/{id}/moments",
-            get(list_moments::<B>).post(keep_moment::<B>),
+            get(list_moments).post(keep_moment),
         )
-        .route(
-            "/v1/sandboxes/{id}/moments/{moment}",
-            delete(forget_moment::<B>),
-        )
-        .route("/v1/sandboxes/{id}/rollback", post(roll_back::<B>))
+        .route("/v1/sandboxes/{id}/moments/{moment}", delete(forget_moment))
+        .route("/v1/sandboxes/{id}/rollback", post(roll_back))
         .route("/v1/sandboxes/{id}/diff", post(diff::<B>))
         .route("/v1/sandboxes/{id}/pause", post(pause::<B>))
         .route("/v1/sandboxes/{id}/resume", post(resume::<B>))
@@ -35,74 +33,56 @@ pub fn router<B: Backend>() -> Router<Arc<B>> {
 
 async fn branch<B: Backend>(
     State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
+    Its(source): Its,
+    Extension(caller): Extension<Caller>,
     body: Body,
 ) -> Answer {
     let asked: BranchRequest = object(body).await?;
-    let source = find(&*backend, &id)?;
     let engine = engine(&*backend)?;
-    Ok(json(&branches::branch(engine, &source, asked).await?))
+    Ok(json(
+        &branches::branch(engine, &caller, &source, asked).await?,
+    ))
 }
 
-async fn keep_moment<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    body: Body,
-) -> Answer {
+async fn keep_moment(Its(sandbox): Its, body: Body) -> Answer {
     let asked: MomentRequest = object(body).await?;
-    let sandbox = find(&*backend, &id)?;
     Ok(json(&moment::keep(&sandbox, asked).await?))
 }
 
-async fn list_moments<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Answer {
-    Ok(json(&moment::list(&*find(&*backend, &id)?).await?))
+async fn list_moments(Its(sandbox): Its) -> Answer {
+    Ok(json(&moment::list(&sandbox).await?))
 }
 
-async fn forget_moment<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path((id, words)): Path<(String, String)>,
-) -> Answer {
-    let sandbox = find(&*backend, &id)?;
+async fn forget_moment(Its(sandbox): Its, Path((_, words)): Path<(String, String)>) -> Answer {
     Ok(json(&moment::forget(&sandbox, &words).await?))
 }
 
-async fn roll_back<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    body: Body,
-) -> Answer {
+async fn roll_back(Its(sandbox): Its, body: Body) -> Answer {
     let asked: RollbackRequest = object(body).await?;
-    let sandbox = find(&*backend, &id)?;
     Ok(json(&moment::roll_back(&sandbox, &asked).await?))
 }
 
 async fn diff<B: Backend>(
     State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
+    Its(sandbox): Its,
+    Extension(caller): Extension<Caller>,
     body: Body,
 ) -> Answer {
     let asked: DiffRequest = object(body).await?;
-    let sandbox = find(&*backend, &id)?;
-    let other = |id: &str| find(&*backend, id);
+    let other = |id: &str| find(&*backend, &caller, id);
     let engine = engine(&*backend)?;
     Ok(json(&diffs::diff(engine, sandbox, asked, other).await?))
 }
 
-async fn pause<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    body: Body,
-) -> Answer {
+async fn pause<B: Backend>(State(backend): State<Arc<B>>, Its(sandbox): Its, body: Body) -> Answer {
     let asked: PauseRequest = object(body).await?;
-    let sandbox = find(&*backend, &id)?;
     let limit = branches::freeze_limit(asked.freeze_seconds)?;
     let paused = engine(&*backend)?.pause(&sandbox, limit, asked.force).await;
     paused.map_err(told)?;
     Ok(json(&sandbox_info(&sandbox)))
 }
 
-async fn resume<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Answer {
-    let sandbox = find(&*backend, &id)?;
+async fn resume<B: Backend>(State(backend): State<Arc<B>>, Its(sandbox): Its) -> Answer {
     engine(&*backend)?.wake(&sandbox).await.map_err(told)?;
     Ok(json(&sandbox_info(&sandbox)))
 }

@@ -16,7 +16,8 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Extension, FromRequestParts, Path, RawPathParams, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -25,6 +26,7 @@ use serde::Deserialize;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
+use zygote_access::Caller;
 use zygote_api::{
     AttachRequest, ContextList, ContextRequest, CreateEvent, ErrorCode, Failure, ProcessList,
     ProcessSignal, SandboxChange, SandboxList, SandboxRequest, SandboxState, SandboxStats,
@@ -43,6 +45,9 @@ const KEY_MAX_BYTES: usize = 255;
 const PAGE_MAX: usize = 1000;
 /// Largest message of a WebSocket.
 const WS_MESSAGE_MAX_BYTES: usize = 1 << 20;
+/// What a client that shows its key as a subprotocol offers beside it: one of what is offered must be taken
+/// (RFC 6455 §4.1).
+const PROTOCOL: &str = "zygote";
 /// The path of all sandboxes.
 const ALL: &str = "/v1/sandboxes";
 
@@ -53,65 +58,53 @@ pub fn router<B: Backend>(backend: &Arc<B>) -> Router<Arc<B>> {
         .route(ALL, get(list::<B>))
         .route(
             "/v1/sandboxes/{id}",
-            get(inspect::<B>).delete(remove::<B>).patch(change::<B>),
+            get(inspect).delete(remove).patch(change),
         )
-        .route("/v1/sandboxes/{id}/wait", get(wait::<B>))
-        .route("/v1/sandboxes/{id}/stats", get(stats::<B>))
-        .route("/v1/sandboxes/{id}/exec", post(start::<B>))
-        .route("/v1/sandboxes/{id}/code", post(run_code::<B>))
+        .route("/v1/sandboxes/{id}/wait", get(wait))
+        .route("/v1/sandboxes/{id}/stats", get(stats))
+        .route("/v1/sandboxes/{id}/exec", post(start))
+        .route("/v1/sandboxes/{id}/code", post(run_code))
         .route(
             "/v1/sandboxes/{id}/contexts",
-            get(list_contexts::<B>).post(create_context::<B>),
+            get(list_contexts).post(create_context),
         )
-        .route(
-            "/v1/sandboxes/{id}/contexts/{name}",
-            delete(remove_context::<B>),
-        )
+        .route("/v1/sandboxes/{id}/contexts/{name}", delete(remove_context))
         .route(
             "/v1/sandboxes/{id}/contexts/{name}/interrupt",
-            post(interrupt::<B>),
+            post(interrupt),
         )
-        .route(
-            "/v1/sandboxes/{id}/contexts/{name}/restart",
-            post(restart::<B>),
-        )
+        .route("/v1/sandboxes/{id}/contexts/{name}/restart", post(restart))
         .route(
             "/v1/sandboxes/{id}/files",
-            get(read_file::<B>)
-                .put(write_file::<B>)
-                .post(act_on_files::<B>)
-                .delete(remove_file::<B>),
+            get(read_file)
+                .put(write_file)
+                .post(act_on_files)
+                .delete(remove_file),
         )
-        .route("/v1/sandboxes/{id}/watch", get(watch_files::<B>))
-        .route(
-            "/v1/sandboxes/{id}/tar",
-            get(pack_files::<B>).put(unpack_files::<B>),
-        )
-        .route("/v1/sandboxes/{id}/processes", get(processes::<B>))
-        .route("/v1/sandboxes/{id}/processes/{process}", get(process::<B>))
+        .route("/v1/sandboxes/{id}/watch", get(watch_files))
+        .route("/v1/sandboxes/{id}/tar", get(pack_files).put(unpack_files))
+        .route("/v1/sandboxes/{id}/processes", get(processes))
+        .route("/v1/sandboxes/{id}/processes/{process}", get(process))
         .route(
             "/v1/sandboxes/{id}/processes/{process}/wait",
-            get(wait_process::<B>),
+            get(wait_process),
         )
         .route(
             "/v1/sandboxes/{id}/processes/{process}/output",
-            get(read_output::<B>),
+            get(read_output),
         )
         .route(
             "/v1/sandboxes/{id}/processes/{process}/attach",
-            post(attach_to::<B>),
+            post(attach_to),
         )
-        .route(
-            "/v1/sandboxes/{id}/processes/{process}/input",
-            post(input::<B>),
-        )
+        .route("/v1/sandboxes/{id}/processes/{process}/input", post(input))
         .route(
             "/v1/sandboxes/{id}/processes/{process}/signal",
-            post(signal::<B>),
+            post(signal),
         )
         .route(
             "/v1/sandboxes/{id}/processes/{process}/resize",
-            post(resize::<B>),
+            post(resize),
         )
         .route("/v1/events", get(happenings::<B>))
         .layer(middleware::from_fn_with_state(
@@ -128,13 +121,14 @@ pub fn router<B: Backend>(backend: &Arc<B>) -> Router<Arc<B>> {
 /// Where the sandboxes are another engine's, it is asked.
 async fn elsewhere<B: Backend>(
     State(backend): State<Arc<B>>,
+    Extension(caller): Extension<Caller>,
     request: Request,
     next: Next,
 ) -> Response {
     if backend.live().is_some() {
         return next.run(request).await;
     }
-    let passed = backend.forward(request).await;
+    let passed = backend.forward(&caller, request).await;
     passed.unwrap_or_else(|failure| Failed(failure).into_response())
 }
 
@@ -143,8 +137,30 @@ pub(super) fn engine<B: Backend>(backend: &B) -> Result<&Arc<Engine>, Failure> {
     engine.ok_or_else(|| Failure::internal("the sandboxes are elsewhere"))
 }
 
-pub(super) fn find<B: Backend>(backend: &B, id: &str) -> Result<Arc<Sandbox>, Failure> {
-    let found = engine(backend)?.live().find(id);
+/// The sandbox that a path is about, if it is there for whoever asks.
+pub(super) struct Its(pub Arc<Sandbox>);
+
+impl<B: Backend> FromRequestParts<Arc<B>> for Its {
+    type Rejection = Failed;
+
+    async fn from_request_parts(parts: &mut Parts, backend: &Arc<B>) -> Result<Self, Failed> {
+        let paths = RawPathParams::from_request_parts(parts, backend).await;
+        let paths = paths.map_err(|error| Failure::bad_request(error.body_text()))?;
+        let id = paths.iter().find(|(name, _)| *name == "id");
+        let id = id.map(|(_, id)| id).unwrap_or_default();
+        // Whoever was let in is known; nobody has nothing.
+        let caller = parts.extensions.get::<Caller>();
+        let caller = caller.ok_or_else(|| Failure::internal("nobody knows who asks"))?;
+        Ok(Self(find(&**backend, caller, id)?))
+    }
+}
+
+pub(super) fn find<B: Backend>(
+    backend: &B,
+    caller: &Caller,
+    id: &str,
+) -> Result<Arc<Sandbox>, Failure> {
+    let found = engine(backend)?.live().find(id, caller.tenant.as_deref());
     found.map_err(|error| live_failure(&error))
 }
 
@@ -159,6 +175,7 @@ fn form(headers: &HeaderMap) -> Form {
 
 async fn create<B: Backend>(
     State(backend): State<Arc<B>>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: Body,
 ) -> Answer {
@@ -177,10 +194,10 @@ async fn create<B: Backend>(
     if form == Form::Json {
         // Who wants no progress is told at the end.
         drop(happening);
-        return Ok(json(&backend.create(asked, key, events).await?));
+        return Ok(json(&backend.create(&caller, asked, key, events).await?));
     }
     let work = Box::pin(async move {
-        let created = backend.create(asked, key, events).await?;
+        let created = backend.create(&caller, asked, key, events).await?;
         Ok(Some(CreateEvent::Created(Box::new(created))))
     });
     Ok(answer(form, work, happening, |error| CreateEvent::Error { error }).await?)
@@ -200,7 +217,11 @@ struct Wanted {
     after: Option<String>,
 }
 
-async fn list<B: Backend>(State(backend): State<Arc<B>>, uri: axum::http::Uri) -> Answer {
+async fn list<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Extension(caller): Extension<Caller>,
+    uri: axum::http::Uri,
+) -> Answer {
     let wanted: Wanted = query(&uri)?;
     let limit = wanted.limit.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
     let asked = wanted.state.as_deref();
@@ -224,7 +245,7 @@ async fn list<B: Backend>(State(backend): State<Arc<B>>, uri: axum::http::Uri) -
             && is(&wanted.template, Some(&sandbox.spec.template))
             && is(&wanted.name, sandbox.spec.name.as_deref())
     };
-    let all = engine(&*backend)?.live().all();
+    let all = engine(&*backend)?.live().all_of(caller.tenant.as_deref());
     let is_behind = |sandbox: &&Arc<Sandbox>| {
         let after = wanted.after.as_ref();
         after.is_none_or(|after| sandbox.id_text() > *after)
@@ -242,23 +263,17 @@ async fn list<B: Backend>(State(backend): State<Arc<B>>, uri: axum::http::Uri) -
     Ok(json(&SandboxList { sandboxes, next }))
 }
 
-async fn inspect<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Answer {
-    Ok(json(&sandbox_info(&*find(&*backend, &id)?)))
+async fn inspect(Its(sandbox): Its) -> Answer {
+    Ok(json(&sandbox_info(&sandbox)))
 }
 
-async fn remove<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Answer {
-    let sandbox = find(&*backend, &id)?;
+async fn remove(Its(sandbox): Its) -> Answer {
     sandbox.end(EndReason::Removed).await;
     Ok(json(&sandbox_info(&sandbox)))
 }
 
-async fn change<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    body: Body,
-) -> Answer {
+async fn change(Its(sandbox): Its, body: Body) -> Answer {
     let asked: SandboxChange = object(body).await?;
-    let sandbox = find(&*backend, &id)?;
     let ttl = asked.ttl_seconds.map(time_limit).transpose()?;
     let idle = asked.idle_seconds.map(time_limit).transpose()?;
     sandbox.extend(ttl, idle).await.map_err(told)?;
@@ -285,19 +300,13 @@ impl Patience {
     }
 }
 
-async fn wait<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    uri: axum::http::Uri,
-) -> Answer {
-    let sandbox = find(&*backend, &id)?;
+async fn wait(Its(sandbox): Its, uri: axum::http::Uri) -> Answer {
     let ended = async { drop(sandbox.ended().await) };
     query::<Patience>(&uri)?.wait(ended).await?;
     Ok(json(&sandbox_info(&sandbox)))
 }
 
-async fn stats<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Answer {
-    let sandbox = find(&*backend, &id)?;
+async fn stats(Its(sandbox): Its) -> Answer {
     let usage = sandbox.usage().await.map_err(told)?;
     let Some(usage) = usage else {
         let message = "the sandbox's process cannot be measured: it has ended";
@@ -313,36 +322,21 @@ async fn stats<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>
     }))
 }
 
-async fn start<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Answer {
-    Ok(exec(find(&*backend, &id)?, request).await?)
+async fn start(Its(sandbox): Its, request: Request) -> Answer {
+    Ok(exec(sandbox, request).await?)
 }
 
-async fn run_code<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    request: Request,
-) -> Answer {
-    Ok(code::run(find(&*backend, &id)?, request).await?)
+async fn run_code(Its(sandbox): Its, request: Request) -> Answer {
+    Ok(code::run(sandbox, request).await?)
 }
 
-async fn list_contexts<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-) -> Answer {
-    let contexts = find(&*backend, &id)?.contexts().await.map_err(told)?;
+async fn list_contexts(Its(sandbox): Its) -> Answer {
+    let contexts = sandbox.contexts().await.map_err(told)?;
     let contexts = contexts.into_iter().map(code::context_info).collect();
     Ok(json(&ContextList { contexts }))
 }
 
-async fn create_context<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    body: Body,
-) -> Answer {
+async fn create_context(Its(sandbox): Its, body: Body) -> Answer {
     let ContextRequest {
         name,
         language,
@@ -356,38 +350,28 @@ async fn create_context<B: Backend>(
         language,
         cwd,
     };
-    let made = find(&*backend, &id)?.create_context(spec).await;
+    let made = sandbox.create_context(spec).await;
     Ok(json(&code::context_info(made.map_err(told)?)))
 }
 
-async fn remove_context<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path((id, name)): Path<(String, String)>,
-) -> Answer {
-    let sandbox = find(&*backend, &id)?;
+async fn remove_context(Its(sandbox): Its, Path((_, name)): Path<(String, String)>) -> Answer {
     sandbox.remove_context(&name).await.map_err(told)?;
     Ok(json(&serde_json::json!({ "context": name })))
 }
 
-async fn interrupt<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path((id, name)): Path<(String, String)>,
-) -> Answer {
-    let sandbox = find(&*backend, &id)?;
+async fn interrupt(Its(sandbox): Its, Path((_, name)): Path<(String, String)>) -> Answer {
     sandbox.interrupt(&name).await.map_err(told)?;
     Ok(json(&serde_json::json!({ "context": name })))
 }
 
-async fn restart<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path((id, name)): Path<(String, String)>,
-) -> Answer {
-    let restarted = find(&*backend, &id)?.restart(&name).await;
+async fn restart(Its(sandbox): Its, Path((_, name)): Path<(String, String)>) -> Answer {
+    let restarted = sandbox.restart(&name).await;
     Ok(json(&code::context_info(restarted.map_err(told)?)))
 }
 
 async fn socket<B: Backend>(
     State(backend): State<Arc<B>>,
+    Extension(caller): Extension<Caller>,
     Path((id, process)): Path<(String, u32)>,
     uri: axum::http::Uri,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
@@ -397,75 +381,40 @@ async fn socket<B: Backend>(
         Failure::bad_request("this is a WebSocket (RFC 6455)").cause(error.body_text())
     })?;
     Ok(upgrade
+        .protocols([PROTOCOL])
         .max_message_size(WS_MESSAGE_MAX_BYTES)
-        .on_upgrade(move |socket| ws::serve(backend, id, process, asked, socket)))
+        .on_upgrade(move |socket| ws::serve(backend, caller, id, process, asked, socket)))
 }
 
-async fn read_file<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-    uri: axum::http::Uri,
-) -> Answer {
-    let sandbox = find(&*backend, &id)?;
+async fn read_file(Its(sandbox): Its, headers: HeaderMap, uri: axum::http::Uri) -> Answer {
     Ok(files::read(sandbox, query(&uri)?, &headers).await?)
 }
 
-async fn write_file<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    uri: axum::http::Uri,
-    body: Body,
-) -> Answer {
-    Ok(files::write(find(&*backend, &id)?, query(&uri)?, body).await?)
+async fn write_file(Its(sandbox): Its, uri: axum::http::Uri, body: Body) -> Answer {
+    Ok(files::write(sandbox, query(&uri)?, body).await?)
 }
 
-async fn act_on_files<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    uri: axum::http::Uri,
-    body: Body,
-) -> Answer {
-    Ok(files::act(find(&*backend, &id)?, query(&uri)?, body).await?)
+async fn act_on_files(Its(sandbox): Its, uri: axum::http::Uri, body: Body) -> Answer {
+    Ok(files::act(sandbox, query(&uri)?, body).await?)
 }
 
-async fn remove_file<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    uri: axum::http::Uri,
-) -> Answer {
-    Ok(files::remove(find(&*backend, &id)?, query(&uri)?).await?)
+async fn remove_file(Its(sandbox): Its, uri: axum::http::Uri) -> Answer {
+    Ok(files::remove(sandbox, query(&uri)?).await?)
 }
 
-async fn watch_files<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    headers: HeaderMap,
-    uri: axum::http::Uri,
-) -> Answer {
-    let sandbox = find(&*backend, &id)?;
+async fn watch_files(Its(sandbox): Its, headers: HeaderMap, uri: axum::http::Uri) -> Answer {
     Ok(files::watch(sandbox, query(&uri)?, form(&headers)).await?)
 }
 
-async fn pack_files<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    uri: axum::http::Uri,
-) -> Answer {
-    Ok(files::pack(find(&*backend, &id)?, query(&uri)?).await?)
+async fn pack_files(Its(sandbox): Its, uri: axum::http::Uri) -> Answer {
+    Ok(files::pack(sandbox, query(&uri)?).await?)
 }
 
-async fn unpack_files<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-    uri: axum::http::Uri,
-    body: Body,
-) -> Answer {
-    Ok(files::unpack(find(&*backend, &id)?, query(&uri)?, body).await?)
+async fn unpack_files(Its(sandbox): Its, uri: axum::http::Uri, body: Body) -> Answer {
+    Ok(files::unpack(sandbox, query(&uri)?, body).await?)
 }
 
-async fn processes<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Answer {
-    let sandbox = find(&*backend, &id)?;
+async fn processes(Its(sandbox): Its) -> Answer {
     // One that has ended has no output any more.
     let rings = sandbox.rings().await.unwrap_or_default();
     let all = sandbox.processes();
@@ -481,11 +430,7 @@ async fn processes<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<Str
     Ok(json(&ProcessList { processes }))
 }
 
-async fn process<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path((id, process)): Path<(String, u32)>,
-) -> Answer {
-    let sandbox = find(&*backend, &id)?;
+async fn process(Its(sandbox): Its, Path((_, process)): Path<(String, u32)>) -> Answer {
     let info = sandbox.process(process).map_err(told)?;
     let mut told = process_info(&sandbox, &info);
     let rings = sandbox.rings().await.unwrap_or_default();
@@ -496,12 +441,11 @@ async fn process<B: Backend>(
     Ok(json(&told))
 }
 
-async fn wait_process<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path((id, process)): Path<(String, u32)>,
+async fn wait_process(
+    Its(sandbox): Its,
+    Path((_, process)): Path<(String, u32)>,
     uri: axum::http::Uri,
 ) -> Answer {
-    let sandbox = find(&*backend, &id)?;
     sandbox.process(process).map_err(told)?;
     let ended = async { drop(sandbox.wait(process).await) };
     query::<Patience>(&uri)?.wait(ended).await?;
@@ -519,9 +463,9 @@ struct Part {
     follow: bool,
 }
 
-async fn read_output<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path((id, process)): Path<(String, u32)>,
+async fn read_output(
+    Its(sandbox): Its,
+    Path((_, process)): Path<(String, u32)>,
     headers: HeaderMap,
     uri: axum::http::Uri,
 ) -> Answer {
@@ -532,15 +476,15 @@ async fn read_output<B: Backend>(
         follow: part.follow,
         holds: false,
     };
-    Ok(output(find(&*backend, &id)?, attach, form(&headers)).await?)
+    Ok(output(sandbox, attach, form(&headers)).await?)
 }
 
-async fn attach_to<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path((id, process)): Path<(String, u32)>,
+async fn attach_to(
+    Its(sandbox): Its,
+    Path((_, process)): Path<(String, u32)>,
     request: Request,
 ) -> Answer {
-    Ok(attach(find(&*backend, &id)?, process, request).await?)
+    Ok(attach(sandbox, process, request).await?)
 }
 
 /// What becomes of a process's input behind what is sent.
@@ -551,14 +495,13 @@ struct InputEnd {
     end: bool,
 }
 
-async fn input<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path((id, process)): Path<(String, u32)>,
+async fn input(
+    Its(sandbox): Its,
+    Path((_, process)): Path<(String, u32)>,
     uri: axum::http::Uri,
     body: Body,
 ) -> Answer {
     let InputEnd { end } = query(&uri)?;
-    let sandbox = find(&*backend, &id)?;
     let mut body = crate::lines::Pieces::new(body);
     let mut taken: u64 = 0;
     while let Some(piece) = body.next().await? {
@@ -574,28 +517,18 @@ async fn input<B: Backend>(
     Ok(json(&serde_json::json!({ "bytes": taken })))
 }
 
-async fn signal<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path((id, process)): Path<(String, u32)>,
-    body: Body,
-) -> Answer {
+async fn signal(Its(sandbox): Its, Path((_, process)): Path<(String, u32)>, body: Body) -> Answer {
     let asked: ProcessSignal = object(body).await?;
     if !(1..=64).contains(&asked.signal) {
         return Err(Failure::bad_request("signal: a number from 1 to 64").into());
     }
-    let sandbox = find(&*backend, &id)?;
     let sent = sandbox.signal(process, asked.signal, !asked.only_process);
     sent.await.map_err(told)?;
     Ok(json(&serde_json::json!({ "process": process })))
 }
 
-async fn resize<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path((id, process)): Path<(String, u32)>,
-    body: Body,
-) -> Answer {
+async fn resize(Its(sandbox): Its, Path((_, process)): Path<(String, u32)>, body: Body) -> Answer {
     let TerminalSize { rows, columns } = object(body).await?;
-    let sandbox = find(&*backend, &id)?;
     let size = zygote_engine::TerminalSize { rows, columns };
     sandbox.resize(process, size).await.map_err(told)?;
     Ok(json(&serde_json::json!({ "process": process })))
@@ -603,9 +536,11 @@ async fn resize<B: Backend>(
 
 async fn happenings<B: Backend>(
     State(backend): State<Arc<B>>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     uri: axum::http::Uri,
 ) -> Answer {
     let asked: events::Asked = query(&uri)?;
-    Ok(events(Arc::clone(engine(&*backend)?), asked, form(&headers)).await?)
+    let engine = Arc::clone(engine(&*backend)?);
+    Ok(events(engine, caller, asked, form(&headers)).await?)
 }

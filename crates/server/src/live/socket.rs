@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use zygote_access::Caller;
 use zygote_api::{AttachRequest, ErrorCode, Failure, ProcessEvent, ProcessInput};
 
 /// Messages on their way.
@@ -24,6 +25,7 @@ const INVALID: u16 = 1007;
 /// Serves one to its end. A client that goes away leaves the process.
 pub async fn serve<B: Backend>(
     backend: Arc<B>,
+    caller: Caller,
     id: String,
     process: u32,
     asked: AttachRequest,
@@ -33,7 +35,9 @@ pub async fn serve<B: Backend>(
     let (events, mut happening) = mpsc::channel(WAITING_MAX);
     // By itself: it takes input while output waits for the client, and the other way round.
     let mut attached = Attached(tokio::spawn(async move {
-        backend.attach(&id, process, asked, taken, events).await
+        backend
+            .attach(&caller, &id, process, asked, taken, events)
+            .await
     }));
     loop {
         tokio::select! {

@@ -38,6 +38,7 @@ pub fn sandbox_info(sandbox: &Sandbox) -> SandboxInfo {
     SandboxInfo {
         id: sandbox.id_text(),
         name: sandbox.spec.name.clone(),
+        tenant: sandbox.spec.tenant.clone(),
         template: sandbox.spec.template.clone(),
         build: sandbox.build.clone(),
         parent: sandbox.parent.map(|parent| parent.to_string()),

@@ -38,6 +38,9 @@ pub struct Template {
     /// What has been installed into it.
     #[serde(default)]
     pub contents: Contents,
+    /// Whose it is; `None`: everybody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<String>,
     /// What it is derived from, if it was not booted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub derived: Option<Derived>,
@@ -60,6 +63,12 @@ pub struct Derived {
 }
 
 impl Template {
+    /// Whether it is for somebody of a tenant; `None`: for somebody who has all.
+    #[must_use]
+    pub fn is_for(&self, tenant: Option<&str>) -> bool {
+        self.tenant.is_none() || tenant.is_none() || self.tenant.as_deref() == tenant
+    }
+
     /// What its interpreter was warmed up with, if that is known.
     #[must_use]
     pub fn warm_code(&self) -> Option<String> {

@@ -21,17 +21,26 @@ impl Store {
         self.begin(name, &format!("{nanoseconds}-{}", std::process::id()))
     }
 
-    /// Whether a template that is derived may be called so: another one that was derived gives way, one that was
-    /// built only if it is to.
+    /// Whether a template that is derived may be called so: another one that was derived gives way, if it is the
+    /// same tenant's, one that was built only if it is to.
     ///
     /// # Errors
     /// `Taken`, or `Name`.
-    pub fn may_derive(&self, name: &str, force: bool) -> Result<(), StoreError> {
+    pub fn may_derive(
+        &self,
+        name: &str,
+        force: bool,
+        tenant: Option<&str>,
+    ) -> Result<(), StoreError> {
         let known = match self.inspect(name) {
             Err(error @ StoreError::Name { .. }) => return Err(error),
             known => known.ok(),
         };
-        match known.filter(|known| known.derived.is_none() && !force) {
+        let is_in_the_way = |known: &Template| {
+            let is_its = known.tenant.as_deref() == tenant;
+            !is_its || known.derived.is_none() && !force
+        };
+        match known.filter(is_in_the_way) {
             Some(built) => Err(StoreError::Taken { name: built.name }),
             None => Ok(()),
         }

@@ -20,6 +20,7 @@ fn template(name: &str, digest: &str) -> Template {
         protocol_version: 0,
         recipe: None,
         contents: Contents::default(),
+        tenant: None,
         derived: None,
     }
 }

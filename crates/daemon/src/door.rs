@@ -1,0 +1,123 @@
+//! Where clients come in over TCP, and who may.
+
+use crate::config::{Config, Door};
+use crate::tls::Tls;
+use anyhow::Context;
+use std::future::pending;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use zygote_access::Access;
+use zygote_server::Origin;
+
+/// Connections over TCP at once; each takes a descriptor.
+const CONNECTIONS_MAX: usize = 10_000;
+
+/// See the module.
+pub struct Doorway {
+    /// Whom it lets in.
+    pub access: Arc<Access>,
+    /// What is spoken.
+    pub tls: Option<Tls>,
+    listener: Option<TcpListener>,
+    door: Door,
+    places: Arc<Semaphore>,
+}
+
+impl Doorway {
+    /// As it is configured; nobody comes in if there is no address.
+    ///
+    /// # Errors
+    /// If it cannot listen there, keys cannot be read, or the certificate is none.
+    pub async fn open(config: &Config) -> anyhow::Result<Self> {
+        let door = config.door.clone();
+        let access = Access::new(config.keys(), door.limits.clone());
+        if config.listen.is_some() {
+            access.check().map_err(anyhow::Error::msg)?;
+        }
+        let listener = match config.listen {
+            Some(address) => {
+                let bound = TcpListener::bind(address).await;
+                Some(bound.with_context(|| format!("cannot listen at {address}"))?)
+            }
+            None => None,
+        };
+        Ok(Self {
+            access: Arc::new(access),
+            tls: door.tls.clone().map(Tls::new).transpose()?,
+            listener,
+            door,
+            places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        })
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listener.as_ref()?.local_addr().ok()
+    }
+
+    fn is_loopback(&self) -> bool {
+        self.address()
+            .is_none_or(|address| address.ip().is_loopback())
+    }
+
+    /// What its owner should know.
+    pub fn warning(&self) -> Option<String> {
+        let address = self.address()?;
+        let is_open = !self.door.keys.at(self.is_loopback());
+        if is_open && !self.is_loopback() {
+            return Some(format!(
+                "WARNING: no keys are asked for at {address}: whoever reaches it has this engine and all that is in it"
+            ));
+        }
+        if !is_open && self.access.check() == Ok(0) {
+            return Some(format!(
+                "a key is needed at {address}, and there is none yet; make one: zygote key create"
+            ));
+        }
+        let is_read = self.tls.is_none() && !self.is_loopback();
+        is_read.then(|| {
+            format!(
+                "WARNING: there is no TLS at {address}, so keys and all else can be read on the way; \
+                 see: zygote serve --tls-cert, --tls-key"
+            )
+        })
+    }
+
+    /// The next client; nobody if it is shut.
+    pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        match &self.listener {
+            Some(listener) => listener.accept().await,
+            None => pending().await,
+        }
+    }
+
+    /// Room for one more connection.
+    pub fn place(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.places).try_acquire_owned().ok()
+    }
+
+    /// A client of there.
+    pub fn origin(&self, peer: SocketAddr) -> Origin {
+        Origin::Tcp {
+            peer,
+            needs_key: self.door.keys.at(self.is_loopback()),
+        }
+    }
+
+    /// Reads the limits of keys, and the certificate, again.
+    ///
+    /// # Errors
+    /// If they are not what they should be; then nothing has changed.
+    pub fn reload(&self) -> anyhow::Result<()> {
+        let limits = self.door.again.0()?;
+        if let Some(tls) = &self.tls {
+            tls.reload()?;
+        }
+        self.access.set_defaults(limits);
+        self.access.check().map_err(anyhow::Error::msg)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,517 @@
+//! Keys over TCP: who gets in, what each may, and that nobody reaches what is another's.
+
+use super::*;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::TcpStream;
+use zygote_daemon::{KeyFile, Limits, NewKey, Role};
+
+/// A daemon at TCP, for those with keys.
+pub struct Shop {
+    pub home: Home,
+    pub client: Client,
+    pub address: String,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Shop {
+    pub fn open(options: &[&str]) -> Self {
+        Self::with(Home::new(), options)
+    }
+
+    fn with(home: Home, options: &[&str]) -> Self {
+        let mut all = vec!["listen=127.0.0.1:0", "keys=always"];
+        all.extend(options);
+        let runtime = runtime();
+        let client = runtime.block_on(started(&home, &all));
+        let address = fs::read_to_string(home.folder.path().join("address")).unwrap();
+        Self {
+            home,
+            client,
+            address,
+            runtime,
+        }
+    }
+
+    pub fn keys(&self) -> KeyFile {
+        KeyFile::at(self.home.state().join("keys.json"))
+    }
+
+    pub fn key(&self, tenant: &str, role: Role) -> String {
+        self.limited(tenant, role, Limits::default())
+    }
+
+    fn limited(&self, tenant: &str, role: Role, limits: Limits) -> String {
+        let tenant = (role != Role::Admin).then(|| tenant.to_owned());
+        let new = NewKey {
+            name: None,
+            role,
+            tenant,
+            expires_unix_s: None,
+            limits,
+        };
+        self.keys().create(new).unwrap().0.reveal()
+    }
+
+    /// Status, head and body of an answer.
+    fn ask(&self, key: &str, method: &str, path: &str, body: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let authorization = match key {
+            "" => String::new(),
+            key => format!("authorization: Bearer {key}\r\n"),
+        };
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: example.org\r\nconnection: close\r\n{authorization}\
+             content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        raw(&mut stream, &request)
+    }
+
+    fn asked(&self, key: &str, method: &str, path: &str, body: &Value) -> Value {
+        let (status, answer) = self.ask(key, method, path, &body.to_string());
+        assert_eq!(status, 200, "{method} {path}: {answer}");
+        serde_json::from_str(
+            answer
+                .rsplit_once("\r\n")
+                .map_or(&answer, |_| body_of(&answer)),
+        )
+        .unwrap()
+    }
+
+    fn made(&self, key: &str, name: &str) -> String {
+        let made = self.asked(
+            key,
+            "POST",
+            "/v1/sandboxes",
+            &json!({"template": HERE, "name": name}),
+        );
+        made["id"].as_str().unwrap().to_owned()
+    }
+}
+
+/// Behind the head, without the sizes of chunks: an object in one line.
+fn body_of(answer: &str) -> &str {
+    let object = answer.lines().find(|line| line.starts_with('{'));
+    object.unwrap_or_else(|| panic!("no object in {answer}"))
+}
+
+/// All that the API has, from its own description: method and path.
+fn everything() -> Vec<(String, String)> {
+    let document = serde_json::to_value(zygote_server::document()).unwrap();
+    let paths = document["paths"].as_object().unwrap();
+    let of = |(path, methods): (&String, &Value)| {
+        let methods = methods.as_object().unwrap().keys();
+        let known = ["get", "post", "put", "patch", "delete"];
+        let methods = methods.filter(|method| known.contains(&method.as_str()));
+        methods
+            .map(|method| (method.to_uppercase(), path.clone()))
+            .collect::<Vec<_>>()
+    };
+    paths.iter().flat_map(of).collect()
+}
+
+pub fn no_tenant_reaches_anothers_sandbox_by_any_path() {
+    let shop = Shop::open(&[]);
+    let (acme, other) = (
+        shop.key("acme", Role::Manage),
+        shop.key("other", Role::Manage),
+    );
+    let id = shop.made(&acme, "box");
+    let path = |rest: &str| format!("/v1/sandboxes/box{rest}");
+    let started = json!({"command": ["sleep", "600"], "detach": true, "cwd": "/"});
+    shop.asked(&acme, "POST", &path("/exec"), &started);
+    let mut tried = 0;
+    let words = [id.as_str(), "box", &id[id.len() - 8..]];
+    for (method, path) in everything() {
+        if !path.starts_with("/v1/sandboxes/{id}") {
+            continue;
+        }
+        for word in words {
+            let path = path.replace("{id}", word).replace("{process}", "1");
+            let path = path.replace("{moment}", "1").replace("{name}", "default");
+            for body in ["", r#"{"template":"x"}"#] {
+                if body.is_empty() && path.ends_with("/template") {
+                    // It has no way to be asked for without one.
+                    continue;
+                }
+                let (status, answer) = shop.ask(&other, &method, &path, body);
+                let is_none = status == 404 && answer.contains("\"sandbox_not_found\"");
+                assert!(is_none, "{method} {path}: {status} {answer}");
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 200, "{tried}");
+    // By a comparison with one's own.
+    shop.made(&other, "own");
+    let from = json!({"from": {"sandbox": id}});
+    let (status, answer) = shop.ask(&other, "POST", "/v1/sandboxes/own/diff", &from.to_string());
+    assert!(
+        status == 404 && answer.contains("sandbox_not_found"),
+        "{answer}"
+    );
+    // By a WebSocket.
+    shop.runtime.block_on(async {
+        let reach = |key: String| {
+            let address = shop.address.clone();
+            let path = format!("/v1/sandboxes/{id}/processes/1/socket?from=0");
+            async move { websocket(&address, &path, &key).await }
+        };
+        let told = reach(other.clone()).await;
+        assert!(told.contains("sandbox_not_found"), "{told}");
+        let told = reach(acme.clone()).await;
+        assert!(!told.contains("sandbox_not_found"), "{told}");
+    });
+    // And it is as it was.
+    let still = shop.asked(&acme, "GET", &path(""), &Value::Null);
+    assert_eq!(
+        (&still["state"], &still["tenant"]),
+        (&json!("running"), &json!("acme"))
+    );
+    let admin = shop.key("", Role::Admin);
+    assert_eq!(
+        shop.asked(&admin, "GET", &path(""), &Value::Null)["id"],
+        json!(id)
+    );
+}
+
+/// The first text message, or an empty one if none comes for a second.
+async fn websocket(address: &str, path: &str, key: &str) -> String {
+    use futures_util::StreamExt;
+    use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
+    let stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let mut request = format!("ws://example.org{path}")
+        .into_client_request()
+        .unwrap();
+    let offered = format!("zygote, zygote.key.{key}").parse().unwrap();
+    request
+        .headers_mut()
+        .insert("sec-websocket-protocol", offered);
+    let (mut socket, answer) = tokio_tungstenite::client_async(request, stream)
+        .await
+        .unwrap();
+    assert_eq!(answer.headers()["sec-websocket-protocol"], "zygote");
+    let text = async {
+        while let Some(Ok(message)) = socket.next().await {
+            if let Message::Text(text) = message {
+                return text.to_string();
+            }
+        }
+        String::new()
+    };
+    let told = tokio::time::timeout(Duration::from_secs(1), text).await;
+    told.unwrap_or_default()
+}
+
+pub fn what_is_a_tenants_own_is_its_own_and_names_do_not_meet() {
+    let home = Home::new();
+    let described = home.state().join("generations/fake-1-1/template.json");
+    fs::write(&described, description(TEMPLATE, Some("acme"))).unwrap();
+    let shop = Shop::with(home, &[]);
+    let (acme, other) = (shop.key("acme", Role::Run), shop.key("other", Role::Run));
+    let second = shop.key("acme", Role::Run);
+    let id = shop.made(&acme, "box");
+    // The same name, and the same idempotency key, are another sandbox to another tenant.
+    assert_ne!(shop.made(&other, "box"), id);
+    let (status, answer) = shop.ask(
+        &second,
+        "POST",
+        "/v1/sandboxes",
+        &json!({"template": HERE, "name": "box"}).to_string(),
+    );
+    assert!(status == 409 && answer.contains("name_taken"), "{answer}");
+    let owners = shop.runtime.block_on(made(
+        &shop.client,
+        &SandboxRequest {
+            name: Some("box".to_owned()),
+            ..request()
+        },
+    ));
+    let owners = owners.unwrap();
+    assert!(owners.tenant.is_none() && owners.id != id);
+    let ids = |key: &str| {
+        let list = shop.asked(key, "GET", "/v1/sandboxes?state=all", &Value::Null);
+        let all = list["sandboxes"].as_array().unwrap().clone();
+        all.iter()
+            .map(|one| one["id"].as_str().unwrap().to_owned())
+            .collect::<BTreeSet<_>>()
+    };
+    assert_eq!(ids(&acme), BTreeSet::from([id.clone()]));
+    assert_eq!(ids(&second), ids(&acme));
+    assert_eq!(ids(&other).len(), 1);
+    // The owner, who sees all, means his own by a name that several have.
+    let (found, all) = shop.runtime.block_on(async {
+        let found = shop.client.sandbox("box").await.unwrap();
+        (
+            found,
+            shop.client.sandboxes(Some("all"), None).await.unwrap(),
+        )
+    });
+    assert_eq!((found.id, all.sandboxes.len()), (owners.id, 3));
+    let events = |key: &str| {
+        let events = shop.asked(key, "GET", "/v1/events", &Value::Null);
+        let all = events["events"].as_array().unwrap().clone();
+        all.iter()
+            .map(|one| one["sandbox"].as_str().unwrap().to_owned())
+            .collect::<BTreeSet<_>>()
+    };
+    assert_eq!(events(&acme), BTreeSet::from([id.clone()]));
+    assert!(!events(&other).contains(&id) && events(&other).len() == 1);
+    // Templates of another tenant are not there.
+    let templates = |key: &str| {
+        let list = shop.asked(key, "GET", "/v1/templates", &Value::Null);
+        list["templates"].as_array().unwrap().len()
+    };
+    assert_eq!((templates(&acme), templates(&other)), (3, 2));
+    let run = json!({"template": TEMPLATE, "command": ["echo", "x"]}).to_string();
+    let by_build = json!({"template": TEMPLATE, "build": "fake-1-1", "command": ["echo", "x"]});
+    assert_eq!(shop.ask(&acme, "POST", "/v1/exec", &run).0, 200);
+    for body in [run, by_build.to_string()] {
+        let (status, answer) = shop.ask(&other, "POST", "/v1/exec", &body);
+        assert!(
+            status == 404 && answer.contains("template_not_found"),
+            "{answer}"
+        );
+        assert!(
+            !answer.contains("fake,") && !answer.contains(", fake"),
+            "{answer}"
+        );
+    }
+    let (status, answer) = shop.ask(&other, "GET", "/v1/templates/fake", "");
+    assert!(
+        status == 404 && answer.contains("template_not_found"),
+        "{answer}"
+    );
+    let (_, health) = shop.ask(&other, "GET", "/v1/health", "");
+    assert!(
+        !health.contains("fake") && health.contains(HERE),
+        "{health}"
+    );
+    // Signals to runs do not cross either.
+    shop.runtime.block_on(async {
+        let mut events = shop.client.exec(&command(&["wait"]), None).await.unwrap();
+        let run = first_output(&mut events).await;
+        let path = format!("/v1/exec/{run}/signal");
+        let signal = r#"{"signal":15}"#;
+        assert_eq!(shop.ask(&acme, "POST", &path, signal).0, 404);
+        shop.client.signal(&run, 15).await.unwrap();
+        end(&mut events).await.unwrap();
+    });
+}
+
+pub fn without_a_key_there_is_nothing_but_what_is_everybodys() {
+    let shop = Shop::open(&[]);
+    for (method, path) in everything() {
+        let path = path
+            .replace("{id}", "x")
+            .replace("{name}", "x")
+            .replace("{process}", "1");
+        for key in ["", "zyg_x", "zb_live_0123456789"] {
+            let (status, answer) = shop.ask(key, &method, &path, "{}");
+            let is_public = ["/v1/health", "/v1/openapi.json"].contains(&path.as_str());
+            if is_public && key.is_empty() {
+                assert_eq!(status, 200, "{path}");
+                assert!(!answer.contains("state_dir\":\""), "{answer}");
+            } else {
+                assert_eq!(status, 401, "{method} {path}: {answer}");
+                let head = answer.to_lowercase();
+                assert!(head.contains("www-authenticate: bearer"), "{answer}");
+                assert!(answer.contains("\"unauthorized\""), "{answer}");
+            }
+        }
+    }
+    // What there is not is nobody's business either.
+    assert_eq!(shop.ask("", "GET", "/nothing", "").0, 401);
+}
+
+pub fn roles_are_kept_to() {
+    let shop = Shop::open(&[]);
+    let [run, manage, admin] =
+        [Role::Run, Role::Manage, Role::Admin].map(|role| shop.key("acme", role));
+    let echo = json!({"template": TEMPLATE, "command": ["echo", "x"]}).to_string();
+    let cases = [
+        ("GET", "/v1/templates", "", [200, 200, 200]),
+        ("POST", "/v1/exec", &*echo, [200, 200, 200]),
+        ("GET", "/v1/status", "", [403, 403, 200]),
+        ("GET", "/v1/metrics", "", [403, 403, 200]),
+        (
+            "POST",
+            "/v1/templates",
+            r#"{"recipe":"x.toml"}"#,
+            [403, 403, 400],
+        ),
+        (
+            "POST",
+            "/v1/sandboxes/nothing/template",
+            r#"{"template":"x"}"#,
+            [403, 404, 404],
+        ),
+        // What is everybody's is not a tenant's to remove.
+        ("DELETE", "/v1/templates/liar", "", [403, 403, 200]),
+        (
+            "POST",
+            "/v1/lab/exec",
+            r#"{"command":["id"]}"#,
+            [403, 403, 403],
+        ),
+        ("POST", "/v1/lab/down", "", [403, 403, 403]),
+        ("POST", "/v1/stop", r#"{"never":1}"#, [403, 403, 400]),
+    ];
+    for (method, path, body, expected) in cases {
+        for (key, expected) in [&run, &manage, &admin].into_iter().zip(expected) {
+            let (status, answer) = shop.ask(key, method, path, body);
+            assert_eq!(status, expected, "{method} {path}: {answer}");
+        }
+    }
+    // Its walls are not for a tenant to lower.
+    let low = json!({"template": TEMPLATE, "command": ["echo"], "allow_missing_walls": true});
+    assert_eq!(shop.ask(&run, "POST", "/v1/exec", &low.to_string()).0, 403);
+    let low = json!({"template": HERE, "allow_missing_walls": true});
+    assert_eq!(
+        shop.ask(&run, "POST", "/v1/sandboxes", &low.to_string()).0,
+        403
+    );
+    // Whom a key stands for is not for its client to say.
+    let mut stream = TcpStream::connect(&shop.address).unwrap();
+    let request = format!(
+        "GET /v1/sandboxes HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {run}\r\n\
+         zygote-on-behalf: {{\"tenant\":\"other\"}}\r\n\r\n"
+    );
+    shop.made(&shop.key("other", Role::Run), "others");
+    let (status, answer) = raw(&mut stream, &request);
+    assert!(status == 200 && !answer.contains("others"), "{answer}");
+}
+
+pub fn limits_of_keys_are_told_and_read_again() {
+    let home = Home::new();
+    let file = home.folder.path().join("limits.json");
+    fs::write(&file, r#"{"sandboxes": 2, "batch": 3}"#).unwrap();
+    let option = format!("limits={}", file.display());
+    let shop = Shop::with(home, &[&option]);
+    let key = shop.key("acme", Role::Run);
+    let refused = |key: &str, path: &str, body: Value| {
+        let (status, answer) = shop.ask(key, "POST", path, &body.to_string());
+        assert!(
+            status == 429 && answer.contains("limit_reached"),
+            "{status} {answer}"
+        );
+        answer
+    };
+    // Sandboxes count by tenant, whichever of its keys makes them, and branches are some.
+    let first = shop.made(&key, "first");
+    let second = shop.key("acme", Role::Run);
+    shop.made(&second, "second");
+    refused(&second, "/v1/sandboxes", json!({"template": HERE}));
+    refused(&key, &format!("/v1/sandboxes/{first}/branch"), json!({}));
+    shop.made(&shop.key("other", Role::Run), "first");
+    let one = json!({"template": TEMPLATE, "command": ["echo", "x"]});
+    let batch = |count: usize| json!({"executions": vec![one.clone(); count]});
+    assert_eq!(
+        shop.ask(&key, "POST", "/v1/exec/batch", &batch(4).to_string())
+            .0,
+        400
+    );
+    let done = shop.asked(&key, "POST", "/v1/exec/batch", &batch(3));
+    assert_eq!(done["results"].as_array().unwrap().len(), 3);
+    // As they are now.
+    fs::write(&file, r#"{"sandboxes": 3, "timeout_s": 0.2}"#).unwrap();
+    let pid = shop
+        .runtime
+        .block_on(shop.client.status())
+        .unwrap()
+        .health
+        .pid;
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    until("they are read again", || {
+        shop.home.said().contains("SIGHUP")
+    });
+    shop.made(&key, "third");
+    let waits = json!({"template": TEMPLATE, "command": ["wait"], "timeout_seconds": 0});
+    let ended = shop.asked(&key, "POST", "/v1/exec", &waits);
+    assert_eq!(ended["timed_out"], json!(true));
+    fs::write(&file, "nonsense").unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    until("it is told", || {
+        shop.home.said().contains("stayed as it was")
+    });
+    let ended = shop.asked(&key, "POST", "/v1/exec", &waits);
+    assert_eq!(ended["timed_out"], json!(true));
+    // A key's own.
+    let limits = Limits {
+        rate: Some(1),
+        runs: Some(1),
+        timeout_s: Some(30.0),
+        ..Limits::default()
+    };
+    let slow = shop.limited("acme", Role::Run, limits);
+    assert_eq!(shop.ask(&slow, "GET", "/v1/sandboxes", "").0, 200);
+    let (status, answer) = shop.ask(&slow, "GET", "/v1/sandboxes", "");
+    assert!(
+        status == 429 && answer.to_lowercase().contains("retry-after: 1"),
+        "{answer}"
+    );
+    let limits = Limits {
+        runs: Some(1),
+        timeout_s: Some(30.0),
+        ..Limits::default()
+    };
+    let single = shop.limited("acme", Role::Run, limits);
+    std::thread::scope(|scope| {
+        let long = scope.spawn(|| {
+            shop.ask(
+                &single,
+                "POST",
+                "/v1/exec",
+                &waits.to_string().replace(":0}", ":2}"),
+            )
+        });
+        let one = one.to_string();
+        until("the other one runs", || {
+            shop.runtime
+                .block_on(shop.client.status())
+                .unwrap()
+                .runs
+                .running
+                > 0
+        });
+        let (status, answer) = shop.ask(&single, "POST", "/v1/exec", &one);
+        assert!(
+            status == 429 && answer.contains("runs of this key"),
+            "{status} {answer}"
+        );
+        assert_eq!(shop.ask(&key, "POST", "/v1/exec", &one).0, 200);
+        assert_eq!(long.join().unwrap().0, 200);
+    });
+    assert_eq!(
+        shop.ask(&single, "POST", "/v1/exec", &one.to_string()).0,
+        200
+    );
+}
+
+pub fn a_revoked_key_counts_no_more() {
+    let shop = Shop::open(&[]);
+    let key = shop.key("acme", Role::Run);
+    let id = shop.made(&key, "box");
+    shop.keys().revoke(&key).unwrap();
+    assert_eq!(shop.ask(&key, "GET", "/v1/sandboxes", "").0, 401);
+    // What its tenant has lives on, for its next key.
+    let next = shop.key("acme", Role::Run);
+    let found = shop.asked(&next, "GET", "/v1/sandboxes/box", &Value::Null);
+    assert_eq!(found["id"], json!(id));
+    fs::write(shop.keys().path(), "{").unwrap();
+    let (status, answer) = shop.ask(&next, "GET", "/v1/sandboxes", "");
+    assert!(
+        status == 500 && answer.contains("keys"),
+        "{status} {answer}"
+    );
+    assert_eq!(
+        shop.runtime
+            .block_on(shop.client.sandbox("box"))
+            .unwrap()
+            .id,
+        id
+    );
+}
