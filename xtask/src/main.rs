@@ -6,6 +6,7 @@ mod gate;
 mod install;
 mod lab;
 mod layers;
+mod sdk;
 mod setup;
 mod steps;
 mod system;
@@ -70,8 +71,10 @@ enum Verb {
         #[arg(long)]
         root: Option<PathBuf>,
     },
-    /// Pack what has been built as a Debian package.
+    /// Pack what has been built: a Debian package, a wheel with the program, an npm package.
     Dist,
+    /// Check, pack, install and try the SDKs.
+    Sdk,
     /// Build the book of docs/ with mdbook.
     Docs,
     /// Install what is missing, build, and show two forks of the `python` template.
@@ -113,9 +116,11 @@ fn run() -> anyhow::Result<()> {
         Verb::Uninstall { prefix, root } => install::uninstall(&prefix, root.as_deref()),
         Verb::Dist => {
             steps::build()?;
-            install::dist()
+            install::dist()?;
+            sdk::dist()
         }
         Verb::Docs => docs::build(),
+        Verb::Sdk => sdk::check(),
         Verb::Demo => steps::demo(),
         Verb::Lab { icount, command } => lab::run(icount, command),
         Verb::Build => steps::build(),

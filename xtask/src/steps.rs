@@ -75,6 +75,11 @@ pub fn test() -> anyhow::Result<()> {
     build()?;
     check()?;
     step("tests", || unit("default"))?;
+    if crate::sdk::has_node() {
+        crate::sdk::check()?;
+    } else {
+        eprintln!("xtask: NOT RUN: the SDKs' tests need Node, see: cargo xtask sdk");
+    }
     crate::system::test(&[])
 }
 

@@ -200,6 +200,16 @@ pub enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Start the engine in the background, if it is not there, and print its socket
+    #[command(
+        after_help = "Commands that need the engine start it by themselves; this is for other programs.\n\n\
+            Examples:\n  zygote start\n  curl --unix-socket $(zygote start) http://localhost/v1/health"
+    )]
+    Start {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Stop the engine, once what runs has ended
     #[command(after_help = "Examples:\n  zygote stop\n  zygote stop --now     kills what runs")]
     Stop {

@@ -96,6 +96,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<u8> {
         Verb::Key(verb) => key::run(global, verb),
         Verb::Serve(args) => serve::run(global, args),
         Verb::Status { json } => status::status(global, *json),
+        Verb::Start { json } => status::start(global, *json),
         Verb::Stop { now, json } => status::stop(global, *now, *json),
         Verb::Doctor { json } => doctor::run(global, *json),
         Verb::Df { json } => disk::df(global, *json),

@@ -1,6 +1,7 @@
 //! `zygote status` and `zygote stop`.
 
 use crate::args::Global;
+use crate::engine::Engine;
 use crate::out::{complain, say};
 use crate::{engine, host, settings};
 use anyhow::bail;
@@ -24,6 +25,25 @@ async fn found(socket: &Path) -> anyhow::Result<Option<Client>> {
         Found::Own(client, _) | Found::Other(client, _) => Some(client),
         Found::Nobody => None,
     })
+}
+
+/// Has it there; gives back the exit code.
+pub fn start(global: &Global, as_json: bool) -> anyhow::Result<u8> {
+    let store = host::store(global)?;
+    let socket = settings::socket(global, &store)?;
+    let health = engine::runtime()?.block_on(async {
+        let engine = Engine::shared(global, &store).await?;
+        anyhow::Ok(engine.client().health().await?)
+    })?;
+    if as_json {
+        say!(
+            "{}",
+            json!({"socket": socket, "pid": health.pid, "version": health.version})
+        );
+    } else {
+        say!("{}", socket.display());
+    }
+    Ok(0)
 }
 
 /// Shows it; gives back the exit code.

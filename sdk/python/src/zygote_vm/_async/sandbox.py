@@ -1,0 +1,389 @@
+"""A sandbox that lives: its programs, its interpreters, its files, its branches."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+from .. import errors
+from .._requests import Command, argv, on_output, whole
+from ..models import (
+    Cell,
+    ContextInfo,
+    Difference,
+    Event,
+    ExecResult,
+    Moment,
+    SandboxInfo,
+    Stats,
+    TemplateInfo,
+    octets,
+)
+from ._http import AsyncHttp
+from .files import AsyncFiles
+from .process import AsyncProcess
+
+#: How much longer than its time limit an answer may take, in seconds.
+MARGIN_S = 60.0
+#: How long what is done to a whole machine may take, in seconds; the engine has deadlines of its own.
+MACHINE_MAX_S = 1200.0
+#: How long one request waits for an end; it is asked again.
+WAIT_S = 30.0
+
+
+class AsyncSandbox:
+    """A virtual machine that lives until it is ended. With ``async with`` it ends there."""
+
+    def __init__(self, http: AsyncHttp, info: SandboxInfo, client: Any = None) -> None:
+        self._http = http
+        self._client = client
+        #: What was known of it when it was last asked for; see :meth:`refresh`.
+        self.info = info
+        #: Its files.
+        self.files = AsyncFiles(http, info.id)
+
+    @classmethod
+    async def create(cls, template: str = "python", **options: Any) -> AsyncSandbox:
+        """Makes one, on the engine that the environment names, or this machine's: see ``AsyncClient.create``."""
+        from .client import AsyncClient
+
+        client = AsyncClient()
+        try:
+            made = await client.create(template, **options)
+        except BaseException:
+            await client.aclose()
+            raise
+        # Its connections go with it.
+        made._client = client
+        return made
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return self.info.id
+
+    @property
+    def name(self) -> str | None:
+        """Its name, if it has one."""
+        return self.info.name
+
+    def __repr__(self) -> str:
+        name = f" {self.name!r}" if self.name else ""
+        return f"<{type(self).__name__}{name} {self.id} {self.info.state}>"
+
+    async def __aenter__(self) -> AsyncSandbox:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            await self.remove()
+        except errors.SandboxNotFound:
+            # It has gone before us.
+            pass
+        finally:
+            if self._client is not None:
+                await self._client.aclose()
+
+    def _path(self, rest: str = "") -> str:
+        return f"/v1/sandboxes/{self.id}{rest}"
+
+    async def refresh(self) -> SandboxInfo:
+        """What is known of it now."""
+        self.info = SandboxInfo.of(await self._http.ask("GET", self._path()))
+        return self.info
+
+    async def remove(self) -> SandboxInfo:
+        """Ends it."""
+        told = await self._http.ask("DELETE", self._path(), is_safe=True)
+        self.info = SandboxInfo.of(told)
+        return self.info
+
+    async def wait(self, timeout: float = 0.0) -> SandboxInfo:
+        """Waits until it has ended, or for so many seconds; its ``state`` says which."""
+        left = timeout
+        while True:
+            piece = min(left, WAIT_S) if timeout else WAIT_S
+            params = {"timeout_seconds": piece}
+            told = await self._http.ask("GET", self._path("/wait"), params=params)
+            self.info = SandboxInfo.of(told)
+            left -= piece
+            if self.info.state == "ended" or (timeout and left <= 0):
+                return self.info
+
+    async def extend(self, *, ttl: float | None = None, idle: float | None = None) -> None:
+        """Has it live so long from now on, or so long without being used, in seconds; 0: for any time."""
+        asked: dict[str, float] = {}
+        if ttl is not None:
+            asked["ttl_seconds"] = ttl
+        if idle is not None:
+            asked["idle_seconds"] = idle
+        self.info = SandboxInfo.of(await self._http.ask("PATCH", self._path(), asked))
+
+    async def stats(self) -> Stats:
+        """What it takes of its host."""
+        return Stats.of(await self._http.ask("GET", self._path("/stats")))
+
+    # Programs.
+
+    async def exec(
+        self,
+        command: Command,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        stdin: str | bytes | None = None,
+        timeout: float = 0.0,
+        on_stdout: Callable[[str], Any] | None = None,
+        on_stderr: Callable[[str], Any] | None = None,
+    ) -> ExecResult:
+        """Runs a program to its end.
+
+        Args:
+            command: A program and its arguments; a string is for ``sh -c``.
+            user: ``USER`` or ``USER:GROUP`` of the sandbox; root without.
+            timeout: Seconds, after which it is killed; 0: none.
+            on_stdout, on_stderr: Called with what it says, as it says it; then it is not in the result.
+        """
+        asked = self._asked(command, env, cwd, user, stdin, timeout)
+        limit = timeout + MARGIN_S if timeout else None
+        path = self._path("/exec")
+        if on_stdout is None and on_stderr is None:
+            return ExecResult.of(await self._http.ask("POST", path, asked, limit=limit))
+        async with aclosing(self._http.events("POST", path, asked, limit=limit)) as events:
+            async for event in events:
+                if event.type == "result":
+                    return ExecResult.of(event.data)
+                on_output(event, on_stdout, on_stderr)
+        raise errors.ConnectionFailed("the program's output ended without a result")
+
+    async def start(
+        self,
+        command: Command,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        user: str = "",
+        timeout: float = 0.0,
+        stdin: bool = False,
+    ) -> AsyncProcess:
+        """Starts a program that goes on by itself, and keeps the newest of what it says.
+
+        Args:
+            stdin: Whether it is to be given input; else it has none.
+        """
+        asked = self._asked(command, env, cwd, user, None, timeout)
+        asked["detach"] = True
+        if stdin:
+            asked["stdin_stream"] = True
+        told = await self._http.ask("POST", self._path("/exec"), asked)
+        return AsyncProcess(self._http, self.id, told["process"], told)
+
+    async def processes(self) -> list[AsyncProcess]:
+        """Those that somebody has asked for."""
+        told = await self._http.ask("GET", self._path("/processes"))
+        return [AsyncProcess(self._http, self.id, one["process"], one) for one in told["processes"]]
+
+    @staticmethod
+    def _asked(
+        command: Command,
+        env: Mapping[str, str] | None,
+        cwd: str,
+        user: str,
+        stdin: str | bytes | None,
+        timeout: float,
+    ) -> dict[str, Any]:
+        return whole(
+            {"command": argv(command)},
+            env=dict(env or {}),
+            cwd=cwd,
+            user=user,
+            stdin=stdin,
+            timeout_seconds=timeout or None,
+        )
+
+    # Interpreters.
+
+    async def python(
+        self,
+        code: str,
+        *,
+        context: str = "default",
+        timeout: float = 0.0,
+        on_stdout: Callable[[str], Any] | None = None,
+        on_stderr: Callable[[str], Any] | None = None,
+        on_display: Callable[[dict[str, str]], Any] | None = None,
+    ) -> Cell:
+        """Runs a cell in an interpreter whose state stays.
+
+        Args:
+            context: Which interpreter; made if it is not there.
+            timeout: Seconds, after which it is interrupted; 0: none.
+            on_stdout, on_stderr, on_display: Called with what it says and shows, in the order in which it does.
+        """
+        asked = whole({"code": code, "context": context}, timeout_seconds=timeout or None)
+        limit = timeout + MARGIN_S if timeout else None
+        path = self._path("/code")
+        if on_stdout is None and on_stderr is None and on_display is None:
+            return Cell.of(await self._http.ask("POST", path, asked, limit=limit))
+        async with aclosing(self._http.events("POST", path, asked, limit=limit)) as events:
+            async for event in events:
+                if event.type == "result":
+                    return Cell.of(event.data)
+                if event.type == "display" and on_display:
+                    on_display(event.data["data"])
+                on_output(event, on_stdout, on_stderr)
+        raise errors.ConnectionFailed("the cell's output ended without a result")
+
+    async def contexts(self) -> list[ContextInfo]:
+        """Its interpreters."""
+        told = await self._http.ask("GET", self._path("/contexts"))
+        return [ContextInfo.of(one) for one in told["contexts"]]
+
+    async def create_context(self, name: str, *, cwd: str = "") -> ContextInfo:
+        """Starts one more."""
+        asked = whole({"name": name}, cwd=cwd)
+        return ContextInfo.of(await self._http.ask("POST", self._path("/contexts"), asked))
+
+    async def interrupt(self, context: str = "default") -> None:
+        """Interrupts the cell that runs, as Ctrl-C does."""
+        await self._http.ask("POST", self._path(f"/contexts/{quote(context, safe='')}/interrupt"))
+
+    async def restart(self, context: str = "default") -> ContextInfo:
+        """Starts an interpreter anew, without its state."""
+        path = self._path(f"/contexts/{quote(context, safe='')}/restart")
+        return ContextInfo.of(await self._http.ask("POST", path))
+
+    async def remove_context(self, context: str) -> None:
+        """Ends an interpreter."""
+        await self._http.ask("DELETE", self._path(f"/contexts/{quote(context, safe='')}"))
+
+    # The whole machine.
+
+    async def branch(
+        self,
+        n: int = 1,
+        *,
+        at: Moment | str | None = None,
+        name: str | None = None,
+        ttl: float | None = None,
+        idle: float | None = None,
+        reseed: bool = False,
+        freeze: float = 5.0,
+        force: bool = False,
+    ) -> list[AsyncSandbox]:
+        """Makes children that go on where it is: processes, memory, files.
+
+        Args:
+            at: A moment that is kept, in place of now.
+            name: Of the child; of several, what theirs begin with: ``NAME-1``, ``NAME-2`` …
+            reseed: Whether its interpreters draw random numbers that are not those that this one will draw.
+            freeze: How long its processes may take to stop, in seconds.
+            force: Whether to go on although some have not.
+        """
+        asked = whole({"count": n, "freeze_seconds": freeze}, name=name, reseed=reseed, force=force)
+        if at is not None:
+            asked["at"] = words(at)
+        if ttl is not None:
+            asked["ttl_seconds"] = ttl
+        if idle is not None:
+            asked["idle_seconds"] = idle
+        told = await self._http.ask("POST", self._path("/branch"), asked, limit=MACHINE_MAX_S)
+        return [AsyncSandbox(self._http, SandboxInfo.of(one)) for one in told["sandboxes"]]
+
+    async def snapshot(self, name: str | None = None, *, freeze: float = 5.0, force: bool = False) -> Moment:
+        """Keeps this moment, to go back to it, or to branch from it. One without a name gives way to newer ones."""
+        asked = whole({"freeze_seconds": freeze}, name=name, force=force)
+        told = await self._http.ask("POST", self._path("/moments"), asked, limit=MACHINE_MAX_S)
+        return Moment.of(told)
+
+    async def moments(self) -> list[Moment]:
+        """Those that are kept."""
+        told = await self._http.ask("GET", self._path("/moments"))
+        return [Moment.of(one) for one in told["moments"]]
+
+    async def forget(self, moment: Moment | str) -> None:
+        """Lets one go."""
+        path = self._path(f"/moments/{quote(words(moment), safe='')}")
+        await self._http.ask("DELETE", path)
+
+    async def rollback(self, to: Moment | str = "@-1", *, reseed: bool = False) -> None:
+        """Goes back to a moment: by its name, its number (``@7``), or counted from the newest (``@-1``)."""
+        asked = whole({"to": words(to)}, reseed=reseed)
+        told = await self._http.ask("POST", self._path("/rollback"), asked, limit=MACHINE_MAX_S)
+        self.info = SandboxInfo.of(told)
+
+    async def diff(
+        self,
+        at: Moment | str | None = None,
+        *,
+        since: AsyncSandbox | Moment | str | None = None,
+    ) -> Difference:
+        """What differs between a moment of it (now) and an earlier one.
+
+        Args:
+            since: A moment of this sandbox, or another sandbox as it is now; without, this one's beginning.
+        """
+        asked: dict[str, Any] = {}
+        if at is not None:
+            asked["at"] = words(at)
+        if isinstance(since, AsyncSandbox):
+            asked["from"] = {"sandbox": since.id}
+        elif since is not None:
+            asked["from"] = {"sandbox": self.id, "at": words(since)}
+        told = await self._http.ask("POST", self._path("/diff"), asked, limit=MACHINE_MAX_S)
+        return Difference.of(told)
+
+    async def pause(self, *, freeze: float = 5.0, force: bool = False) -> None:
+        """Puts it on disk, where it costs no memory."""
+        asked = whole({"freeze_seconds": freeze}, force=force)
+        told = await self._http.ask("POST", self._path("/pause"), asked, limit=MACHINE_MAX_S)
+        self.info = SandboxInfo.of(told)
+
+    async def resume(self) -> None:
+        """Has it go on."""
+        told = await self._http.ask("POST", self._path("/resume"), limit=MACHINE_MAX_S)
+        self.info = SandboxInfo.of(told)
+
+    async def publish(self, template: str, *, at: Moment | str | None = None, force: bool = False) -> TemplateInfo:
+        """Makes a template of a moment of it, on disk; forks of that begin as branches do."""
+        asked = whole({"template": template}, force=force)
+        if at is not None:
+            asked["at"] = words(at)
+        told = await self._http.ask("POST", self._path("/template"), asked, limit=MACHINE_MAX_S)
+        return TemplateInfo.of(told)
+
+    @asynccontextmanager
+    async def watch(self, path: str, *, recursive: bool = False) -> AsyncIterator[AsyncIterator[Event]]:
+        """Changes of files, as they happen: ``created``, ``written``, ``removed``, ``renamed``, ``attributes``."""
+        params: dict[str, Any] = {"path": path}
+        if recursive:
+            params["recursive"] = "true"
+        async with aclosing(self._http.events("GET", self._path("/watch"), params=params)) as all_:
+            yield changes(all_)
+
+
+async def changes(events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    """With paths as text, and without the word that they are told from here on."""
+    async for event in events:
+        if event.type == "watching":
+            continue
+        paths: dict[str, Any] = {
+            name: octets(event.data[name]).decode(errors="surrogateescape")
+            for name in ("path", "to")
+            if name in event.data
+        }
+        yield Event(event.type, {**event.data, **paths})
+
+
+def words(moment: Moment | str) -> str:
+    """What a moment is asked for by."""
+    return moment.words if isinstance(moment, Moment) else moment
