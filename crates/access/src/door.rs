@@ -1,5 +1,6 @@
 //! The door: whom an engine lets in, and as whom.
 
+use crate::audit::Audit;
 use crate::caller::Caller;
 use crate::file::{KeyFile, Stamp, now_unix_s};
 use crate::gate::{Gate, Held};
@@ -7,6 +8,7 @@ use crate::key::{Key, Limits};
 use crate::secret::Secret;
 use blake3::Hash;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -68,6 +70,9 @@ pub enum Refusal {
 /// See the module.
 pub struct Access {
     file: Option<KeyFile>,
+    audit: Option<Audit>,
+    /// Whose word for where a request comes from is believed.
+    proxy: Option<IpAddr>,
     inner: Mutex<Inner>,
 }
 
@@ -87,6 +92,8 @@ impl Access {
     pub fn new(file: KeyFile, defaults: Limits) -> Self {
         Self {
             file: Some(file),
+            audit: None,
+            proxy: None,
             inner: Mutex::new(Inner {
                 defaults,
                 ..Inner::default()
@@ -99,8 +106,38 @@ impl Access {
     pub fn of_owner() -> Self {
         Self {
             file: None,
+            audit: None,
+            proxy: None,
             inner: Mutex::default(),
         }
+    }
+
+    /// With a log of who asks for what.
+    #[must_use]
+    pub fn with_audit(self, audit: Option<Audit>) -> Self {
+        Self { audit, ..self }
+    }
+
+    /// With a proxy in front that knows where requests come from.
+    #[must_use]
+    pub fn with_proxy(self, proxy: Option<IpAddr>) -> Self {
+        Self { proxy, ..self }
+    }
+
+    /// The log, if there is one.
+    #[must_use]
+    pub fn audit(&self) -> Option<&Audit> {
+        self.audit.as_ref()
+    }
+
+    /// From where a request comes that a peer sends, and says of: the last that X-Forwarded-For names, which the proxy
+    /// itself has seen.
+    #[must_use]
+    pub fn from(&self, peer: IpAddr, forwarded_for: Option<&str>) -> IpAddr {
+        let is_believed = self.proxy == Some(peer);
+        let said = forwarded_for.filter(|_| is_believed);
+        let last = said.and_then(|said| said.rsplit(',').next()?.trim().parse().ok());
+        last.unwrap_or(peer)
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -262,6 +299,18 @@ mod tests {
         let refused = access.enter(Some(&words), false);
         assert!(matches!(refused, Err(Refusal::Unreadable(_))));
         assert!(access.enter(None, false).is_err(), "nobody can tell");
+    }
+
+    #[test]
+    fn only_the_proxy_is_believed_where_a_request_comes_from() {
+        let (proxy, other) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let access = Access::of_owner().with_proxy(Some(proxy));
+        let seen = |peer, said| access.from(peer, said).to_string();
+        assert_eq!(seen(proxy, Some("1.1.1.1, 2.2.2.2")), "2.2.2.2");
+        assert_eq!(seen(other, Some("1.1.1.1")), "10.0.0.2");
+        assert_eq!(seen(proxy, Some("nonsense")), "10.0.0.1");
+        assert_eq!(seen(proxy, None), "10.0.0.1");
+        assert_eq!(Access::of_owner().from(proxy, Some("1.1.1.1")), proxy);
     }
 
     #[test]

@@ -55,6 +55,7 @@ pub struct HealthAnswer {
 
 /// `GET /v1/health` for those who have no key, or one of a tenant: whether it is there, and what they can fork.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct PublicHealth {
     /// `ok`, or `stopping`.
     pub status: String,

@@ -654,6 +654,13 @@ pub struct Settings {
     /// Its private key, PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+    /// Where it is written down who asks for what, a line of JSON each; none: nowhere
+    /// [default: STATE/log/audit.jsonl with --listen, else none]
+    #[arg(long, value_name = "FILE")]
+    pub audit: Option<PathBuf>,
+    /// A proxy whose X-Forwarded-For is believed there
+    #[arg(long, value_name = "IP")]
+    pub proxy: Option<std::net::IpAddr>,
     /// Requests a second of a key that has no limit of its own [default: none]; these five are read again at SIGHUP
     #[arg(long, value_name = "N")]
     pub key_rate: Option<u32>,

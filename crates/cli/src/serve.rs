@@ -57,7 +57,7 @@ fn conduct(global: &Global, args: &ServeArgs) -> anyhow::Result<()> {
     let mut config = settings::config(global, &store, place, &given)?;
     config.engine.allow_missing_walls = args.allow_missing_walls;
     config.lab_port = args.lab_port;
-    config.door = settings::door(&given, said, args.config.clone())?;
+    config.door = settings::door(&store, &given, said, args.config.clone())?;
     config.log = args.background.then(|| settings::log(&store));
     run::raise_descriptors();
     let background = args.background;

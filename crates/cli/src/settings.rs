@@ -60,6 +60,8 @@ impl Settings {
             keys: self.keys.or(other.keys),
             tls_cert: self.tls_cert.or(other.tls_cert),
             tls_key: self.tls_key.or(other.tls_key),
+            audit: self.audit.or(other.audit),
+            proxy: self.proxy.or(other.proxy),
             key_rate: self.key_rate.or(other.key_rate),
             key_runs_max: self.key_runs_max.or(other.key_runs_max),
             key_sandboxes_max: self.key_sandboxes_max.or(other.key_sandboxes_max),
@@ -184,7 +186,12 @@ fn limits(settings: &Settings) -> anyhow::Result<Limits> {
 }
 
 /// Who may come over TCP. `file` is read again when limits are.
-pub fn door(settings: &Settings, given: Settings, file: Option<PathBuf>) -> anyhow::Result<Door> {
+pub fn door(
+    store: &Store,
+    settings: &Settings,
+    given: Settings,
+    file: Option<PathBuf>,
+) -> anyhow::Result<Door> {
     let keys = settings.keys.as_deref().map(str::parse::<KeysWanted>);
     let keys = keys.transpose().map_err(|why| anyhow!("keys: {why}"))?;
     let tls = match (settings.tls_cert.clone(), settings.tls_key.clone()) {
@@ -196,6 +203,14 @@ pub fn door(settings: &Settings, given: Settings, file: Option<PathBuf>) -> anyh
         keys: keys.unwrap_or_default(),
         limits: limits(settings)?,
         tls,
+        audit: match &settings.audit {
+            Some(path) if path.as_os_str() == "none" => None,
+            Some(path) => Some(std::path::absolute(path).context("audit: no such path")?),
+            None => settings
+                .listen
+                .map(|_| store.state_dir().join("log/audit.jsonl")),
+        },
+        proxy: settings.proxy,
         again: Again(Arc::new(move || {
             let settings = match &file {
                 Some(path) => given.clone().over(read(path)?),

@@ -12,19 +12,26 @@ mod fake;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use zygote_api::{ExecEvent, ExecRequest, PlaceKind, StopRequest};
-use zygote_daemon::{Client, Config, LabSettings, Machines, serve};
+use zygote_daemon::{
+    Client, Config, Door, KeysWanted, LabSettings, Limits, Machines, NewKey, Role, keys, serve,
+};
 use zygote_engine::*;
 use zygote_template::Store;
 
 const ZYGOTE_VERB: &str = "--zygote";
 const SERVE_VERB: &str = "--serve";
 const ROUNDS: usize = 1000;
+/// Where it listens for those with keys.
+const ADDRESS: &str = "127.0.0.1:17070";
+/// Clients of each of two keys at once.
+const CLIENTS: usize = 32;
 
 fn main() {
     let words: Vec<String> = std::env::args().collect();
@@ -57,9 +64,12 @@ fn main() {
 
 fn config(home: &Path) -> Config {
     Config {
-        door: zygote_daemon::Door::default(),
+        door: Door {
+            keys: KeysWanted::Always,
+            ..Door::default()
+        },
         socket: home.join("zygote.sock"),
-        listen: None,
+        listen: Some(ADDRESS.parse().unwrap()),
         lab_port: false,
         idle_exit: None,
         place: PlaceKind::Kvm,
@@ -78,17 +88,22 @@ fn settings(home: &Path) -> Settings {
     let command = vec![std::env::current_exe().unwrap().into(), ZYGOTE_VERB.into()];
     let mut settings = Settings::new(command, Store::open(home.to_owned()));
     settings.pool.idle_min = 4;
+    // Fewer than its clients, so that they wait for each other.
+    settings.queue.running_max = 8;
     settings
 }
 
 async fn measure(home: &Path) {
     let engine = Engine::new(settings(home));
-    while !home.join("zygote.sock").exists() {
+    while TcpStream::connect(ADDRESS).is_err() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let client = Client::connect(&home.join("zygote.sock")).await.unwrap();
     let mut plain = UnixStream::connect(home.join("zygote.sock")).unwrap();
-    let mut times: [Vec<Duration>; 4] = Default::default();
+    let key = key(home, "acme");
+    let mut keyed = TcpStream::connect(ADDRESS).unwrap();
+    keyed.set_nodelay(true).unwrap();
+    let mut times: [Vec<Duration>; 5] = Default::default();
     // The first loads.
     own_call(&engine).await;
     over(&client).await;
@@ -102,8 +117,9 @@ async fn measure(home: &Path) {
                 tokio::time::sleep(Duration::from_micros(200)).await;
             }
             times.push(match way {
-                0 => over_plain(&mut plain),
-                1 => over(&client).await,
+                0 => over_plain(&mut plain, ""),
+                1 => over_plain(&mut keyed, &key),
+                2 => over(&client).await,
                 _ => {
                     let begun = Instant::now();
                     let client = Client::connect(&home.join("zygote.sock")).await.unwrap();
@@ -114,10 +130,11 @@ async fn measure(home: &Path) {
         }
     }
     let hits = client.status().await.unwrap().templates[0].hits;
-    assert!(hits as usize >= 3 * ROUNDS, "not all were pooled: {hits}");
+    assert!(hits as usize >= 4 * ROUNDS, "not all were pooled: {hits}");
     let names = [
         "the engine's own call",
         "HTTP/1.1, one object, connection kept",
+        "the same over TCP, with a key",
         "HTTP/2, events, connection kept",
         "HTTP/2, events, connection made for it",
     ];
@@ -126,6 +143,7 @@ async fn measure(home: &Path) {
         let at = |share: f64| times[(times.len() as f64 * share) as usize].as_micros();
         println!("{name:<40} p50 {:>5} us   p90 {:>5} us", at(0.5), at(0.9));
     }
+    fair(home);
     let request = StopRequest {
         now: true,
         if_idle: false,
@@ -166,13 +184,66 @@ async fn own_call(engine: &Arc<Engine>) -> Duration {
     begun.elapsed()
 }
 
+fn key(home: &Path, tenant: &str) -> String {
+    let new = NewKey {
+        name: None,
+        role: Role::Run,
+        tenant: Some(tenant.to_owned()),
+        expires_unix_s: None,
+        limits: Limits::default(),
+    };
+    let (secret, _) = keys(&Store::open(home.to_owned())).create(new).unwrap();
+    format!("authorization: Bearer {}\r\n", secret.reveal())
+}
+
+/// Many clients of two keys at once, on fewer places: how many runs each key gets, and how long they take.
+fn fair(home: &Path) {
+    let until = Instant::now() + Duration::from_secs(5);
+    let ask = move |key: String| {
+        let mut stream = TcpStream::connect(ADDRESS).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut times = Vec::new();
+        while Instant::now() < until {
+            times.push(over_plain(&mut stream, &key));
+        }
+        times
+    };
+    std::thread::scope(|scope| {
+        let mut all = Vec::new();
+        // One asks three times as hard as the other.
+        for (tenant, clients) in [("many", CLIENTS * 3 / 2), ("few", CLIENTS / 2)] {
+            let key = key(home, tenant);
+            let clients: Vec<_> = (0..clients)
+                .map(|_| {
+                    let key = key.clone();
+                    scope.spawn(move || ask(key))
+                })
+                .collect();
+            all.push((tenant, clients));
+        }
+        for (tenant, clients) in all {
+            let count = clients.len();
+            let times = clients.into_iter().flat_map(|one| one.join().unwrap());
+            let mut times: Vec<Duration> = times.collect();
+            times.sort_unstable();
+            let at = |share: f64| times[(times.len() as f64 * share) as usize].as_micros();
+            println!(
+                "{tenant:<5} {count:>3} clients: {:>6} runs   p50 {:>6} us   p99 {:>6} us",
+                times.len(),
+                at(0.5),
+                at(0.99)
+            );
+        }
+    });
+}
+
 /// As an SDK asks: one answer with everything.
-fn over_plain(stream: &mut UnixStream) -> Duration {
+fn over_plain(stream: &mut (impl Read + Write), key: &str) -> Duration {
     let begun = Instant::now();
     let body = r#"{"template":"fake","command":["echo","1"],"timeout_seconds":0}"#;
     let length = body.len();
     let request =
-        format!("POST /v1/exec HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{body}");
+        format!("POST /v1/exec HTTP/1.1\r\nhost: x\r\n{key}content-length: {length}\r\n\r\n{body}");
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = Vec::new();
     let mut piece = [0; 4096];
@@ -180,7 +251,8 @@ fn over_plain(stream: &mut UnixStream) -> Duration {
         let count = stream.read(&mut piece).unwrap();
         answer.extend_from_slice(&piece[..count]);
     }
-    assert!(answer.starts_with(b"HTTP/1.1 200"));
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     begun.elapsed()
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +47,10 @@ pub struct Door {
     pub limits: Limits,
     /// The files of a certificate; `None`: without TLS.
     pub tls: Option<TlsFiles>,
+    /// Where it is written down who asks for what; `None`: nowhere.
+    pub audit: Option<PathBuf>,
+    /// A proxy whose word for where a request comes from is believed there.
+    pub proxy: Option<IpAddr>,
     /// What the limits are now, when a signal asks for them to be read again.
     pub again: Again,
 }
@@ -77,6 +81,8 @@ impl Default for Door {
             keys: KeysWanted::default(),
             limits: Limits::default(),
             tls: None,
+            audit: None,
+            proxy: None,
             again: Again(Arc::new(|| Ok(Limits::default()))),
         }
     }

@@ -1,15 +1,17 @@
 //! Where clients come in over TCP, and who may.
 
 use crate::config::{Config, Door};
+use crate::log::log;
 use crate::tls::Tls;
 use anyhow::Context;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use zygote_access::Access;
+use zygote_access::{Access, Audit};
 use zygote_server::Origin;
 
 /// Connections over TCP at once; each takes a descriptor.
@@ -26,6 +28,15 @@ pub struct Doorway {
     places: Arc<Semaphore>,
 }
 
+fn audit(path: PathBuf) -> anyhow::Result<Audit> {
+    let shown = path.display().to_string();
+    let told = shown.clone();
+    let opened = Audit::to(path, move |error| {
+        log!("cannot write {told}: {error}; what is asked for meanwhile is not in it");
+    });
+    opened.with_context(|| format!("cannot open {shown}; name another file with --audit, or none"))
+}
+
 impl Doorway {
     /// As it is configured; nobody comes in if there is no address.
     ///
@@ -33,7 +44,9 @@ impl Doorway {
     /// If it cannot listen there, keys cannot be read, or the certificate is none.
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
         let door = config.door.clone();
+        let audit = door.audit.clone().map(audit).transpose()?;
         let access = Access::new(config.keys(), door.limits.clone());
+        let access = access.with_audit(audit).with_proxy(door.proxy);
         if config.listen.is_some() {
             access.check().map_err(anyhow::Error::msg)?;
         }

@@ -19,6 +19,10 @@ impl RequestId {
     }
 }
 
+/// The sandbox that an answer tells of as made, for the log of who asked for what.
+#[derive(Clone, Debug)]
+pub struct Made(pub String);
+
 /// A failure, without the request's name: a layer puts that in.
 #[derive(Clone, Debug)]
 pub struct Failed(pub Failure);

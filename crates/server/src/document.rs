@@ -1,5 +1,6 @@
 //! The API's description, OpenAPI 3.1, from its types.
 
+mod bounds;
 mod live;
 
 use serde::Serialize;
@@ -93,8 +94,15 @@ enum HealthReport {
     Public(PublicHealth),
 }
 
-/// The description.
-pub fn document() -> Document {
+/// The description, OpenAPI 3.1 as JSON.
+pub fn document() -> serde_json::Value {
+    // None of its parts fails to be written.
+    let mut document = serde_json::to_value(described()).unwrap_or_default();
+    bounds::put(&mut document);
+    document
+}
+
+fn described() -> Document {
     let mut document = Api::openapi();
     document.info.version = env!("CARGO_PKG_VERSION").to_owned();
     document.info.license = Some(openapi::License::new("Apache-2.0"));
@@ -115,7 +123,8 @@ pub fn document() -> Document {
 fn health() {}
 
 /// What the engine holds and has done.
-#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
+#[utoipa::path(get, path = "/v1/status", 
+    responses((status = 200, body = Status), (status = "default", body = ErrorBody)))]
 #[expect(dead_code, reason = "describes a route")]
 fn status() {}
 
@@ -138,7 +147,8 @@ fn exec() {}
 
 /// What a monitor reads: counters, times and gauges in Prometheus' text format.
 #[utoipa::path(get, path = "/v1/metrics",
-    responses((status = 200, body = String, content_type = "text/plain")))]
+    responses((status = 200, body = String, content_type = "text/plain"),
+        (status = "default", body = ErrorBody)))]
 #[expect(dead_code, reason = "describes a route")]
 fn metrics() {}
 
@@ -172,7 +182,8 @@ fn lab_exec() {}
 fn lab_down() {}
 
 /// All templates.
-#[utoipa::path(get, path = "/v1/templates", responses((status = 200, body = TemplateList)))]
+#[utoipa::path(get, path = "/v1/templates", 
+    responses((status = 200, body = TemplateList), (status = "default", body = ErrorBody)))]
 #[expect(dead_code, reason = "describes a route")]
 fn templates() {}
 
@@ -221,7 +232,7 @@ mod tests {
     #[test]
     fn every_code_of_an_error_is_in_the_docs() {
         let docs = include_str!("../../../docs/json.md");
-        let json = serde_json::to_value(document()).unwrap();
+        let json = document();
         let codes = &json["components"]["schemas"]["ErrorCode"];
         // With a description each, they are alternatives; else an enumeration.
         let text = codes.to_string();
@@ -239,7 +250,7 @@ mod tests {
 
     #[test]
     fn every_type_of_a_path_is_described() {
-        let json = serde_json::to_value(document()).unwrap();
+        let json = document();
         assert!(json["openapi"].as_str().unwrap().starts_with("3.1"));
         let schemas = json["components"]["schemas"].as_object().unwrap();
         let text = json.to_string();

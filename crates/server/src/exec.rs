@@ -1,6 +1,6 @@
 //! `POST /v1/exec`, in its three forms.
 
-use crate::answer::json;
+use crate::answer::{Made, json};
 use crate::backend::{Backend, Input};
 use crate::files::Files;
 use crate::lines::{Lines, object};
@@ -114,7 +114,10 @@ where
         lines.map(|lines| (lines, sender)),
     );
     if form == Form::Json {
-        return Ok(json(&collect(running, happening, files).await?));
+        let result = collect(running, happening, files).await?;
+        let mut answer = json(&result);
+        answer.extensions_mut().insert(Made(result.id));
+        return Ok(answer);
     }
     let work = Box::pin(async move { running.await.map(|()| None) });
     answer(form, work, happening, |error| ExecEvent::Error { error }).await

@@ -2,19 +2,23 @@
 //! where none is needed, the request must be meant for us: any program of this machine and any web page in a
 //! browser on it can send one.
 
-use crate::answer::Failed;
+use crate::answer::{Failed, Made, RequestId};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
-use zygote_access::{Access, Caller, Refusal, Role};
+use std::time::{Duration, Instant};
+use zygote_access::{Access, Caller, Entry, Refusal, Role};
 use zygote_api::{ErrorCode, Failure, NDJSON, ON_BEHALF};
 
 /// What anybody may read: whether the engine is there, and how it is asked.
-const PUBLIC: [&str; 4] = ["/v1/health", "/health", "/v1/openapi.json", "/docs"];
+fn is_public(path: &str) -> bool {
+    let known = ["/v1/health", "/health", "/v1/openapi.json", "/docs"];
+    known.contains(&path) || path.starts_with("/docs/")
+}
+
 /// The subprotocol by which a page in a browser, which cannot send headers, shows its key on a WebSocket.
 const KEY_PROTOCOL: &str = "zygote.key.";
 
@@ -39,23 +43,97 @@ pub async fn guarded(
     next: Next,
 ) -> Response {
     let origin = request.extensions().get::<Origin>().copied();
+    let noted = access.audit().map(|_| Noted::of(&access, &request, origin));
+    let (caller, failure) = passed(&access, origin, &request);
+    let answer = match failure {
+        Some(failure) => Failed(failure).into_response(),
+        None => {
+            request.extensions_mut().insert(Arc::clone(&access));
+            if let Some(caller) = caller.clone() {
+                request.extensions_mut().insert(caller);
+            }
+            next.run(request).await
+        }
+    };
+    if let (Some(audit), Some(noted)) = (access.audit(), noted.flatten()) {
+        audit.note(noted.with(caller, &answer));
+    }
+    answer
+}
+
+/// Whoever asks, if that is known, and why that one may not, if it is so.
+fn passed(
+    access: &Access,
+    origin: Option<Origin>,
+    request: &Request,
+) -> (Option<Caller>, Option<Failure>) {
     let entered = match origin {
         Some(Origin::Owner) => owner(request.headers()),
-        Some(Origin::Tcp { needs_key, .. }) => visitor(&access, &request, needs_key),
+        Some(Origin::Tcp { needs_key, .. }) => visitor(access, request, needs_key),
         None => Err(Failure::internal("a connection from nobody knows where")),
     };
-    let caller = match entered {
-        Ok(caller) => caller,
-        Err(failure) => return Failed(failure).into_response(),
-    };
-    if let Some(caller) = caller {
-        if let Err(wait) = access.ask(&caller) {
-            return Failed(too_fast(&caller, wait)).into_response();
+    match entered {
+        Err(failure) => (None, Some(failure)),
+        Ok(None) => (None, None),
+        Ok(Some(caller)) => {
+            let late = access.ask(&caller).err();
+            let failure = late.map(|wait| too_fast(&caller, wait));
+            (Some(caller), failure)
         }
-        request.extensions_mut().insert(caller);
     }
-    request.extensions_mut().insert(access);
-    next.run(request).await
+}
+
+/// A request, as far as it is known before it is answered, for the log of who asked for what.
+struct Noted {
+    entry: Entry,
+    begun: Instant,
+}
+
+impl Noted {
+    /// None of what anybody may read.
+    fn of(access: &Access, request: &Request, origin: Option<Origin>) -> Option<Self> {
+        if is_public(request.uri().path()) {
+            return None;
+        }
+        let forwarded = request.headers().get("x-forwarded-for");
+        let forwarded = forwarded.and_then(|value| value.to_str().ok());
+        let id = request.extensions().get::<RequestId>();
+        Some(Self {
+            entry: Entry {
+                request: id.map(|id| id.0.clone()).unwrap_or_default(),
+                from: match origin {
+                    Some(Origin::Tcp { peer, .. }) => access.from(peer.ip(), forwarded).to_string(),
+                    _ => "owner".to_owned(),
+                },
+                method: request.method().to_string(),
+                path: request
+                    .uri()
+                    .path_and_query()
+                    .map(ToString::to_string)
+                    .unwrap_or_default(),
+                ..Entry::default()
+            },
+            begun: Instant::now(),
+        })
+    }
+
+    fn with(self, caller: Option<Caller>, answer: &Response) -> Entry {
+        let failed = answer
+            .extensions()
+            .get::<Failed>()
+            .map(|failed| failed.0.code);
+        let error = failed.and_then(|code| serde_json::to_value(code).ok());
+        let (key, tenant) = caller.map_or((None, None), |caller| (caller.key, caller.tenant));
+        Entry {
+            key,
+            tenant,
+            status: failed.map_or(answer.status().as_u16(), ErrorCode::status),
+            error: error.and_then(|code| code.as_str().map(str::to_owned)),
+            made: answer.extensions().get::<Made>().map(|made| made.0.clone()),
+            ms: (self.begun.elapsed().as_secs_f64() * 1e6).round() / 1000.0,
+            ..self.entry
+        }
+    }
 }
 
 /// Its owner, or somebody for whom an engine of its owner's asks.
@@ -73,7 +151,7 @@ fn owner(headers: &HeaderMap) -> Result<Option<Caller>, Failure> {
 
 fn visitor(access: &Access, request: &Request, needs_key: bool) -> Result<Option<Caller>, Failure> {
     let shown = shown(request.headers());
-    let is_public = PUBLIC.contains(&request.uri().path());
+    let is_public = is_public(request.uri().path());
     if is_public && shown.is_none() && needs_key {
         return Ok(None);
     }

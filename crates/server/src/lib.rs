@@ -12,6 +12,7 @@ mod lines;
 mod live;
 mod local;
 mod metrics;
+mod page;
 mod routes;
 mod stream;
 mod template;

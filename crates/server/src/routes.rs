@@ -6,6 +6,7 @@ use crate::document::document;
 use crate::exec::{batch, exec, lab_exec};
 use crate::guard::{allowed, guarded, owners};
 use crate::lines::{object, query};
+use crate::page;
 use crate::stream::{EVENTS_MAX, Form, answer};
 use axum::Router;
 use axum::body::Body;
@@ -38,13 +39,16 @@ pub fn router<B: Backend>(backend: Arc<B>, access: Arc<Access>) -> Router {
         .with_state(backend)
 }
 
-/// What needs no key: `guard::PUBLIC` has the same paths.
+/// What needs no key: see `guard::is_public`.
 fn anybodys<B: Backend>() -> Router<Arc<B>> {
     Router::new()
         .route("/v1/health", get(health::<B>))
         // As clients of zeroboot's call it.
         .route("/health", get(health::<B>))
         .route("/v1/openapi.json", get(|| async { json(&document()) }))
+        .route("/docs", get(page::folder))
+        .route("/docs/", get(page::index))
+        .route("/docs/{name}", get(page::part))
 }
 
 /// Programs and sandboxes.

@@ -99,7 +99,7 @@ fn body_of(answer: &str) -> &str {
 
 /// All that the API has, from its own description: method and path.
 fn everything() -> Vec<(String, String)> {
-    let document = serde_json::to_value(zygote_server::document()).unwrap();
+    let document = zygote_server::document();
     let paths = document["paths"].as_object().unwrap();
     let of = |(path, methods): (&String, &Value)| {
         let methods = methods.as_object().unwrap().keys();
@@ -322,6 +322,26 @@ pub fn without_a_key_there_is_nothing_but_what_is_everybodys() {
             }
         }
     }
+    // The description as a page, which takes nothing from elsewhere.
+    let (status, page) = shop.ask("", "GET", "/docs/", "");
+    assert!(status == 200 && page.contains("text/html"), "{page}");
+    assert!(
+        page.contains("default-src 'self'") && !page.contains("src=\"http"),
+        "{page}"
+    );
+    let (status, script) = shop.ask("", "GET", "/docs/swagger-initializer.js", "");
+    assert!(
+        status == 200 && script.contains("/v1/openapi.json"),
+        "{script}"
+    );
+    for (path, expected) in [
+        ("/docs/swagger-ui-bundle.js", 200),
+        ("/docs", 308),
+        ("/docs/x", 404),
+    ] {
+        assert_eq!(shop.ask("", "GET", path, "").0, expected, "{path}");
+    }
+    assert_eq!(shop.ask("", "GET", "/docs/../v1/status", "").0, 404);
     // What there is not is nobody's business either.
     assert_eq!(shop.ask("", "GET", "/nothing", "").0, 401);
 }
@@ -492,7 +512,10 @@ pub fn limits_of_keys_are_told_and_read_again() {
 }
 
 pub fn a_revoked_key_counts_no_more() {
-    let shop = Shop::open(&[]);
+    let home = Home::new();
+    let audit = home.state().join("log/audit.jsonl");
+    let option = format!("audit={}", audit.display());
+    let shop = Shop::with(home, &[&option]);
     let key = shop.key("acme", Role::Run);
     let id = shop.made(&key, "box");
     shop.keys().revoke(&key).unwrap();
@@ -501,6 +524,42 @@ pub fn a_revoked_key_counts_no_more() {
     let next = shop.key("acme", Role::Run);
     let found = shop.asked(&next, "GET", "/v1/sandboxes/box", &Value::Null);
     assert_eq!(found["id"], json!(id));
+    // Who asked for what is written down, without keys and bodies.
+    let written = || {
+        let text = fs::read_to_string(&audit).unwrap_or_default();
+        let lines = text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok());
+        (lines.collect::<Vec<Value>>(), text)
+    };
+    let find = |method: &str, path: &str, status: u16| {
+        let (lines, _) = written();
+        lines.into_iter().find(|line| {
+            line["method"] == method && line["path"] == path && line["status"] == status
+        })
+    };
+    until("it is written", || {
+        find("GET", "/v1/sandboxes/box", 200).is_some()
+    });
+    let made = find("POST", "/v1/sandboxes", 200).unwrap();
+    assert_eq!(
+        (&made["made"], &made["tenant"]),
+        (&json!(id), &json!("acme"))
+    );
+    assert_eq!(
+        (&made["from"], made["key"].as_str().map(str::len)),
+        (&json!("127.0.0.1"), Some(12))
+    );
+    let refused = find("GET", "/v1/sandboxes", 401).unwrap();
+    assert_eq!(
+        (&refused["error"], &refused["key"]),
+        (&json!("unauthorized"), &Value::Null)
+    );
+    let text = written().1;
+    assert!(
+        !text.contains(&key[17..]) && !text.contains("\"template\""),
+        "{text}"
+    );
     fs::write(shop.keys().path(), "{").unwrap();
     let (status, answer) = shop.ask(&next, "GET", "/v1/sandboxes", "");
     assert!(

@@ -195,6 +195,8 @@ fn door(options: &BTreeMap<&str, &str>) -> Door {
         keys: keys.unwrap_or_default(),
         limits: read().unwrap(),
         tls,
+        audit: options.get("audit").map(PathBuf::from),
+        proxy: None,
         again: Again(Arc::new(read)),
     }
 }

@@ -7,7 +7,7 @@ use super::machine;
 use super::process::{attach, exec, output};
 use super::socket as ws;
 use super::words::{live_failure, process_info, running, sandbox_info, state};
-use crate::answer::{Failed, json};
+use crate::answer::{Failed, Made, json};
 use crate::backend::Backend;
 use crate::lines::{object, query};
 use crate::local::time_limit;
@@ -194,7 +194,10 @@ async fn create<B: Backend>(
     if form == Form::Json {
         // Who wants no progress is told at the end.
         drop(happening);
-        return Ok(json(&backend.create(&caller, asked, key, events).await?));
+        let created = backend.create(&caller, asked, key, events).await?;
+        let mut answer = json(&created);
+        answer.extensions_mut().insert(Made(created.id));
+        return Ok(answer);
     }
     let work = Box::pin(async move {
         let created = backend.create(&caller, asked, key, events).await?;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
 
@@ -46,3 +48,11 @@ def on_output(
         on_stdout(event.text)
     elif event.type == "stderr" and on_stderr:
         on_stderr(event.text)
+
+
+def say(sentence: str) -> None:
+    """What takes its time: for whoever looks on, or for the log."""
+    if sys.stderr.isatty():
+        print(f"zygote: {sentence}", file=sys.stderr)
+    else:
+        logging.getLogger("zygote_vm").info("%s", sentence)

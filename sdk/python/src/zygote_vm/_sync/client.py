@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from .. import errors
-from .._requests import Command, on_output, program, whole
+from .._requests import Command, on_output, program, say, whole
 from .._where import where
 from ..models import Event, RunResult, SandboxInfo, TemplateInfo
 from ._http import Http
@@ -17,6 +17,8 @@ from .sandbox import Sandbox
 
 #: How much longer than its time limit a program's answer may take: for its fork, and the way, in seconds.
 MARGIN_S = 120.0
+#: The template that every engine can build.
+BUILT_IN = "python"
 
 
 class Client:
@@ -43,7 +45,9 @@ class Client:
         retries: int = 3,
         verify: bool | str = True,
     ) -> None:
-        self._http = Http(where(url, key, socket), retries, verify)
+        found = where(url, key, socket)
+        self._http = Http(found, retries, verify)
+        self._is_here = found.socket is not None
 
     def close(self) -> None:
         """Lets its connections go."""
@@ -98,6 +102,20 @@ class Client:
             measure=measure,
         )
         limit = timeout + MARGIN_S if timeout else None
+        try:
+            return self._run(asked, limit, on_stdout, on_stderr)
+        except errors.TemplateNotFound:
+            if not self._built(template):
+                raise
+        return self._run(asked, limit, on_stdout, on_stderr)
+
+    def _run(
+        self,
+        asked: dict[str, Any],
+        limit: float | None,
+        on_stdout: Callable[[str], Any] | None,
+        on_stderr: Callable[[str], Any] | None,
+    ) -> RunResult:
         if on_stdout is None and on_stderr is None:
             return RunResult.of(self._http.ask("POST", "/v1/exec", asked, limit=limit))
         happening = self._http.events("POST", "/v1/exec", {**asked, "line_buffered": True}, limit=limit)
@@ -151,8 +169,17 @@ class Client:
             idle_seconds=idle,
             moments=dict(moments) if moments else None,
         )
+        try:
+            told = self._create(asked)
+        except errors.TemplateNotFound:
+            if not self._built(template):
+                raise
+            told = self._create(asked)
+        return Sandbox(self._http, SandboxInfo.of(told))
+
+    def _create(self, asked: dict[str, Any]) -> dict[str, Any]:
         # So that it may be asked again when the answer did not come.
-        told = self._http.ask(
+        told: dict[str, Any] = self._http.ask(
             "POST",
             "/v1/sandboxes",
             asked,
@@ -160,7 +187,7 @@ class Client:
             limit=MARGIN_S,
             is_safe=True,
         )
-        return Sandbox(self._http, SandboxInfo.of(told))
+        return told
 
     def sandbox(self, words: str) -> Sandbox:
         """One that is there: by its name, its id, or the beginning or end of its id."""
@@ -183,6 +210,32 @@ class Client:
         """What can be forked."""
         told = self._http.ask("GET", "/v1/templates")
         return [TemplateInfo.of(one) for one in told["templates"]]
+
+    def build(
+        self, recipe: str = BUILT_IN, *, force: bool = False, on_progress: Callable[[str], Any] | None = None
+    ) -> TemplateInfo:
+        """Builds a template, if it is not there as its recipe says; that takes minutes.
+
+        Args:
+            recipe: One that is built in, a template's name, or an absolute path of the engine's host, in .toml.
+            on_progress: Called with what is being done.
+        """
+        asked = whole({"recipe": recipe}, force=force)
+        with closing(self._http.events("POST", "/v1/templates", asked)) as events:
+            for event in events:
+                if event.type == "built":
+                    return TemplateInfo.of(event.data)
+                if event.type == "progress" and on_progress:
+                    on_progress(event.data["message"])
+        raise errors.ConnectionFailed("the build ended without a result")
+
+    def _built(self, template: str) -> bool:
+        """Builds what is built in, where it is missing on this machine, as ``zygote run`` does it; says whether."""
+        if not self._is_here or template != BUILT_IN:
+            return False
+        say(f"the template {template} is built, once; that takes some minutes")
+        self.build(template, on_progress=say)
+        return True
 
     def remove_template(self, name: str, *, derived: bool = False) -> None:
         """Removes one, and with ``derived`` those that are derived from it."""
