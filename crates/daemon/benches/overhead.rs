@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use zygote_api::{ExecEvent, ExecRequest, PlaceKind, StopRequest};
 use zygote_daemon::{
-    Client, Config, Door, KeysWanted, LabSettings, Limits, Machines, NewKey, Role, keys, serve,
+    Client, Config, Door, KeysWanted, LabSettings, Limits, Machines, NewKey, Ready, Role, keys,
+    serve,
 };
 use zygote_engine::*;
 use zygote_template::Store;
@@ -28,8 +29,9 @@ use zygote_template::Store;
 const ZYGOTE_VERB: &str = "--zygote";
 const SERVE_VERB: &str = "--serve";
 const ROUNDS: usize = 1000;
-/// Where it listens for those with keys.
-const ADDRESS: &str = "127.0.0.1:17070";
+/// Of the template: without one it would be for nobody but its owner.
+const DESCRIPTION: &str = r#"{"name":"fake","created_unix_s":0,"memory_bytes":0,"vcpus":1,"replicas":1,
+    "kernel_release":"","interpreter":"","base":"","packages":[],"digest":"","disk_bytes":0}"#;
 /// Clients of each of two keys at once.
 const CLIENTS: usize = 32;
 
@@ -37,12 +39,22 @@ fn main() {
     let words: Vec<String> = std::env::args().collect();
     match words.get(1).map(String::as_str) {
         Some(ZYGOTE_VERB) => fake::zygote(),
-        Some(SERVE_VERB) => return serve(config(Path::new(&words[2])), |_| {}).unwrap(),
+        Some(SERVE_VERB) => {
+            let home = Path::new(&words[2]);
+            let ready = |ready: &Ready| {
+                let address = ready.address.unwrap().to_string();
+                let fresh = home.join("address.new");
+                fs::write(&fresh, address).unwrap();
+                fs::rename(fresh, home.join("address")).unwrap();
+            };
+            return serve(config(home), ready).unwrap();
+        }
         _ => {}
     }
     let home = tempfile::tempdir().unwrap();
     let generation = home.path().join("generations/fake-1-1/replica-0");
-    fs::create_dir_all(generation).unwrap();
+    fs::create_dir_all(&generation).unwrap();
+    fs::write(generation.with_file_name("template.json"), DESCRIPTION).unwrap();
     fs::create_dir_all(home.path().join("templates")).unwrap();
     let link = home.path().join("templates/fake");
     std::os::unix::fs::symlink("../generations/fake-1-1", link).unwrap();
@@ -69,7 +81,7 @@ fn config(home: &Path) -> Config {
             ..Door::default()
         },
         socket: home.join("zygote.sock"),
-        listen: Some(ADDRESS.parse().unwrap()),
+        listen: Some("127.0.0.1:0".parse().unwrap()),
         lab_port: false,
         idle_exit: None,
         place: PlaceKind::Kvm,
@@ -95,13 +107,16 @@ fn settings(home: &Path) -> Settings {
 
 async fn measure(home: &Path) {
     let engine = Engine::new(settings(home));
-    while TcpStream::connect(ADDRESS).is_err() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let address = loop {
+        match fs::read_to_string(home.join("address")) {
+            Ok(address) => break address,
+            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    };
     let client = Client::connect(&home.join("zygote.sock")).await.unwrap();
     let mut plain = UnixStream::connect(home.join("zygote.sock")).unwrap();
     let key = key(home, "acme");
-    let mut keyed = TcpStream::connect(ADDRESS).unwrap();
+    let mut keyed = TcpStream::connect(&address).unwrap();
     keyed.set_nodelay(true).unwrap();
     let mut times: [Vec<Duration>; 5] = Default::default();
     // The first loads.
@@ -143,7 +158,7 @@ async fn measure(home: &Path) {
         let at = |share: f64| times[(times.len() as f64 * share) as usize].as_micros();
         println!("{name:<40} p50 {:>5} us   p90 {:>5} us", at(0.5), at(0.9));
     }
-    fair(home);
+    fair(home, &address);
     let request = StopRequest {
         now: true,
         if_idle: false,
@@ -197,10 +212,10 @@ fn key(home: &Path, tenant: &str) -> String {
 }
 
 /// Many clients of two keys at once, on fewer places: how many runs each key gets, and how long they take.
-fn fair(home: &Path) {
+fn fair(home: &Path, address: &str) {
     let until = Instant::now() + Duration::from_secs(5);
     let ask = move |key: String| {
-        let mut stream = TcpStream::connect(ADDRESS).unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         let mut times = Vec::new();
         while Instant::now() < until {

@@ -90,7 +90,7 @@ pub fn prepare(cache: &Path, progress: &mut dyn FnMut(&str)) -> Result<LabFiles,
         return Ok(files);
     }
     progress("making the lab's initramfs");
-    let fresh = folder.join(format!("new-{}-{name}", std::process::id()));
+    let fresh = folder.join(format!("{}-{name}", crate::unpack::fresh()));
     let written = File::create(&fresh).map_err(|source| PrepareError::Write {
         path: fresh.clone(),
         source,

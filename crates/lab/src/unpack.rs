@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Fields of the setup header (Documentation/arch/x86/boot.rst).
 const SETUP_SECTORS: usize = 0x1f1;
@@ -30,10 +31,17 @@ pub fn unpacked(image: &Path, release: &str, folder: &Path) -> PathBuf {
     }
 }
 
+/// A name that nobody else has, in this process or another.
+pub fn fresh() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    format!("new-{}-{count}", std::process::id())
+}
+
 fn unpack(image: &Path, elf: &Path) -> io::Result<()> {
     let bytes = fs::read(image)?;
     let packed = payload(&bytes).ok_or(io::ErrorKind::InvalidData)?;
-    let fresh = elf.with_extension(format!("new-{}", std::process::id()));
+    let fresh = elf.with_extension(fresh());
     let mut tool = Command::new("timeout")
         .args([UNPACK_MAX_S, "zstd", "-d", "-q"])
         .stdin(Stdio::piped())
