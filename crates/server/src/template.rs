@@ -162,7 +162,7 @@ pub fn template_failure(error: &StoreError) -> Failure {
         StoreError::Lock(_) | StoreError::Building | StoreError::Needed { .. } => {
             ErrorCode::Conflict
         }
-        StoreError::Taken { .. } => ErrorCode::NameTaken,
+        StoreError::Taken { .. } | StoreError::Others { .. } => ErrorCode::NameTaken,
         StoreError::File { .. } => ErrorCode::Internal,
     };
     let failure = Failure::of(code, error);

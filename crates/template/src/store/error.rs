@@ -52,6 +52,12 @@ pub enum StoreError {
         /// Which template.
         name: String,
     },
+    /// The name is that of one that belongs to somebody else.
+    #[error("somebody else has a template that is called {name}")]
+    Others {
+        /// Which template.
+        name: String,
+    },
     /// It is in the other store.
     #[error("the template {name} is in {}, and not yours to remove", state.display())]
     Shared {
@@ -134,6 +140,7 @@ impl StoreError {
             Self::Taken { name } => Some(format!(
                 "choose another name, or remove that one: zygote template rm {name}"
             )),
+            Self::Others { .. } => Some("choose another name".into()),
             Self::Building => Some("wait for its end; see: zygote status".into()),
             Self::File { .. } | Self::Lock(_) | Self::Name { .. } => None,
         }

@@ -25,7 +25,7 @@ impl Store {
     /// same tenant's, one that was built only if it is to.
     ///
     /// # Errors
-    /// `Taken`, or `Name`.
+    /// `Taken`, `Others`, or `Name`.
     pub fn may_derive(
         &self,
         name: &str,
@@ -36,13 +36,14 @@ impl Store {
             Err(error @ StoreError::Name { .. }) => return Err(error),
             known => known.ok(),
         };
-        let is_in_the_way = |known: &Template| {
-            let is_its = known.tenant.as_deref() == tenant;
-            !is_its || known.derived.is_none() && !force
-        };
-        match known.filter(is_in_the_way) {
-            Some(built) => Err(StoreError::Taken { name: built.name }),
-            None => Ok(()),
+        match known {
+            Some(known) if known.tenant.as_deref() != tenant => {
+                Err(StoreError::Others { name: known.name })
+            }
+            Some(built) if built.derived.is_none() && !force => {
+                Err(StoreError::Taken { name: built.name })
+            }
+            _ => Ok(()),
         }
     }
 

@@ -296,3 +296,45 @@ fn a_name_cannot_lead_out_of_the_store() {
         ));
     }
 }
+
+#[test]
+fn a_tenants_template_is_its_own_and_its_name_is_nobody_elses() {
+    let (_folder, store) = store();
+    publish(&store, "shared", "1");
+    let derived = Derived {
+        from: "shared".into(),
+        build: "shared-1".into(),
+        run: vec![],
+        warm: String::new(),
+        sandbox: Some("x".into()),
+    };
+    let own = Template {
+        tenant: Some("acme".into()),
+        derived: Some(derived),
+        ..template("own", "2")
+    };
+    let fresh = store.begin("own", "2").unwrap();
+    store.publish(fresh, &own).unwrap();
+    let (acme, other) = (Some("acme"), Some("other"));
+    assert!(store.may_derive("own", false, acme).is_ok());
+    assert!(store.may_derive("new", false, other).is_ok());
+    for (name, force, tenant) in [
+        ("own", true, other),
+        ("own", true, None),
+        ("shared", true, acme),
+    ] {
+        let refused = store.may_derive(name, force, tenant).unwrap_err();
+        assert!(matches!(refused, StoreError::Others { .. }), "{name}");
+    }
+    assert!(matches!(
+        store.may_derive("shared", false, None),
+        Err(StoreError::Taken { .. })
+    ));
+    assert!(own.is_for(acme) && !own.is_for(other) && own.is_for(None));
+    let told = |tenant: &str| match store.none_for("x", tenant) {
+        StoreError::NotFound { known, .. } => known,
+        error => panic!("{error}"),
+    };
+    assert_eq!(told("acme"), ["own", "shared"]);
+    assert_eq!(told("other"), ["shared"]);
+}
