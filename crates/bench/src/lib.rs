@@ -16,6 +16,6 @@ pub use branches::BranchTimes;
 pub use census::{Census, CensusError, Course, Phase, Share, take};
 pub use held::{Cost, Held};
 pub use measure::{BenchError, HostInfo, Plan, Report, measure};
-pub use plots::draw;
+pub use plots::{draw, draw_load};
 pub use runs::{RunError, RunTimes};
 pub use samples::Samples;

@@ -87,6 +87,15 @@ fn branches(path: &Path, report: &Report) -> Drawn {
     shares(path, report, title, &lines)
 }
 
+/// Times of requests to an engine: what share has been answered by when.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn draw_load(folder: &Path, title: &str, lines: &[(&str, &Samples)]) -> Drawn {
+    fs::create_dir_all(folder)?;
+    curves(&folder.join("load.svg"), (1.0, "ms"), title, lines)
+}
+
 /// What share has ended by when; in a lab, times as multiples of python3's.
 fn shares(path: &Path, report: &Report, title: &str, lines: &[(&str, &Samples)]) -> Drawn {
     let python3 = report.baselines.python3.as_ref();
@@ -99,6 +108,15 @@ fn shares(path: &Path, report: &Report, title: &str, lines: &[(&str, &Samples)])
     } else {
         "ms"
     };
+    curves(path, (scale, unit), title, lines)
+}
+
+fn curves(
+    path: &Path,
+    (scale, unit): (f64, &str),
+    title: &str,
+    lines: &[(&str, &Samples)],
+) -> Drawn {
     let longest = lines.iter().map(|(_, samples)| samples.max_ms * scale);
     let longest = longest.fold(f64::MIN_POSITIVE, f64::max);
     let area = SVGBackend::new(path, SIZE).into_drawing_area();

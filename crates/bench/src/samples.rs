@@ -41,6 +41,15 @@ impl Samples {
     }
 }
 
+impl Samples {
+    /// The smallest that so many of a thousand do not exceed.
+    #[must_use]
+    pub fn per_mille(&self, of_thousand: usize) -> f64 {
+        let rank = (self.all_ms.len() * of_thousand).div_ceil(1000).max(1);
+        self.all_ms.get(rank - 1).copied().unwrap_or_default()
+    }
+}
+
 /// The smallest that so many of a hundred do not exceed.
 fn quantile(ascending: &[f64], percent: usize) -> f64 {
     let rank = (ascending.len() * percent).div_ceil(100).max(1);
@@ -56,6 +65,10 @@ mod tests {
         let samples = Samples::of((1..=200).rev().map(Duration::from_millis));
         assert_eq!((samples.count, samples.p50_ms), (200, 100.0));
         assert_eq!(samples.min_ms, 1.0);
+        assert_eq!(
+            (samples.per_mille(900), samples.per_mille(999)),
+            (180.0, 200.0)
+        );
         assert_eq!((samples.p99_ms, samples.max_ms), (198.0, 200.0));
         let one = Samples::of([Duration::from_millis(7)]);
         assert_eq!((one.p50_ms, one.p99_ms), (7.0, 7.0));

@@ -252,6 +252,8 @@ pub enum Verb {
         after_help = "Times are shown beside those of python3 and of fork(2) on the same host. In the lab \
             they are an emulator's, and only their ratios are shown.\n\nExamples:\n  zygote bench\n  \
             zygote bench --runs 1000 --held 100 --plots plots\n  zygote bench --json | jq .pooled.run\n  \
+            zygote bench --url http://127.0.0.1:7070 --clients 64 --duration 30s --plots plots\n  \
+            zygote bench --url http://127.0.0.1:7070 --rate 200\n  \
             zygote bench pages -c 'import json; print(json.dumps([1]))'"
     )]
     Bench(BenchArgs),
@@ -488,6 +490,36 @@ pub struct BenchArgs {
     /// Draw pictures of it (SVG) into this folder
     #[arg(long, value_name = "DIR")]
     pub plots: Option<PathBuf>,
+    /// Ask an engine instead, as its users do: http://HOST:PORT, or unix:PATH
+    #[arg(long, value_name = "URL", conflicts_with_all = ["runs", "held"])]
+    pub url: Option<String>,
+    /// With --url: a key of that engine (better: the variable)
+    #[arg(
+        long,
+        env = "ZYGOTE_API_KEY",
+        hide_env_values = true,
+        value_name = "KEY",
+        requires = "url"
+    )]
+    pub key: Option<String>,
+    /// With --url: clients, each of which asks again as soon as it is answered [default: 8]
+    #[arg(long, value_name = "N", value_parser = number(1, 10_000), requires = "url", conflicts_with = "rate")]
+    pub clients: Option<u32>,
+    /// With --url, instead: requests a second, whether those before are answered or not; their times count from when
+    /// each was due
+    #[arg(long, value_name = "N", value_parser = number(1, 1_000_000), requires = "url")]
+    pub rate: Option<u32>,
+    /// With --url: for how long [default: 10s]
+    #[arg(long, value_parser = parse_duration, value_name = "TIME", requires = "url")]
+    pub duration: Option<Timeout>,
+    /// With --url: what is run [default: print(1+1)]
+    #[arg(
+        short = 'c',
+        value_name = "CODE",
+        allow_hyphen_values = true,
+        requires = "url"
+    )]
+    pub code: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -661,6 +693,9 @@ pub struct Settings {
     /// A proxy whose X-Forwarded-For is believed there
     #[arg(long, value_name = "IP")]
     pub proxy: Option<std::net::IpAddr>,
+    /// Sites whose pages may ask from a browser, with a key, such as https://app.example; several with commas
+    #[arg(long, value_name = "ORIGINS")]
+    pub cors: Option<String>,
     /// Requests a second of a key that has no limit of its own [default: none]; these five are read again at SIGHUP
     #[arg(long, value_name = "N")]
     pub key_rate: Option<u32>,

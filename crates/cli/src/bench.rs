@@ -3,7 +3,7 @@
 use crate::args::{BenchArgs, BenchVerb, Global, PagesArgs};
 use crate::host::{self, Place};
 use crate::out::{complain, say};
-use crate::{engine, lab, settings};
+use crate::{engine, lab, load, settings};
 use anyhow::{Context, anyhow};
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
@@ -22,6 +22,9 @@ const HELD_EMULATED: u32 = 20;
 
 /// Measures; gives back the exit code.
 pub fn run(global: &Global, args: &BenchArgs) -> anyhow::Result<u8> {
+    if let Some(url) = &args.url {
+        return load::run(url, args);
+    }
     let store = host::store(global)?;
     if host::choose(global, &store)? == Place::Lab {
         let plots = args.plots.as_deref();

@@ -15,6 +15,7 @@ mod interrupt;
 mod key;
 mod lab;
 mod live;
+mod load;
 mod many;
 mod one;
 mod out;

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use zygote_api::{ErrorCode, Failure, PlaceKind};
-use zygote_daemon::{Again, Config, Door, KeysWanted, LabSettings, Limits, Machines, TlsFiles};
+use zygote_daemon::{
+    Again, Config, Door, HeaderValue, KeysWanted, LabSettings, Limits, Machines, TlsFiles,
+};
 use zygote_engine::{HolderConfig, PATIENCE_EMULATED, Settings as EngineSettings, holder_main};
 use zygote_template::Store;
 
@@ -62,6 +64,7 @@ impl Settings {
             tls_key: self.tls_key.or(other.tls_key),
             audit: self.audit.or(other.audit),
             proxy: self.proxy.or(other.proxy),
+            cors: self.cors.or(other.cors),
             key_rate: self.key_rate.or(other.key_rate),
             key_runs_max: self.key_runs_max.or(other.key_runs_max),
             key_sandboxes_max: self.key_sandboxes_max.or(other.key_sandboxes_max),
@@ -185,6 +188,23 @@ fn limits(settings: &Settings) -> anyhow::Result<Limits> {
     })
 }
 
+/// Sites, each a scheme and a host (RFC 6454 §6.1).
+fn origins(words: &str) -> anyhow::Result<Vec<HeaderValue>> {
+    let words = words
+        .split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty());
+    let origin = |word: &str| {
+        let host = word
+            .strip_prefix("https://")
+            .or(word.strip_prefix("http://"));
+        let is_good = host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '*']));
+        let value = HeaderValue::from_str(word).ok().filter(|_| is_good);
+        value.ok_or_else(|| anyhow!("cors: {word:?} is no site; write it as https://app.example"))
+    };
+    words.map(origin).collect()
+}
+
 /// Who may come over TCP. `file` is read again when limits are.
 pub fn door(
     store: &Store,
@@ -211,6 +231,7 @@ pub fn door(
                 .map(|_| store.state_dir().join("log/audit.jsonl")),
         },
         proxy: settings.proxy,
+        cors: origins(settings.cors.as_deref().unwrap_or_default())?,
         again: Again(Arc::new(move || {
             let settings = match &file {
                 Some(path) => given.clone().over(read(path)?),

@@ -57,6 +57,8 @@ pub struct Client {
     connection: Arc<Connection>,
     /// On whose behalf it asks, if not on its own.
     behalf: Option<HeaderValue>,
+    /// The key that it shows, as a header.
+    key: Option<HeaderValue>,
 }
 
 struct Connection(JoinHandle<()>);
@@ -108,6 +110,18 @@ impl Client {
             requests,
             connection: Arc::new(Connection(connection)),
             behalf: None,
+            key: None,
+        })
+    }
+
+    /// The same connection, with a key (RFC 6750 §2.1); `None` if it is none that a header could have.
+    #[must_use]
+    pub fn with_key(&self, key: &str) -> Option<Self> {
+        let mut header = HeaderValue::from_str(&format!("Bearer {key}")).ok()?;
+        header.set_sensitive(true);
+        Some(Self {
+            key: Some(header),
+            ..self.on_behalf(None)
         })
     }
 
@@ -123,6 +137,7 @@ impl Client {
             requests: self.requests.clone(),
             connection: Arc::clone(&self.connection),
             behalf: behalf.and_then(header),
+            key: self.key.clone(),
         }
     }
 
@@ -353,6 +368,9 @@ impl Client {
         }
         if let Some(behalf) = &self.behalf {
             request = request.header(ON_BEHALF, behalf);
+        }
+        if let Some(key) = &self.key {
+            request = request.header(header::AUTHORIZATION, key);
         }
         let request = request
             .body(body)

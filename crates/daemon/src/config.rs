@@ -1,5 +1,6 @@
 //! What a daemon is started with.
 
+use axum::http::HeaderValue;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -51,6 +52,8 @@ pub struct Door {
     pub audit: Option<PathBuf>,
     /// A proxy whose word for where a request comes from is believed there.
     pub proxy: Option<IpAddr>,
+    /// Sites whose pages may ask, such as `https://app.example`; with a key.
+    pub cors: Vec<HeaderValue>,
     /// What the limits are now, when a signal asks for them to be read again.
     pub again: Again,
 }
@@ -83,6 +86,7 @@ impl Default for Door {
             tls: None,
             audit: None,
             proxy: None,
+            cors: Vec::new(),
             again: Again(Arc::new(|| Ok(Limits::default()))),
         }
     }

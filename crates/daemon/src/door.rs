@@ -4,16 +4,22 @@ use crate::config::{Config, Door};
 use crate::log::log;
 use crate::tls::Tls;
 use anyhow::Context;
+use axum::Router;
+use axum::http::{HeaderName, Method};
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower_http::cors::CorsLayer;
 use zygote_access::{Access, Audit};
 use zygote_server::Origin;
 
+/// How long a browser need not ask again whether a page may ask.
+const PREFLIGHT_MAX: Duration = Duration::from_secs(600);
 /// Connections over TCP at once; each takes a descriptor.
 const CONNECTIONS_MAX: usize = 10_000;
 
@@ -97,6 +103,28 @@ impl Doorway {
                  see: zygote serve --tls-cert, --tls-key"
             )
         })
+    }
+
+    /// With answers that browsers give to pages of the sites that may ask (https://fetch.spec.whatwg.org/#http-cors-protocol).
+    pub fn open_to_pages(&self, router: Router) -> Router {
+        if self.door.cors.is_empty() {
+            return router;
+        }
+        let own = ["x-request-id", "retry-after"].map(HeaderName::from_static);
+        let sent = ["authorization", "content-type", "idempotency-key", "range"];
+        let layer = CorsLayer::new()
+            .allow_origin(self.door.cors.clone())
+            .allow_methods([
+                Method::GET,
+                Method::POST,
+                Method::PUT,
+                Method::PATCH,
+                Method::DELETE,
+            ])
+            .allow_headers(sent.map(HeaderName::from_static))
+            .expose_headers(own)
+            .max_age(PREFLIGHT_MAX);
+        router.layer(layer)
     }
 
     /// The next client; nobody if it is shut.

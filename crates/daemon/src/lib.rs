@@ -20,6 +20,7 @@ mod socket;
 mod start;
 mod tls;
 
+pub use axum::http::HeaderValue;
 pub use build_process::{BuildsLock, build_main, builds_lock};
 pub use config::{Again, Config, Door, LabSettings, Machines, TlsFiles, keys};
 pub use embedded::Embedded;

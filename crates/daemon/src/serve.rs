@@ -100,7 +100,8 @@ async fn run(
     if host.config.machines == Machines::InLab {
         host.keeper.start();
     }
-    let mut clients = Clients::new(router(Arc::clone(&host), Arc::clone(&door.access)));
+    let router = router(Arc::clone(&host), Arc::clone(&door.access));
+    let mut clients = Clients::new(door.open_to_pages(router));
     if host.config.lab_port {
         clients.add_port().await?;
     }

@@ -15,8 +15,9 @@ use axum::http::{HeaderMap, HeaderValue, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
+use bytes::Bytes;
 use serde::Serialize;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use tokio::sync::mpsc;
 use zygote_access::{Access, Caller, Role};
 use zygote_api::{BuildEvent, ErrorCode, Failure, HealthAnswer, PublicHealth, RemoveTemplate};
@@ -45,7 +46,7 @@ fn anybodys<B: Backend>() -> Router<Arc<B>> {
         .route("/v1/health", get(health::<B>))
         // As clients of zeroboot's call it.
         .route("/health", get(health::<B>))
-        .route("/v1/openapi.json", get(|| async { json(&document()) }))
+        .route("/v1/openapi.json", get(description))
         .route("/docs", get(page::folder))
         .route("/docs/", get(page::index))
         .route("/docs/{name}", get(page::part))
@@ -112,6 +113,16 @@ async fn no_method(request: Request) -> Failed {
     let message = format!("{path} does not take {method}");
     let failure = Failure::new(ErrorCode::MethodNotAllowed, message);
     Failed(failure.remedy("see /v1/openapi.json for what it takes"))
+}
+
+/// Made once: anybody may ask for it, as often as he likes.
+async fn description() -> Response {
+    static DESCRIPTION: LazyLock<Bytes> = LazyLock::new(|| {
+        // A value of JSON does not fail to be written.
+        serde_json::to_vec(&document()).unwrap_or_default().into()
+    });
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    (kind, DESCRIPTION.clone()).into_response()
 }
 
 async fn health<B: Backend>(

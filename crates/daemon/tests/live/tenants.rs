@@ -4,6 +4,7 @@ use super::*;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use zygote_daemon::{KeyFile, Limits, NewKey, Role};
 
@@ -342,6 +343,27 @@ pub fn without_a_key_there_is_nothing_but_what_is_everybodys() {
         assert_eq!(shop.ask("", "GET", path, "").0, expected, "{path}");
     }
     assert_eq!(shop.ask("", "GET", "/docs/../v1/status", "").0, 404);
+    // A page of no site may ask.
+    let preflight = |shop: &Shop, origin: &str| {
+        let mut stream = TcpStream::connect(&shop.address).unwrap();
+        let request = format!(
+            "OPTIONS /v1/exec HTTP/1.1\r\nhost: x\r\nconnection: close\r\norigin: {origin}\r\n\
+             access-control-request-method: POST\r\naccess-control-request-headers: authorization\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.to_lowercase()
+    };
+    let allowed = "access-control-allow-origin: https://app.example";
+    assert!(!preflight(&shop, "https://app.example").contains("access-control"));
+    let open = Shop::open(&["cors=https://app.example"]);
+    let answer = preflight(&open, "https://app.example");
+    assert!(
+        answer.contains(allowed) && answer.contains("authorization"),
+        "{answer}"
+    );
+    assert!(!preflight(&open, "https://evil.example").contains("allow-origin: https://evil"));
     // What there is not is nobody's business either.
     assert_eq!(shop.ask("", "GET", "/nothing", "").0, 401);
 }

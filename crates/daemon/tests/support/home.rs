@@ -197,6 +197,11 @@ fn door(options: &BTreeMap<&str, &str>) -> Door {
         tls,
         audit: options.get("audit").map(PathBuf::from),
         proxy: None,
+        cors: options
+            .get("cors")
+            .map(|origin| origin.parse().unwrap())
+            .into_iter()
+            .collect(),
         again: Again(Arc::new(read)),
     }
 }

@@ -43,9 +43,10 @@ pub async fn events(
     };
     let journal = Arc::clone(&engine.live().journal);
     if form == Form::Json {
-        let entries = journal.after(asked.after, PAGE_MAX).into_iter();
-        let events = entries.filter(is_its).map(event);
-        let events = events.filter(is_wanted).collect();
+        // Those of others are no part of a page.
+        let entries = journal.after(asked.after, usize::MAX).into_iter();
+        let events = entries.filter(is_its).map(event).filter(is_wanted);
+        let events = events.take(PAGE_MAX).collect();
         return Ok(json(&SandboxEvents { events }));
     }
     let (sender, happening) = mpsc::channel(EVENTS_MAX);
