@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use zygote_access::{Access, Caller, Entry, Refusal, Role};
+use zygote_access::{Access, Audit, Caller, Entry, Refusal, Role};
 use zygote_api::{ErrorCode, Failure, NDJSON, ON_BEHALF};
 
 /// What anybody may read: whether the engine is there, and how it is asked.
@@ -43,20 +43,21 @@ pub async fn guarded(
     next: Next,
 ) -> Response {
     let origin = request.extensions().get::<Origin>().copied();
-    let noted = access.audit().map(|_| Noted::of(&access, &request, origin));
     let (caller, failure) = passed(&access, origin, &request);
+    let audit = access.audit();
+    let pending = audit.and_then(|audit| Pending::of(audit, &access, &request, origin, &caller));
     let answer = match failure {
         Some(failure) => Failed(failure).into_response(),
         None => {
             request.extensions_mut().insert(Arc::clone(&access));
-            if let Some(caller) = caller.clone() {
+            if let Some(caller) = caller {
                 request.extensions_mut().insert(caller);
             }
             next.run(request).await
         }
     };
-    if let (Some(audit), Some(noted)) = (access.audit(), noted.flatten()) {
-        audit.note(noted.with(caller, &answer));
+    if let Some(pending) = pending {
+        pending.answered(&answer);
     }
     answer
 }
@@ -83,23 +84,42 @@ fn passed(
     }
 }
 
-/// A request, as far as it is known before it is answered, for the log of who asked for what.
-struct Noted {
+/// The status, in the log, of a request whose client went away before its answer.
+const CLIENT_GONE: u16 = 499;
+
+/// A request that is not answered yet, for the log of who asked for what: it is in there whether its client waits
+/// for the answer or not.
+struct Pending<'a> {
+    audit: &'a Audit,
     entry: Entry,
     begun: Instant,
 }
 
-impl Noted {
+impl<'a> Pending<'a> {
     /// None of what anybody may read.
-    fn of(access: &Access, request: &Request, origin: Option<Origin>) -> Option<Self> {
+    fn of(
+        audit: &'a Audit,
+        access: &Access,
+        request: &Request,
+        origin: Option<Origin>,
+        caller: &Option<Caller>,
+    ) -> Option<Self> {
         if is_public(request.uri().path()) {
             return None;
         }
         let forwarded = request.headers().get("x-forwarded-for");
         let forwarded = forwarded.and_then(|value| value.to_str().ok());
         let id = request.extensions().get::<RequestId>();
+        let (key, tenant) = caller
+            .as_ref()
+            .map(|caller| (caller.key.clone(), caller.tenant.clone()))
+            .unwrap_or_default();
         Some(Self {
+            audit,
             entry: Entry {
+                key,
+                tenant,
+                status: CLIENT_GONE,
                 request: id.map(|id| id.0.clone()).unwrap_or_default(),
                 from: match origin {
                     Some(Origin::Tcp { peer, .. }) => access.from(peer.ip(), forwarded).to_string(),
@@ -117,22 +137,21 @@ impl Noted {
         })
     }
 
-    fn with(self, caller: Option<Caller>, answer: &Response) -> Entry {
-        let failed = answer
-            .extensions()
-            .get::<Failed>()
-            .map(|failed| failed.0.code);
+    fn answered(mut self, answer: &Response) {
+        let failed = answer.extensions().get::<Failed>();
+        let failed = failed.map(|failed| failed.0.code);
         let error = failed.and_then(|code| serde_json::to_value(code).ok());
-        let (key, tenant) = caller.map_or((None, None), |caller| (caller.key, caller.tenant));
-        Entry {
-            key,
-            tenant,
-            status: failed.map_or(answer.status().as_u16(), ErrorCode::status),
-            error: error.and_then(|code| code.as_str().map(str::to_owned)),
-            made: answer.extensions().get::<Made>().map(|made| made.0.clone()),
-            ms: (self.begun.elapsed().as_secs_f64() * 1e6).round() / 1000.0,
-            ..self.entry
-        }
+        self.entry.error = error.and_then(|code| code.as_str().map(str::to_owned));
+        self.entry.status = failed.map_or(answer.status().as_u16(), ErrorCode::status);
+        self.entry.made = answer.extensions().get::<Made>().map(|made| made.0.clone());
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        let mut entry = std::mem::take(&mut self.entry);
+        entry.ms = (self.begun.elapsed().as_secs_f64() * 1e6).round() / 1000.0;
+        self.audit.note(entry);
     }
 }
 

@@ -582,6 +582,27 @@ pub fn a_revoked_key_counts_no_more() {
         !text.contains(&key[17..]) && !text.contains("\"template\""),
         "{text}"
     );
+    // So is what a client did not wait for.
+    let mut stream = TcpStream::connect(&shop.address).unwrap();
+    let body = json!({"template": TEMPLATE, "command": ["wait"]}).to_string();
+    let headers = format!("authorization: Bearer {next}\r\n");
+    stream
+        .write_all(post("/v1/exec", &headers, &body).as_bytes())
+        .unwrap();
+    until("it runs", || {
+        shop.runtime
+            .block_on(shop.client.status())
+            .unwrap()
+            .runs
+            .running
+            > 0
+    });
+    drop(stream);
+    until("it is written", || find("POST", "/v1/exec", 499).is_some());
+    assert_eq!(
+        find("POST", "/v1/exec", 499).unwrap()["tenant"],
+        json!("acme")
+    );
     fs::write(shop.keys().path(), "{").unwrap();
     let (status, answer) = shop.ask(&next, "GET", "/v1/sandboxes", "");
     assert!(
