@@ -84,25 +84,26 @@ impl Doorway {
 
     /// What its owner should know.
     pub fn warning(&self) -> Option<String> {
-        let address = self.address()?;
-        let is_open = !self.door.keys.at(self.is_loopback());
-        if is_open && !self.is_loopback() {
-            return Some(format!(
+        let (address, is_loopback) = (self.address()?, self.is_loopback());
+        let is_open = !self.door.keys.at(is_loopback);
+        let mut words = Vec::new();
+        if is_open && !is_loopback {
+            words.push(format!(
                 "WARNING: no keys are asked for at {address}: whoever reaches it has this engine and all that is in it"
             ));
         }
         if !is_open && self.access.check() == Ok(0) {
-            return Some(format!(
+            words.push(format!(
                 "a key is needed at {address}, and there is none yet; make one: zygote key create"
             ));
         }
-        let is_read = self.tls.is_none() && !self.is_loopback();
-        is_read.then(|| {
-            format!(
+        if self.tls.is_none() && !is_loopback {
+            words.push(format!(
                 "WARNING: there is no TLS at {address}, so keys and all else can be read on the way; \
                  see: zygote serve --tls-cert, --tls-key"
-            )
-        })
+            ));
+        }
+        (!words.is_empty()).then(|| words.join(". "))
     }
 
     /// With answers that browsers give to pages of the sites that may ask (https://fetch.spec.whatwg.org/#http-cors-protocol).
