@@ -65,7 +65,12 @@ pub fn uninstall(prefix: &Path, root: Option<&Path>) -> anyhow::Result<()> {
         }
     }
     // Ours alone: they stay if something else lies there.
-    for folder in ["lib/zygote", "share/doc/zygote"] {
+    for folder in [
+        "lib/zygote",
+        "share/doc/zygote",
+        "share/zygote/grafana",
+        "share/zygote",
+    ] {
         let _ = fs::remove_dir(within(root, &prefix.join(folder)));
     }
     eprintln!(
@@ -97,6 +102,18 @@ fn items(prefix: &Path) -> anyhow::Result<Vec<Item>> {
         unit.into(),
         0o644,
     ));
+    for (from, to) in [
+        (
+            "packaging/zygote.socket",
+            "lib/systemd/system/zygote.socket",
+        ),
+        (
+            "packaging/grafana/zygote.json",
+            "share/zygote/grafana/zygote.json",
+        ),
+    ] {
+        items.push(Item::new(to, read(from)?, 0o644));
+    }
     let completions = [
         ("bash", "share/bash-completion/completions/zygote"),
         ("zsh", "share/zsh/site-functions/_zygote"),

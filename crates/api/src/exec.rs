@@ -374,7 +374,10 @@ pub struct ExecResult {
     pub out_of_memory: bool,
     /// Milliseconds from the request to a fork that has taken its identity.
     pub fork_time_ms: Option<f64>,
-    /// From there to the program's end.
+    /// From the request to the first byte of output, if there was one.
+    #[serde(default)]
+    pub first_output_time_ms: Option<f64>,
+    /// From the fork to the program's end.
     pub exec_time_ms: Option<f64>,
     /// From the request to the program's end.
     pub total_time_ms: f64,

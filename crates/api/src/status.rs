@@ -143,6 +143,9 @@ pub struct PoolStatus {
     pub misses: u64,
     /// Forks made ahead.
     pub refills: u64,
+    /// What making those has taken, in microseconds.
+    #[serde(default)]
+    pub refills_us: u64,
     /// Forks that could not be made, or died waiting.
     pub lost: u64,
 }

@@ -76,6 +76,7 @@ mod tests {
             "truncated",
             "out_of_memory",
             "fork_time_ms",
+            "first_output_time_ms",
             "exec_time_ms",
             "total_time_ms",
             "memory_private_kib",

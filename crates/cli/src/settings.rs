@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use zygote_api::{ErrorCode, Failure, PlaceKind};
 use zygote_daemon::{
-    Again, Config, Door, HeaderValue, KeysWanted, LabSettings, Limits, Machines, TlsFiles,
+    Again, Config, Door, HeaderValue, KeysWanted, LabSettings, LevelFilter, Limits, Machines,
+    Telemetry, TlsFiles,
 };
 use zygote_engine::{HolderConfig, PATIENCE_EMULATED, Settings as EngineSettings, holder_main};
 use zygote_template::Store;
@@ -70,6 +71,9 @@ impl Settings {
             key_sandboxes_max: self.key_sandboxes_max.or(other.key_sandboxes_max),
             key_timeout_max: self.key_timeout_max.or(other.key_timeout_max),
             key_batch_max: self.key_batch_max.or(other.key_batch_max),
+            log_level: self.log_level.or(other.log_level),
+            log_format: self.log_format.or(other.log_format),
+            otlp: self.otlp.or(other.otlp),
             idle_exit: self.idle_exit.or(other.idle_exit),
             runs_max: self.runs_max.or(other.runs_max),
             waiting_max: self.waiting_max.or(other.waiting_max),
@@ -188,6 +192,35 @@ fn limits(settings: &Settings) -> anyhow::Result<Limits> {
     })
 }
 
+/// What is told of itself, and where.
+fn telemetry(settings: &Settings) -> anyhow::Result<Telemetry> {
+    let level = settings.log_level.as_deref().map(str::parse::<LevelFilter>);
+    let level = level
+        .transpose()
+        .map_err(|_| anyhow!("log_level: write error, warn, info, debug, trace or off"))?;
+    let is_json = match settings.log_format.as_deref() {
+        None | Some("text") => false,
+        Some("json") => true,
+        Some(_) => return Err(anyhow!("log_format: write text or json")),
+    };
+    Ok(Telemetry {
+        level: level.unwrap_or(LevelFilter::INFO),
+        is_json,
+        otlp: settings.otlp.clone().or_else(collector),
+    })
+}
+
+/// As all programs are told of it that send traces
+/// (https://opentelemetry.io/docs/specs/otel/protocol/exporter/#endpoint-urls-for-otlphttp).
+fn collector() -> Option<String> {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let all = || {
+        let base = variable("OTEL_EXPORTER_OTLP_ENDPOINT")?;
+        Some(format!("{}/v1/traces", base.trim_end_matches('/')))
+    };
+    variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT").or_else(all)
+}
+
 /// Sites, each a scheme and a host (RFC 6454 §6.1).
 fn origins(words: &str) -> anyhow::Result<Vec<HeaderValue>> {
     let words = words
@@ -226,9 +259,10 @@ pub fn door(
         audit: match &settings.audit {
             Some(path) if path.as_os_str() == "none" => None,
             Some(path) => Some(std::path::absolute(path).context("audit: no such path")?),
-            None => settings
-                .listen
-                .map(|_| store.state_dir().join("log/audit.jsonl")),
+            None => {
+                let listens = settings.listen.is_some() || std::env::var_os("LISTEN_FDS").is_some();
+                listens.then(|| store.state_dir().join("log/audit.jsonl"))
+            }
         },
         proxy: settings.proxy,
         cors: origins(settings.cors.as_deref().unwrap_or_default())?,
@@ -302,6 +336,7 @@ pub fn config(
             command: inner,
         },
         log: None,
+        telemetry: telemetry(settings)?,
     })
 }
 

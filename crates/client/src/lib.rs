@@ -162,6 +162,23 @@ impl Client {
         self.ask(Method::GET, "/v1/status", None::<&()>).await
     }
 
+    /// `GET /v1/metrics`: Prometheus' text format.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn metrics(&self) -> Result<String, ClientError> {
+        let asking = async {
+            let body = whole_body(Bytes::new());
+            let answer = self
+                .send(Method::GET, "/v1/metrics", "*/*", body, None)
+                .await?;
+            let bytes = whole(answer.into_body()).await?;
+            String::from_utf8(bytes.into()).map_err(|error| ClientError::Broken(error.to_string()))
+        };
+        let answered = timeout(ANSWER_MAX, asking).await;
+        answered.map_err(|_| ClientError::Late(ANSWER_MAX))?
+    }
+
     /// `POST /v1/stop`.
     ///
     /// # Errors

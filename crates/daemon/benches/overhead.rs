@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use zygote_api::{ExecEvent, ExecRequest, PlaceKind, StopRequest};
 use zygote_daemon::{
-    Client, Config, Door, KeysWanted, LabSettings, Limits, Machines, NewKey, Ready, Role, keys,
-    serve,
+    Client, Config, Door, KeysWanted, LabSettings, Limits, Machines, NewKey, Ready, Role,
+    Telemetry, keys, serve,
 };
 use zygote_engine::*;
 use zygote_template::Store;
@@ -93,6 +93,7 @@ fn config(home: &Path) -> Config {
             command: vec![],
         },
         log: None,
+        telemetry: Telemetry::default(),
     }
 }
 

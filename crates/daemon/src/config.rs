@@ -1,5 +1,6 @@
 //! What a daemon is started with.
 
+use crate::telemetry::Telemetry;
 use axum::http::HeaderValue;
 use std::ffi::OsString;
 use std::fmt;
@@ -37,6 +38,8 @@ pub struct Config {
     pub lab: LabSettings,
     /// Where its log is, in the background.
     pub log: Option<PathBuf>,
+    /// What is told there, and to collectors.
+    pub telemetry: Telemetry,
 }
 
 /// Who may come over TCP, and how.

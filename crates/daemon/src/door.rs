@@ -1,14 +1,13 @@
 //! Where clients come in over TCP, and who may.
 
 use crate::config::{Config, Door};
-use crate::log::log;
 use crate::tls::Tls;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use axum::Router;
 use axum::http::{HeaderName, Method};
 use std::future::pending;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,30 +37,37 @@ fn audit(path: PathBuf) -> anyhow::Result<Audit> {
     let shown = path.display().to_string();
     let told = shown.clone();
     let opened = Audit::to(path, move |error| {
-        log!("cannot write {told}: {error}; what is asked for meanwhile is not in it");
+        tracing::warn!("cannot write {told}: {error}; what is asked for meanwhile is not in it");
     });
     opened.with_context(|| format!("cannot open {shown}; name another file with --audit, or none"))
 }
 
 impl Doorway {
-    /// As it is configured; nobody comes in if there is no address.
+    /// As it is configured, at the listener of a service manager if there is one; nobody comes in if there is no
+    /// address.
     ///
     /// # Errors
     /// If it cannot listen there, keys cannot be read, or the certificate is none.
-    pub async fn open(config: &Config) -> anyhow::Result<Self> {
+    pub async fn open(config: &Config, given: Option<StdTcpListener>) -> anyhow::Result<Self> {
         let door = config.door.clone();
         let audit = door.audit.clone().map(audit).transpose()?;
         let access = Access::new(config.keys(), door.limits.clone());
         let access = access.with_audit(audit).with_proxy(door.proxy);
-        if config.listen.is_some() {
+        if config.listen.is_some() || given.is_some() {
             access.check().map_err(anyhow::Error::msg)?;
         }
-        let listener = match config.listen {
-            Some(address) => {
+        let listener = match (given, config.listen) {
+            (Some(given), None) => Some(TcpListener::from_std(given).context("cannot listen")?),
+            (Some(_), Some(address)) => {
+                bail!(
+                    "the service manager listens at TCP for it, and it is to listen at {address}, too; leave one out"
+                )
+            }
+            (None, Some(address)) => {
                 let bound = TcpListener::bind(address).await;
                 Some(bound.with_context(|| format!("cannot listen at {address}"))?)
             }
-            None => None,
+            (None, None) => None,
         };
         Ok(Self {
             access: Arc::new(access),

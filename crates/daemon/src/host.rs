@@ -26,8 +26,8 @@ use zygote_api::{
 use zygote_client::{ClientError, Events};
 use zygote_engine::Engine;
 use zygote_server::{
-    Backend, Forwarded, Input, Local, Metrics, recipe_failure, template_detail, template_failure,
-    template_for, template_list, templates_ready,
+    Backend, Forwarded, Input, Local, Measured, Metrics, merged, recipe_failure, template_detail,
+    template_failure, template_for, template_list, templates_ready,
 };
 use zygote_template::Store;
 
@@ -531,9 +531,29 @@ impl Backend for Host {
         ran.inspect_err(|failure| self.metrics.run_refused(failure))
     }
 
+    fn counts(&self) -> &Metrics {
+        &self.metrics
+    }
+
     async fn metrics(&self) -> String {
         let status = self.status().await;
-        self.metrics.text(&status)
+        if self.config.machines == Machines::Here {
+            let engine = self.local.engine();
+            let measured = Measured {
+                census: engine.census().await,
+                ended: engine.ended(),
+            };
+            return self.metrics.text(&status, Some(&measured));
+        }
+        let own = self.metrics.text(&status, None);
+        let Some(lab) = self.keeper.is_up() else {
+            return own;
+        };
+        // One that does not say is dying.
+        match timeout(STATUS_MAX, lab.client.metrics()).await {
+            Ok(Ok(other)) => merged(&own, &other),
+            _ => own,
+        }
     }
 
     async fn signal(

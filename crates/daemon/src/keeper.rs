@@ -4,7 +4,6 @@
 //! In it runs an engine as this one, and answers over a port as this one does over its socket.
 
 use crate::config::LabSettings;
-use crate::log::log;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::net::UnixStream as StdStream;
@@ -122,7 +121,7 @@ impl Keeper {
                 Ok(status) => Some(format!("the engine in it has ended with status {status}")),
                 Err(error) => Some(with_causes(&error)),
             };
-            log!(
+            tracing::info!(
                 "the lab has ended{}",
                 why.as_ref().map_or(String::new(), |why| format!(": {why}"))
             );
@@ -166,7 +165,7 @@ impl Keeper {
         };
         let (ours, theirs) = StdStream::pair().map_err(own("make a socket"))?;
         ours.set_nonblocking(true).map_err(own("make a socket"))?;
-        log!(
+        tracing::info!(
             "starting a lab with {} MiB of memory",
             self.settings.memory_mib
         );
@@ -174,7 +173,7 @@ impl Keeper {
             let keeper = Arc::clone(self);
             runtime.spawn(async move {
                 if let Err(error) = keeper.greet(number, ours, handle.clone()).await {
-                    log!("the engine in the lab does not answer: {error}");
+                    tracing::warn!("the engine in the lab does not answer: {error}");
                     handle.end();
                 }
             });
@@ -207,7 +206,7 @@ impl Keeper {
             is_ours
         });
         if is_up {
-            log!("the lab is up");
+            tracing::info!("the lab is up");
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 //!
 //! Also the other side: finding the engine that is there, or starting one.
 
+mod activated;
 mod activity;
 mod build;
 mod build_process;
@@ -18,6 +19,7 @@ mod program;
 mod serve;
 mod socket;
 mod start;
+mod telemetry;
 mod tls;
 
 pub use axum::http::HeaderValue;
@@ -27,6 +29,8 @@ pub use embedded::Embedded;
 pub use serve::{Ready, serve};
 pub use socket::{SocketError, default_socket};
 pub use start::{Found, READY, Starter, find};
+pub use telemetry::Telemetry;
+pub use tracing_subscriber::filter::LevelFilter;
 pub use zygote_access::{Key, KeyFile, KeyFileError, KeysWanted, Limits, NewKey, Role};
 pub use zygote_client::{Client, ClientError, Events, Octets};
 pub use zygote_server::{recipe_failure, template_detail, template_failure, template_list};

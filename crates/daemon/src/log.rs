@@ -1,5 +1,5 @@
-//! The daemon's own words: a line each on standard error, which in the background is a file. A file
-//! that has grown large makes place for a new one.
+//! Where lines of the log go: to standard error, which in the background is a file. A file that has grown large
+//! makes place for a new one.
 
 use rustix::fs::fstat;
 use std::fs::{File, OpenOptions};
@@ -7,7 +7,6 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A log of this size is set aside; one such is kept.
 const SIZE_MAX_BYTES: u64 = 1 << 20;
@@ -41,13 +40,25 @@ pub fn is_file(path: PathBuf) {
     let _ = FILE.set(path);
 }
 
-/// Writes a line. One that cannot be written (a full disk) is lost, and nothing else is.
-pub fn line(words: &str) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let seconds = now.unwrap_or_default().as_secs_f64();
-    let _ = writeln!(io::stderr().lock(), "{seconds:.3} zygote: {words}");
-    if let Some(path) = FILE.get() {
-        let _ = rotate(path);
+/// Takes one line, which comes whole.
+pub fn lines() -> impl Write {
+    Lines
+}
+
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // One that cannot be written (a full disk) is lost, and nothing else is.
+        let _ = io::stderr().lock().write_all(line);
+        if let Some(path) = FILE.get() {
+            let _ = rotate(path);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
@@ -60,11 +71,6 @@ fn rotate(path: &Path) -> io::Result<()> {
     }
     Ok(())
 }
-
-macro_rules! log {
-    ($($words:tt)*) => { $crate::log::line(&format!($($words)*)) };
-}
-pub(crate) use log;
 
 #[cfg(test)]
 mod tests {

@@ -1,20 +1,23 @@
 //! The daemon's life: it listens, serves whoever may come, and ends when it is told to, or when nobody
 //! has wanted anything for a while.
 
+use crate::activated::{Given, given};
 use crate::config::{Config, Machines};
 use crate::door::Doorway;
 use crate::host::{Ending, Host};
 use crate::keeper::GREETING;
-use crate::log::log;
 use crate::port::Port;
 use crate::socket::{self, Bound};
+use crate::telemetry::{Traces, traced};
 use anyhow::Context;
 use axum::Router;
 use rustix::process::geteuid;
 use sd_notify::NotifyState;
 use std::future::pending;
 use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdTcpListener};
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
@@ -39,7 +42,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Ready {
     /// The socket.
-    pub socket: std::path::PathBuf,
+    pub socket: PathBuf,
     /// The address of TCP, if it was wanted.
     pub address: Option<SocketAddr>,
     /// Whether TLS is spoken there.
@@ -52,32 +55,51 @@ pub struct Ready {
 ///
 /// # Errors
 /// `SocketError::Taken` among them, if there is an engine already.
-pub fn serve(config: Config, ready: impl FnOnce(&Ready)) -> anyhow::Result<()> {
+pub fn serve(mut config: Config, ready: impl FnOnce(&Ready)) -> anyhow::Result<()> {
     if let Some(path) = &config.log {
         crate::log::is_file(path.clone());
     }
-    let (bound, listener) = socket::bind(&config.socket)?;
+    let Given { unix, tcp } = given()?;
+    let (bound, listener) = match unix {
+        Some(listener) => {
+            config.socket = path_of(&listener)?;
+            (socket::take_over(&config.socket)?, listener)
+        }
+        None => socket::bind(&config.socket)?,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let served = runtime.block_on(run(config, &bound, listener, ready));
+    let served = runtime.block_on(async {
+        let traces = Traces::begin(&config.telemetry)?;
+        let served = run(config, &bound, (listener, tcp), ready).await;
+        traces.end().await;
+        served
+    });
     // A thread may still look at a large file.
     runtime.shutdown_background();
     drop(bound);
     served
 }
 
+/// Where a service manager listens.
+fn path_of(listener: &StdUnixListener) -> anyhow::Result<PathBuf> {
+    let address = listener.local_addr().context("cannot listen")?;
+    let path = address.as_pathname().map(Path::to_owned);
+    path.context("the service manager's socket has no path; name one with ListenStream=")
+}
+
 async fn run(
     config: Config,
     bound: &Bound,
-    listener: std::os::unix::net::UnixListener,
+    (listener, tcp): (StdUnixListener, Option<StdTcpListener>),
     ready: impl FnOnce(&Ready),
 ) -> anyhow::Result<()> {
     let host = Host::new(config);
     adopt(&host).await;
     let listener = UnixListener::from_std(listener).context("cannot listen")?;
-    let door = Arc::new(Doorway::open(&host.config).await?);
+    let door = Arc::new(Doorway::open(&host.config, tcp).await?);
     let address = door.address();
     ready(&Ready {
         socket: host.config.socket.clone(),
@@ -87,7 +109,7 @@ async fn run(
     });
     // Of a service manager, if one has started it (sd_notify(3)).
     let _ = sd_notify::notify(&[NotifyState::Ready]);
-    log!(
+    tracing::info!(
         "engine {} is ready at {} (process {}, machines run in: {})",
         env!("CARGO_PKG_VERSION"),
         host.config.socket.display(),
@@ -95,13 +117,13 @@ async fn run(
         host.config.place.name(),
     );
     if let Some(warning) = door.warning() {
-        log!("{warning}");
+        tracing::warn!("{warning}");
     }
     if host.config.machines == Machines::InLab {
         host.keeper.start();
     }
     let router = router(Arc::clone(&host), Arc::clone(&door.access));
-    let mut clients = Clients::new(door.open_to_pages(router));
+    let mut clients = Clients::new(door.open_to_pages(traced(router)));
     if host.config.lab_port {
         clients.add_port().await?;
     }
@@ -112,7 +134,7 @@ async fn run(
         () = idle(&host) => {}
         () = reload(&door) => {}
         why = signalled() => {
-            log!("{why}: it ends");
+            tracing::info!("{why}: it ends");
             host.end(Ending::Drain);
             tokio::spawn(hurry(Arc::clone(&host)));
         }
@@ -125,7 +147,7 @@ async fn run(
     drain(&host, clients).await;
     host.local.engine().shut_down().await;
     host.keeper.end(true).await;
-    log!("ended");
+    tracing::info!("ended");
     Ok(())
 }
 
@@ -135,16 +157,18 @@ async fn adopt(host: &Host) {
         Ok(adopted) => {
             let Adopted { sandboxes, ended } = adopted;
             if sandboxes + ended > 0 {
-                log!(
+                tracing::info!(
                     "goes on with {sandboxes} live sandboxes that another engine has left ({ended} have ended)"
                 );
             }
         }
-        Err(error) => log!("cannot go on with what another engine may have left: {error}"),
+        Err(error) => {
+            tracing::warn!("cannot go on with what another engine may have left: {error}")
+        }
     }
     let asleep = host.find_asleep();
     if asleep > 0 {
-        log!("{asleep} sandboxes are paused");
+        tracing::info!("{asleep} sandboxes are paused");
     }
 }
 
@@ -160,8 +184,8 @@ async fn reload(door: &Doorway) {
         let reloading = monotonic.map(|now| [NotifyState::Reloading, now]);
         let _ = reloading.map(|states| sd_notify::notify(&states));
         match door.reload() {
-            Ok(()) => log!("SIGHUP: limits of keys, and the certificate, are read again"),
-            Err(error) => log!("SIGHUP: all stayed as it was: {error:#}"),
+            Ok(()) => tracing::info!("SIGHUP: limits of keys, and the certificate, are read again"),
+            Err(error) => tracing::warn!("SIGHUP: all stayed as it was: {error:#}"),
         }
         let _ = sd_notify::notify(&[NotifyState::Ready]);
     }
@@ -171,7 +195,7 @@ async fn drain(host: &Host, clients: Clients) {
     let mut endings = host.ending.subscribe();
     let count = host.activity.count();
     if count > 0 {
-        log!("waiting for {count} runs or builds to end");
+        tracing::info!("waiting for {count} runs or builds to end");
     }
     let is_drained = tokio::select! {
         () = host.activity.ended() => true,
@@ -217,7 +241,7 @@ async fn idle(host: &Host) {
         sleep(LOOK_EVERY.min(limit)).await;
         let is_idle = host.activity.idle_for().is_some_and(|idle| idle >= limit);
         if is_idle && host.live_count().await == 0 {
-            log!("nothing to do for {} s: it ends", limit.as_secs());
+            tracing::info!("nothing to do for {} s: it ends", limit.as_secs());
             return;
         }
     }
@@ -231,7 +255,7 @@ async fn accept(listener: &UnixListener, door: &Arc<Doorway>, clients: &mut Clie
             _ = clients.tasks.join_next(), if !clients.tasks.is_empty() => Ok(()),
         };
         if let Err(error) = accepted {
-            log!("cannot take one more client: {error}");
+            tracing::warn!("cannot take one more client: {error}");
             sleep(ACCEPT_AGAIN).await;
         }
     }
@@ -266,7 +290,7 @@ impl Clients {
     fn add_tcp(&mut self, stream: TcpStream, peer: SocketAddr, door: &Arc<Doorway>) {
         let Some(place) = door.place() else {
             // Nobody is told: what would be said takes a place.
-            log!("closed a connection of {peer}: there are too many");
+            tracing::warn!("closed a connection of {peer}: there are too many");
             return;
         };
         // Small answers wait for nothing.
@@ -294,8 +318,8 @@ impl Clients {
         let own = geteuid().as_raw();
         match stream.peer_cred() {
             Ok(peer) if peer.uid() == own || peer.uid() == 0 => self.add(stream, Origin::Owner),
-            Ok(peer) => log!("refused a client of user {}", peer.uid()),
-            Err(error) => log!("refused a client of nobody knows whom: {error}"),
+            Ok(peer) => tracing::warn!("refused a client of user {}", peer.uid()),
+            Err(error) => tracing::warn!("refused a client of nobody knows whom: {error}"),
         }
     }
 

@@ -107,8 +107,8 @@ pub fn check(path: &Path) -> Result<(), SocketError> {
 pub struct Bound {
     path: PathBuf,
     _lock: Lock,
-    /// Device and inode, so that nobody else's is removed.
-    identity: (u64, u64),
+    /// Device and inode, so that nobody else's is removed; `None`: a service manager's, which stays.
+    identity: Option<(u64, u64)>,
 }
 
 struct Lock {
@@ -133,7 +133,8 @@ impl Drop for Bound {
 impl Bound {
     /// Removes the socket, so that nobody comes any more; the lock stays.
     pub fn unlink(&self) {
-        if identity(&self.path).is_ok_and(|now| now == self.identity) {
+        let own = self.identity;
+        if own.is_some() && identity(&self.path).ok() == own {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -173,9 +174,22 @@ pub fn bind(path: &Path) -> Result<(Bound, UnixListener), SocketError> {
     let bound = Bound {
         path: path.to_owned(),
         _lock: lock,
-        identity: identity(path).map_err(at("look at", path))?,
+        identity: Some(identity(path).map_err(at("look at", path))?),
     };
     Ok((bound, listener))
+}
+
+/// Listens where a service manager does already.
+///
+/// # Errors
+/// As [`bind`].
+pub fn take_over(path: &Path) -> Result<Bound, SocketError> {
+    own_folder(path)?;
+    Ok(Bound {
+        path: path.to_owned(),
+        _lock: lock(path)?,
+        identity: None,
+    })
 }
 
 /// Makes the socket's folder; nobody else may put things into it.

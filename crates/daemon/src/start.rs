@@ -287,7 +287,7 @@ fn is_needed(key: &str) -> bool {
         zygote_lab::IN_LAB,
         crate::BUILDS_LOCK_HINT,
     ];
-    let prefixes = ["LC_", "XDG_"];
+    let prefixes = ["LC_", "OTEL_", "XDG_"];
     let lower = key.to_ascii_lowercase();
     names.contains(&key)
         || prefixes.iter().any(|prefix| key.starts_with(prefix))

@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use zygote_api::*;
-use zygote_daemon::{Config, Embedded, Events, LabSettings, Machines, serve};
+use zygote_daemon::{Config, Embedded, Events, LabSettings, Machines, Telemetry, serve};
 use zygote_engine::Settings;
 use zygote_template::Store;
 
@@ -78,6 +78,7 @@ fn config(state: &Path) -> Config {
             command: vec![program.into(), INNER_VERB.into()],
         },
         log: None,
+        telemetry: Telemetry::default(),
     }
 }
 

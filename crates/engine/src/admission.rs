@@ -2,9 +2,11 @@
 //! engine; who comes when it is full is refused at once, with the reason.
 
 use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use zygote_runner::control::Spent;
 
 /// How old the host's word about its memory may be: asking takes 20 µs, and a fork must not.
 const MEMORY_AGE_MAX: Duration = Duration::from_millis(100);
@@ -51,12 +53,25 @@ pub enum NoRoom {
     },
 }
 
+/// What sandboxes that have ended have taken from the host, since the engine began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// How many.
+    pub sandboxes: u64,
+    /// Their page faults.
+    pub faults: u64,
+    /// Their processor time, in microseconds.
+    pub cpu_us: u64,
+}
+
 /// The engine's doorkeeper.
 #[derive(Debug)]
 pub struct Admission {
     budget: Budget,
     sandboxes: Arc<Semaphore>,
     memory: Mutex<Option<(Instant, u64)>>,
+    /// Of those that have left: how many, their faults, their time.
+    ended: [AtomicU64; 3],
 }
 
 /// A sandbox's place; dropped when its process is gone.
@@ -70,7 +85,26 @@ impl Admission {
             budget,
             sandboxes: Arc::new(Semaphore::new(budget.sandboxes_max)),
             memory: Mutex::default(),
+            ended: Default::default(),
         })
+    }
+
+    /// One has ended.
+    pub(crate) fn has_spent(&self, spent: Spent) {
+        for (sum, number) in self.ended.iter().zip([1, spent.faults, spent.cpu_us]) {
+            sum.fetch_add(number, Ordering::Relaxed);
+        }
+    }
+
+    /// What those have taken that have ended.
+    pub fn ended(&self) -> Ended {
+        let [sandboxes, faults, cpu_us] =
+            self.ended.each_ref().map(|sum| sum.load(Ordering::Relaxed));
+        Ended {
+            sandboxes,
+            faults,
+            cpu_us,
+        }
     }
 
     /// What it has to give.

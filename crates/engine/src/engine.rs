@@ -1,7 +1,8 @@
 //! The engine: templates that stay loaded while they are used, a pool of forks for each, a line of
 //! those who want one, and the end of it all.
 
-use crate::admission::{Admission, Budget, memory_left_bytes};
+use crate::admission::{Admission, Budget, Ended, memory_left_bytes};
+use crate::census::{Census, Counted};
 use crate::fork::{Fork, ForkError};
 use crate::held::{Holder, HolderConfig};
 use crate::live::{LiveLimits, Registry};
@@ -17,6 +18,7 @@ use std::future::ready;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use tracing::{Instrument, debug_span};
 use zygote_runner::control::MissingWall;
 use zygote_snapshot::RunKind;
 use zygote_template::{Store, StoreError};
@@ -146,6 +148,7 @@ pub struct Engine {
     live: Registry,
     holder: Arc<Holder>,
     loaded: Mutex<HashMap<String, Arc<Loaded>>>,
+    counted: Counted,
 }
 
 impl Engine {
@@ -159,6 +162,7 @@ impl Engine {
             holder,
             settings,
             loaded: Mutex::default(),
+            counted: Counted::default(),
         })
     }
 
@@ -201,15 +205,19 @@ impl Engine {
         let requested = Instant::now();
         // First: who is not there is told at once, and waits in no line.
         let loaded = self.find(&order.template, order.build, order.tenant.as_deref())?;
-        let mut turn = self.queue.turn(&order.whose).await?;
+        let waiting = self.queue.turn(&order.whose);
+        let mut turn = waiting.instrument(debug_span!("queue")).await?;
         let kind = order.request.kind();
         let forked = self
             .fork(&loaded, kind, order.allow_missing_walls, notes)
+            .instrument(debug_span!("fork", template = loaded.template))
             .await;
         let ended = match forked {
             Ok((pool, fork)) => {
+                let span = debug_span!("exec", sandbox = %fork.id);
                 let fork = ready(Ok(fork));
-                Ok(run_in(pool.zygote(), requested, fork, order.request, events).await)
+                let running = run_in(pool.zygote(), requested, fork, order.request, events);
+                Ok(running.instrument(span).await)
             }
             Err(error) => Err(error),
         };
@@ -363,6 +371,26 @@ impl Engine {
         }
         all.sort_by(|a, b| (&a.build, a.replica).cmp(&(&b.build, b.replica)));
         all
+    }
+
+    /// What sandboxes take from the host; as it was a few seconds ago, if it was asked for then.
+    pub async fn census(&self) -> Census {
+        self.counted.recent(self).await
+    }
+
+    /// What those have taken that have ended.
+    pub fn ended(&self) -> Ended {
+        self.admission.ended()
+    }
+
+    pub(crate) async fn pools(&self) -> Vec<Arc<Pool>> {
+        let mut pools = Vec::new();
+        for loaded in self.all() {
+            for replica in &loaded.replicas {
+                pools.extend(replica.loaded().await);
+            }
+        }
+        pools
     }
 
     /// Who runs, and what has come of the others.

@@ -4,6 +4,7 @@
 //! One owner task a sandbox, one a zygote process; everything else sends them messages.
 
 mod admission;
+mod census;
 mod conversation;
 mod engine;
 mod fork;
@@ -21,7 +22,8 @@ mod usage;
 mod walls;
 mod zygote;
 
-pub use admission::{Admission, Budget, NoRoom};
+pub use admission::{Admission, Budget, Ended, NoRoom};
+pub use census::{Census, Taken};
 pub use engine::{Engine, EngineError, LoadedStatus, Note, Order, Settings};
 pub use fork::ForkError;
 pub use held::{HolderConfig, holder_main};

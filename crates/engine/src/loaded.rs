@@ -132,7 +132,14 @@ impl Replica {
         };
         // Before it is verified; what cannot be opened is for the zygote process to tell.
         let watch = Watch::begin(&self.snapshot, &store.pieces_of(&self.snapshot)).ok();
+        let begun = Instant::now();
         let zygote = Zygote::load(&config).await?;
+        let ms = begun.elapsed().as_secs_f64() * 1e3;
+        tracing::info!(
+            template = self.snapshot.display().to_string(),
+            ms,
+            "loaded a template"
+        );
         let fresh = Arc::new(Pool::new(zygote, settings.pool, first));
         *pool = Some(Filled {
             pool: Arc::clone(&fresh),

@@ -6,6 +6,7 @@ use crate::sandbox::{self, Event, RunRequest, RunResult};
 use crate::usage::Meter;
 use crate::zygote::Zygote;
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -60,6 +61,8 @@ pub struct PoolStats {
     pub made: u64,
     /// Those of them that could not be made, or died waiting.
     pub lost: u64,
+    /// What making them has taken.
+    pub making: Duration,
 }
 
 /// A zygote with forks made ahead.
@@ -83,6 +86,7 @@ struct Shared {
     misses: AtomicU64,
     made: AtomicU64,
     lost: AtomicU64,
+    making_us: AtomicU64,
 }
 
 impl Shared {
@@ -200,7 +204,16 @@ impl Pool {
             misses: count(&self.shared.misses),
             made: count(&self.shared.made),
             lost: count(&self.shared.lost),
+            making: Duration::from_micros(count(&self.shared.making_us)),
         }
+    }
+
+    /// The processes of forks that wait, to be measured.
+    pub(crate) fn processes(&self) -> Vec<OwnedFd> {
+        let idle = self.shared.idle();
+        idle.iter()
+            .filter_map(|fork| fork.runner.process.try_clone().ok())
+            .collect()
     }
 
     /// Waits until so many forks wait; false if that takes longer than making one may.
@@ -329,7 +342,10 @@ impl Filler {
         let fork = match Fork::of(&self.zygote, kind).await {
             Ok(fork) if timeout(PARK_MAX, fork.parked()).await == Ok(true) => fork,
             // Who comes now learns why by trying.
-            Ok(_) | Err(_) => {
+            made => {
+                let why =
+                    made.map_or_else(|error| error.to_string(), |_| "it did not park".to_owned());
+                tracing::warn!("a fork that was to wait could not be made: {why}");
                 self.shared.lost.fetch_add(1, Ordering::Relaxed);
                 sleep(RETRY.saturating_sub(started.elapsed())).await;
                 return;
@@ -339,6 +355,9 @@ impl Filler {
             self.affordable = self.afford(&fork).await;
         }
         self.shared.made.fetch_add(1, Ordering::Relaxed);
+        let took = started.elapsed().as_micros();
+        let took = u64::try_from(took).unwrap_or(u64::MAX);
+        self.shared.making_us.fetch_add(took, Ordering::Relaxed);
         self.shared.idle().push_back(fork);
         self.shared.added.notify_waiters();
     }

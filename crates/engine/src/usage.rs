@@ -13,6 +13,8 @@ pub struct Usage {
     /// Pages that belong to its process alone, in KiB: guest pages that it changed, the process's
     /// own stacks and heap.
     pub private_kib: u64,
+    /// Pages that it has mapped and shares with others, in KiB: above all its template's.
+    pub shared_kib: u64,
     /// Page tables of the process, in KiB.
     pub page_tables_kib: u64,
     /// Processor time that it has used.
@@ -55,10 +57,11 @@ impl Meter {
         self.rollup.read_to_string(&mut rollup).ok()?;
         self.status.read_to_string(&mut status).ok()?;
         self.stat.read_to_string(&mut stat).ok()?;
+        // Pages of a file in memory (tmpfs) are always dirty; what was copied is anonymous.
+        let copied = kib(&rollup, "Private_Dirty:")?.min(kib(&rollup, "Anonymous:")?);
         Some(Usage {
-            // Pages of a file in memory (tmpfs) are always dirty; what was copied is anonymous.
-            private_kib: kib(&rollup, "Private_Dirty:")?.min(kib(&rollup, "Anonymous:")?)
-                + kib(&rollup, "Private_Hugetlb:")?,
+            private_kib: copied + kib(&rollup, "Private_Hugetlb:")?,
+            shared_kib: kib(&rollup, "Rss:")?.saturating_sub(copied),
             page_tables_kib: kib(&status, "VmPTE:")?,
             cpu: cpu(&stat)?,
         })

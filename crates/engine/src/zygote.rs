@@ -230,6 +230,7 @@ impl Zygote {
             runners: HashMap::new(),
             held: None,
             first: None,
+            admission: Arc::clone(admission),
         };
         let Load {
             snapshot, pieces, ..
@@ -283,6 +284,7 @@ impl Zygote {
             runners: HashMap::new(),
             held: None,
             first: Some(parent.first_key().to_owned()),
+            admission: Arc::clone(&parent.family.admission),
         };
         let key = format!("{KEY}{}", Uuid::new_v4().simple());
         Ok(Self::of(owned, Family::of_branch(parent), key, Some(own)))
@@ -337,6 +339,7 @@ impl Zygote {
             first: record.first,
             group: group.map(|(path, lock)| Group::adopt(path, lock)),
             runners: known,
+            admission: Arc::clone(admission),
             held: Some(Held {
                 holder: Arc::clone(holder),
                 key: entry.key.clone(),

@@ -16,7 +16,8 @@ use tokio::sync::mpsc;
 use zygote_engine::*;
 use zygote_protocol::{AgentMessage, FrameDecoder, HostMessage, encode};
 use zygote_runner::control::{
-    FromRunner, FromZygote, Load, PACKET_MAX_BYTES, ToZygote, decode, encode as encode_packet,
+    FromRunner, FromZygote, Load, PACKET_MAX_BYTES, Spent, ToZygote, decode,
+    encode as encode_packet,
 };
 use zygote_runner::packet;
 
@@ -69,6 +70,7 @@ fn role() {
                 &FromZygote::Ended {
                     pid: number,
                     status: 0,
+                    spent: Spent::default(),
                 },
             );
             continue;
@@ -84,6 +86,7 @@ fn role() {
             let ended = FromZygote::Ended {
                 pid: number,
                 status: 9,
+                spent: Spent::default(),
             };
             // The engine may have ended it.
             let _ = measured.kill();

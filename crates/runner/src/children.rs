@@ -1,7 +1,8 @@
 //! The runners of a zygote process, from fork to reaping.
 
-#![expect(unsafe_code, reason = "sigprocmask, signalfd, waitpid, kill")]
+#![expect(unsafe_code, reason = "sigprocmask, signalfd, wait4, kill")]
 
+use crate::control::Spent;
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -53,12 +54,15 @@ impl Children {
         self.made
     }
 
-    /// Gives `ended` the process id and wait status of each child that has ended since.
-    pub fn reap(&mut self, mut ended: impl FnMut(u32, i32) -> io::Result<()>) -> io::Result<()> {
+    /// Gives `ended` the process id and wait status of each child that has ended since, and what it has taken.
+    pub fn reap(
+        &mut self,
+        mut ended: impl FnMut(u32, i32, Spent) -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut drained = [0; 128];
         while rustix::io::read(&self.signals, &mut drained[..]).is_ok() {}
-        while let Some((pid, status)) = self.wait_for_any(libc::WNOHANG) {
-            ended(pid, status)?;
+        while let Some((pid, status, spent)) = self.wait_for_any(libc::WNOHANG) {
+            ended(pid, status, spent)?;
         }
         Ok(())
     }
@@ -80,18 +84,30 @@ impl Children {
         while self.wait_for_any(0).is_some() {}
     }
 
-    fn wait_for_any(&mut self, flags: i32) -> Option<(u32, i32)> {
+    fn wait_for_any(&mut self, flags: i32) -> Option<(u32, i32, Spent)> {
         let mut status = 0;
+        // SAFETY: all zeroes are one.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
         let pid = loop {
-            // SAFETY: writes one integer.
-            let pid = unsafe { libc::waitpid(-1, &raw mut status, flags) };
+            // SAFETY: writes one integer, and one structure of its own.
+            let pid = unsafe { libc::wait4(-1, &raw mut status, flags, &raw mut usage) };
             if pid >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
                 break pid;
             }
         };
         let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0)?;
         self.running.remove(&pid);
-        Some((pid, status))
+        Some((pid, status, spent(&usage)))
+    }
+}
+
+/// As getrusage(2) tells it.
+fn spent(usage: &libc::rusage) -> Spent {
+    let number = |value: i64| u64::try_from(value).unwrap_or_default();
+    let micros = |time: libc::timeval| number(time.tv_sec) * 1_000_000 + number(time.tv_usec);
+    Spent {
+        faults: number(usage.ru_minflt) + number(usage.ru_majflt),
+        cpu_us: micros(usage.ru_utime) + micros(usage.ru_stime),
     }
 }
 

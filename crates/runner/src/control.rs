@@ -85,7 +85,18 @@ pub enum FromZygote {
         pid: u32,
         /// How it ended, as wait(2) tells.
         status: i32,
+        /// What it has taken.
+        spent: Spent,
     },
+}
+
+/// What a process has taken from its host, as wait4(2) tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// Page faults, those of its guest among them.
+    pub faults: u64,
+    /// Processor time, in microseconds.
+    pub cpu_us: u64,
 }
 
 /// From the engine to a runner of a live sandbox.

@@ -186,7 +186,10 @@ fn serve(
         }
         let asked = !fds[0].revents().is_empty();
         if !fds[1].revents().is_empty() {
-            let ended = |pid, status| tell(control, &FromZygote::Ended { pid, status });
+            let ended = |pid, status, spent| {
+                let ended = FromZygote::Ended { pid, status, spent };
+                tell(control, &ended)
+            };
             children.reap(ended)?;
         }
         if asked {

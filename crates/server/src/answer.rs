@@ -23,6 +23,13 @@ impl RequestId {
 #[derive(Clone, Debug)]
 pub struct Made(pub String);
 
+/// A code's word.
+pub fn word(code: ErrorCode) -> String {
+    let value = serde_json::to_value(code).ok();
+    let word = value.and_then(|value| value.as_str().map(str::to_owned));
+    word.unwrap_or_default()
+}
+
 /// A failure, without the request's name: a layer puts that in.
 #[derive(Clone, Debug)]
 pub struct Failed(pub Failure);

@@ -1,5 +1,6 @@
 //! What the routes call.
 
+use crate::metrics::Metrics;
 use axum::response::Response;
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -31,7 +32,10 @@ pub trait Backend: Send + Sync + 'static {
     /// What it holds.
     fn status(&self) -> impl Future<Output = Status> + Send;
 
-    /// What a monitor reads: see [`crate::Metrics`].
+    /// Where it is counted what happens.
+    fn counts(&self) -> &Metrics;
+
+    /// What a monitor reads: see [`Metrics`].
     fn metrics(&self) -> impl Future<Output = String> + Send;
 
     /// Begins to stop.

@@ -2,7 +2,7 @@
 //! where none is needed, the request must be meant for us: any program of this machine and any web page in a
 //! browser on it can send one.
 
-use crate::answer::{Failed, Made, RequestId};
+use crate::answer::{Failed, Made, RequestId, word};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
@@ -44,6 +44,9 @@ pub async fn guarded(
 ) -> Response {
     let origin = request.extensions().get::<Origin>().copied();
     let (caller, failure) = passed(&access, origin, &request);
+    if let Some(caller) = &caller {
+        tell_of(caller);
+    }
     let audit = access.audit();
     let pending = audit.and_then(|audit| Pending::of(audit, &access, &request, origin, &caller));
     let answer = match failure {
@@ -60,6 +63,17 @@ pub async fn guarded(
         pending.answered(&answer);
     }
     answer
+}
+
+/// For the log, and for traces.
+fn tell_of(caller: &Caller) {
+    let span = tracing::Span::current();
+    if let Some(key) = &caller.key {
+        span.record("key", &**key);
+    }
+    if let Some(tenant) = &caller.tenant {
+        span.record("tenant", &**tenant);
+    }
 }
 
 /// Whoever asks, if that is known, and why that one may not, if it is so.
@@ -140,8 +154,7 @@ impl<'a> Pending<'a> {
     fn answered(mut self, answer: &Response) {
         let failed = answer.extensions().get::<Failed>();
         let failed = failed.map(|failed| failed.0.code);
-        let error = failed.and_then(|code| serde_json::to_value(code).ok());
-        self.entry.error = error.and_then(|code| code.as_str().map(str::to_owned));
+        self.entry.error = failed.map(word);
         self.entry.status = failed.map_or(answer.status().as_u16(), ErrorCode::status);
         self.entry.made = answer.extensions().get::<Made>().map(|made| made.0.clone());
     }

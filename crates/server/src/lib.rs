@@ -22,7 +22,7 @@ pub use connection::serve;
 pub use document::document;
 pub use guard::Origin;
 pub use local::Local;
-pub use metrics::Metrics;
+pub use metrics::{Measured, Metrics, merged};
 pub use routes::router;
 pub use template::{
     recipe_failure, template_detail, template_failure, template_for, template_info, template_list,

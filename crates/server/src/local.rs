@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tracing::{Instrument, debug_span};
 use zygote_access::Caller;
 use zygote_api::{
     AttachRequest, Built, CreateEvent, ErrorCode, ExecEvent, ExecInput, ExecRequest, ExecResult,
@@ -177,6 +178,7 @@ impl Local {
         let created = self
             .engine
             .create(spec, key, caller.limits.sandboxes, &notes)
+            .instrument(debug_span!("create"))
             .await;
         let sandbox = created.map_err(|error| live_failure(&error))?;
         Ok(sandbox_info(&sandbox))
@@ -239,6 +241,7 @@ impl Local {
             hits: loaded.pool.hits,
             misses: loaded.pool.misses,
             refills: loaded.pool.made,
+            refills_us: u64::try_from(loaded.pool.making.as_micros()).unwrap_or(u64::MAX),
             lost: loaded.pool.lost,
         });
         told.collect()
@@ -275,6 +278,7 @@ impl Local {
             timed_out: result.outcome == Outcome::TimedOut,
             out_of_memory,
             fork_time_ms: result.fork_time.map(milliseconds),
+            first_output_time_ms: result.first_output_time.map(milliseconds),
             exec_time_ms: result.exec_time.map(milliseconds),
             total_time_ms: milliseconds(result.total_time),
             memory_private_kib: result.usage.map(|usage| usage.private_kib),

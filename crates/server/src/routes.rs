@@ -6,18 +6,20 @@ use crate::document::document;
 use crate::exec::{batch, exec, lab_exec};
 use crate::guard::{allowed, guarded, owners};
 use crate::lines::{object, query};
+use crate::metrics::Answered;
 use crate::page;
 use crate::stream::{EVENTS_MAX, Form, answer};
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Extension, Path, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Uri, header};
+use axum::extract::{Extension, MatchedPath, Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use bytes::Bytes;
 use serde::Serialize;
 use std::sync::{Arc, LazyLock};
+use std::time::Instant;
 use tokio::sync::mpsc;
 use zygote_access::{Access, Caller, Role};
 use zygote_api::{BuildEvent, ErrorCode, Failure, HealthAnswer, PublicHealth, RemoveTemplate};
@@ -36,7 +38,10 @@ pub fn router<B: Backend>(backend: Arc<B>, access: Arc<Access>) -> Router {
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state(access, guarded))
-        .layer(middleware::from_fn(named))
+        .layer(middleware::from_fn_with_state(
+            Arc::clone(&backend),
+            named::<B>,
+        ))
         .with_state(backend)
 }
 
@@ -88,18 +93,47 @@ fn owners_own<B: Backend>() -> Router<Arc<B>> {
         .route("/v1/lab/down", post(lab_down::<B>))
 }
 
-/// Names each request, and gives failures their shape.
-async fn named(mut request: Request, next: Next) -> Response {
+/// What is counted of requests to where there is nothing, whatever they name.
+const NOWHERE: &str = "none";
+
+/// Names each request, counts it, and gives failures their shape.
+async fn named<B: Backend>(
+    State(backend): State<Arc<B>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let begun = Instant::now();
     let id = RequestId::draw();
+    tracing::Span::current().record("request_id", &*id.0);
     request.extensions_mut().insert(id.clone());
+    let method = known(request.method());
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let mut response = next.run(request).await;
+    let mut error = None;
     if let Some(Failed(failure)) = response.extensions_mut().remove() {
+        error = Some(failure.code);
         response = failed(failure, &id);
     }
+    backend.counts().answered(&Answered {
+        method,
+        route: route.as_ref().map_or(NOWHERE, MatchedPath::as_str),
+        status: response.status().as_u16(),
+        error,
+        took: begun.elapsed(),
+    });
     if let Ok(value) = HeaderValue::from_str(&id.0) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+/// Methods that somebody makes up are one.
+fn known(method: &Method) -> &'static str {
+    let known = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"];
+    known
+        .into_iter()
+        .find(|name| *name == method.as_str())
+        .unwrap_or("other")
 }
 
 async fn no_path(request: Request) -> Failed {

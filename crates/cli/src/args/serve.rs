@@ -46,6 +46,17 @@ pub struct Settings {
     /// Programs of its batches [default: 1000]
     #[arg(long, value_name = "N")]
     pub key_batch_max: Option<u32>,
+    /// Of what weight lines of the log are written: error, warn, info, debug (each request), trace, off
+    /// [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// What they look like: text or json [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// Send traces of requests to this OpenTelemetry collector (OTLP over HTTP), such as http://127.0.0.1:4318
+    /// [default: as OTEL_EXPORTER_OTLP_ENDPOINT says, else nowhere]
+    #[arg(long, value_name = "URL")]
+    pub otlp: Option<String>,
     /// End after so long without work; 0: stay [default: 15m in the background, 0 in the foreground]
     #[arg(long, value_name = "TIME")]
     pub idle_exit: Option<String>,

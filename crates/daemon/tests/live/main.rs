@@ -18,6 +18,7 @@ mod processes;
 mod sdks;
 mod tenants;
 mod tls;
+mod watched;
 
 use cells::{cell, cell_end, code_of};
 use fake::AGENT_VERB;
@@ -126,6 +127,10 @@ tests!(
     sdks::the_python_sdk_does_what_it_says,
     sdks::the_typescript_sdk_does_what_it_says,
     tls::tls_is_spoken_and_a_new_certificate_is_taken_at_a_signal,
+    watched::metrics_tell_what_has_happened,
+    watched::traces_reach_a_collector_and_the_log_names_requests,
+    watched::a_service_manager_may_listen_for_it,
+    watched::a_collector_that_is_away_is_told_of_once,
     model::random_sequences_of_verbs_do_what_a_model_does,
 );
 

@@ -39,6 +39,20 @@ impl Shop {
         KeyFile::at(self.home.state().join("keys.json"))
     }
 
+    /// Ends the daemon, and waits until it is gone.
+    pub fn stop(&self) {
+        let request = StopRequest {
+            now: true,
+            if_idle: false,
+        };
+        let stopped = self.runtime.block_on(self.client.stop(request)).unwrap();
+        // A child of this process, which does not ask how it has ended.
+        until("it is gone", || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", stopped.pid));
+            stat.map_or(true, |stat| stat.contains(") Z "))
+        });
+    }
+
     pub fn key(&self, tenant: &str, role: Role) -> String {
         self.limited(tenant, role, Limits::default())
     }
@@ -70,7 +84,7 @@ impl Shop {
         raw(&mut stream, &request)
     }
 
-    fn asked(&self, key: &str, method: &str, path: &str, body: &Value) -> Value {
+    pub fn asked(&self, key: &str, method: &str, path: &str, body: &Value) -> Value {
         let (status, answer) = self.ask(key, method, path, &body.to_string());
         assert_eq!(status, 200, "{method} {path}: {answer}");
         serde_json::from_str(

@@ -13,7 +13,8 @@ use zygote_protocol::{
     AgentMessage, Described, ExitStatus, FrameDecoder, HostMessage, Program, Resumed, Start, encode,
 };
 use zygote_runner::control::{
-    FromRunner, FromZygote, PACKET_MAX_BYTES, ToRunner, ToZygote, decode, encode as encode_packet,
+    FromRunner, FromZygote, PACKET_MAX_BYTES, Spent, ToRunner, ToZygote, decode,
+    encode as encode_packet,
 };
 use zygote_runner::packet;
 
@@ -79,6 +80,7 @@ pub fn zygote() -> ! {
                 &FromZygote::Ended {
                     pid: number,
                     status: 9,
+                    spent: Spent::default(),
                 },
             );
         });

@@ -11,8 +11,8 @@ use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use zygote_api::*;
 use zygote_daemon::{
-    Again, Client, ClientError, Config, Door, Events, LabSettings, Limits, Machines, READY,
-    Starter, TlsFiles, serve,
+    Again, Client, ClientError, Config, Door, Events, LabSettings, LevelFilter, Limits, Machines,
+    READY, Starter, Telemetry, TlsFiles, serve,
 };
 use zygote_engine::{HolderConfig, PoolConfig, QueueLimits, Settings, holder_main};
 use zygote_template::{Store, Template};
@@ -161,6 +161,13 @@ pub fn config(home: &Path, options: &[String]) -> Config {
             command: vec![],
         },
         log: Some(home.join("state/log/engine.log")),
+        telemetry: Telemetry {
+            level: options
+                .get("log_level")
+                .map_or(LevelFilter::INFO, |level| level.parse().unwrap()),
+            is_json: options.contains_key("log_json"),
+            otlp: options.get("otlp").map(ToString::to_string),
+        },
     }
 }
 

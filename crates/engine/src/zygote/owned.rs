@@ -3,7 +3,7 @@
 use super::process::Process;
 use super::runner::{Life, Runner};
 use super::{END_MAX, ForkRequest, Record, Request, UNANSWERED_MAX, ZygoteError};
-use crate::admission::Place;
+use crate::admission::{Admission, Place};
 use crate::held::Holder;
 use crate::pressure;
 use crate::socket::ControlSocket;
@@ -23,6 +23,8 @@ pub(super) struct Owned {
     pub process: Process,
     pub group: Option<Group>,
     pub runners: HashMap<u32, (oneshot::Sender<i32>, Option<Place>)>,
+    /// Where it is added up what runners have taken.
+    pub admission: Arc<Admission>,
     pub held: Option<Held>,
     /// The key of the first of its family, if it is another.
     pub first: Option<String>,
@@ -93,7 +95,8 @@ impl Owned {
                             let _ = reply.send(Err(ZygoteError::Fork(message)));
                         }
                     }
-                    Ok((FromZygote::Ended { pid, status }, _)) => {
+                    Ok((FromZygote::Ended { pid, status, spent }, _)) => {
+                        self.admission.has_spent(spent);
                         if let Some((sender, _)) = self.runners.remove(&pid) {
                             // The sandbox may have stopped caring.
                             let _ = sender.send(status);

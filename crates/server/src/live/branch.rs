@@ -4,6 +4,7 @@ use super::words::{live_failure, sandbox_info};
 use crate::local::{milliseconds, time_limit};
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::{Instrument, debug_span};
 use zygote_access::Caller;
 use zygote_api::{BranchPause, BranchRequest, Branched, Failure};
 use zygote_engine::live::{BranchSpec, Sandbox};
@@ -21,7 +22,9 @@ pub async fn branch(
     source: &Arc<Sandbox>,
     request: BranchRequest,
 ) -> Result<Branched, Failure> {
-    let branched = engine.branch(source, &spec(request, caller)?).await;
+    let span = debug_span!("branch", count = request.count);
+    let spec = spec(request, caller)?;
+    let branched = engine.branch(source, &spec).instrument(span).await;
     let branched = branched.map_err(|error| live_failure(&error))?;
     let Pause {
         stop_us,

@@ -39,9 +39,9 @@ async fn branch<B: Backend>(
 ) -> Answer {
     let asked: BranchRequest = object(body).await?;
     let engine = engine(&*backend)?;
-    Ok(json(
-        &branches::branch(engine, &caller, &source, asked).await?,
-    ))
+    let branched = branches::branch(engine, &caller, &source, asked).await?;
+    backend.counts().branched(&branched.pause);
+    Ok(json(&branched))
 }
 
 async fn keep_moment(Its(sandbox): Its, body: Body) -> Answer {

@@ -95,8 +95,9 @@ impl Owner {
     }
 
     fn measure(&self, reply: oneshot::Sender<Option<crate::Usage>>) {
-        let meter = Meter::open(&self.runner.process);
+        let process = self.runner.process.try_clone();
         tokio::task::spawn_blocking(move || {
+            let meter = process.and_then(|process| Meter::open(&process));
             let usage = meter.ok().and_then(Meter::measure);
             // Who asked may have gone.
             let _ = reply.send(usage);
