@@ -85,6 +85,8 @@ impl Caller {
             key: behalf.key,
             limits: Limits {
                 sandboxes: behalf.sandboxes_max,
+                memory_bytes: behalf.memory_bytes_max,
+                cpus: behalf.cpus_max,
                 ..Limits::default()
             },
             is_owner: false,
@@ -98,6 +100,8 @@ impl Caller {
             tenant: self.tenant.clone(),
             key: self.key.clone(),
             sandboxes_max: self.limits.sandboxes,
+            memory_bytes_max: self.limits.memory_bytes,
+            cpus_max: self.limits.cpus,
         };
         (behalf != OnBehalf::default()).then_some(behalf)
     }

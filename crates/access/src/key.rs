@@ -25,6 +25,18 @@ pub struct Limits {
     /// Programs of one batch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<u32>,
+    /// Memory that the tenant's machines may take at once, in bytes: each counts with all that it may take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Their processors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<u32>,
+    /// Output of a run, in bytes; what is more is thrown away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output_bytes: Option<u64>,
+    /// Bytes of one request: code, files, input.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upload_bytes: Option<u64>,
 }
 
 impl Limits {
@@ -37,6 +49,10 @@ impl Limits {
             sandboxes: self.sandboxes.or(other.sandboxes),
             timeout_s: self.timeout_s.or(other.timeout_s),
             batch: self.batch.or(other.batch),
+            memory_bytes: self.memory_bytes.or(other.memory_bytes),
+            cpus: self.cpus.or(other.cpus),
+            output_bytes: self.output_bytes.or(other.output_bytes),
+            upload_bytes: self.upload_bytes.or(other.upload_bytes),
         }
     }
 }
@@ -106,8 +122,19 @@ impl NewKey {
             }
         }
         let is_time = |time: f64| time > 0.0 && time.is_finite();
-        let counts = [self.limits.rate, self.limits.runs, self.limits.batch];
-        if counts.contains(&Some(0)) || !self.limits.timeout_s.is_none_or(is_time) {
+        let Limits {
+            rate,
+            runs,
+            batch,
+            cpus,
+            ..
+        } = self.limits;
+        let counts = [rate, runs, batch, cpus];
+        let sizes = [self.limits.memory_bytes, self.limits.upload_bytes];
+        if counts.contains(&Some(0))
+            || sizes.contains(&Some(0))
+            || !self.limits.timeout_s.is_none_or(is_time)
+        {
             return Err("a limit of 0 lets nothing through: revoke the key instead".into());
         }
         Ok(())

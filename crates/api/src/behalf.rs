@@ -18,4 +18,10 @@ pub struct OnBehalf {
     /// How many sandboxes the tenant may have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sandboxes_max: Option<u32>,
+    /// Memory that all of its machines may take at once, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes_max: Option<u64>,
+    /// Their processors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus_max: Option<u32>,
 }

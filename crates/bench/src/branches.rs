@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use zygote_engine::live::{BranchSpec, EndReason, ProcessSpec, Sandbox, SandboxSpec};
-use zygote_engine::{Engine, Settings};
+use zygote_engine::{Allowance, Engine, Quota, Settings};
 use zygote_template::Store;
 
 /// How long processes may take to stop.
@@ -72,7 +72,10 @@ async fn rounds(engine: &Arc<Engine>, plan: &Plan) -> Result<BranchTimes, RunErr
             .map_err(failed)?;
         took.push(begun.elapsed());
         let begun = Instant::now();
-        engine.wake(&source).await.map_err(failed)?;
+        engine
+            .wake(&source, Quota::default())
+            .await
+            .map_err(failed)?;
         took.push(begun.elapsed());
         source.end(EndReason::Removed).await;
         // The first has found everything cold.
@@ -102,7 +105,9 @@ async fn create(
         template: plan.template.clone(),
         ..SandboxSpec::default()
     };
-    engine.create(spec, None, None, &|_| ()).await
+    engine
+        .create(spec, None, Allowance::default(), &|_| ())
+        .await
 }
 
 fn once() -> BranchSpec {
@@ -115,6 +120,6 @@ fn once() -> BranchSpec {
         limit: FREEZE_MAX,
         anyway: false,
         moment: None,
-        sandboxes_max: None,
+        allowance: Allowance::default(),
     }
 }

@@ -492,7 +492,7 @@ pub struct BenchArgs {
     /// Draw pictures of it (SVG) into this folder
     #[arg(long, value_name = "DIR")]
     pub plots: Option<PathBuf>,
-    /// Ask an engine instead, as its users do: http://HOST:PORT, or unix:PATH
+    /// Ask an engine instead, as its users do: http://HOST:PORT, https://HOST:PORT, or unix:PATH
     #[arg(long, value_name = "URL", conflicts_with_all = ["runs", "held"])]
     pub url: Option<String>,
     /// With --url: a key of that engine (better: the variable)

@@ -33,6 +33,10 @@ fn create(file: &KeyFile, args: &KeyCreateArgs) -> anyhow::Result<u8> {
                 .timeout
                 .map(|time| time.0.unwrap_or_default().as_secs_f64()),
             batch: args.batch,
+            memory_bytes: args.memory,
+            cpus: args.cpus,
+            output_bytes: args.output,
+            upload_bytes: args.upload,
         },
     });
     let (secret, key) = created.map_err(|error| match error {

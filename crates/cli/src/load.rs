@@ -1,6 +1,7 @@
 //! `zygote bench --url`: an engine under load, as its users see it.
 
 mod drive;
+mod tls;
 
 use crate::args::BenchArgs;
 use crate::engine;
@@ -13,6 +14,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use zygote_api::{ErrorCode, ExecRequest, Failure};
 use zygote_bench::{Samples, draw_load};
 use zygote_daemon::{Client, ClientError};
@@ -27,6 +29,7 @@ const CONNECTIONS: u32 = 16;
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Target {
     Tcp(String),
+    Tls(String),
     Unix(PathBuf),
 }
 
@@ -53,10 +56,13 @@ pub fn run(url: &str, args: &BenchArgs) -> anyhow::Result<u8> {
     if !args.json && std::io::stderr().is_terminal() {
         complain!("zygote: asking {url} for {} s", load.duration.as_secs());
     }
+    let connector = matches!(target, Target::Tls(_)).then(tls::connector);
+    let connector = connector.transpose()?;
     let outcome = engine::runtime()?.block_on(async {
         let mut clients = Vec::new();
         for _ in 0..connections {
-            clients.push(connect(&target, args.key.as_deref()).await?);
+            let key = args.key.as_deref();
+            clients.push(connect(&target, connector.as_ref(), key).await?);
         }
         anyhow::Ok(drive::run(clients, &load).await)
     })?;
@@ -88,36 +94,48 @@ fn target(url: &str) -> anyhow::Result<Target> {
     if let Some(path) = url.strip_prefix("unix:") {
         return Ok(Target::Unix(path.into()));
     }
-    let Some(rest) = url.strip_prefix("http://") else {
-        let failure = usage(format!(
-            "--url {url}: it is neither http://HOST:PORT nor unix:PATH"
-        ));
-        return Err(failure
-            .remedy(
-                "TLS is not spoken here: measure on the engine's machine, or before what ends it",
-            )
-            .into());
+    let (rest, is_tls) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
+        (Some(rest), _) => (rest, false),
+        (None, Some(rest)) => (rest, true),
+        (None, None) => {
+            let message = format!("--url {url}: it is neither http(s)://HOST:PORT nor unix:PATH");
+            return Err(usage(message).into());
+        }
     };
     let host = rest.trim_end_matches('/');
     let has_port = host
         .rsplit_once(':')
         .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    Ok(Target::Tcp(if has_port {
-        host.to_owned()
+    let address = match (has_port, is_tls) {
+        (true, _) => host.to_owned(),
+        (false, true) => format!("{host}:443"),
+        (false, false) => format!("{host}:80"),
+    };
+    Ok(if is_tls {
+        Target::Tls(address)
     } else {
-        format!("{host}:80")
-    }))
+        Target::Tcp(address)
+    })
 }
 
-async fn connect(target: &Target, key: Option<&str>) -> anyhow::Result<Client> {
+async fn connect(
+    target: &Target,
+    connector: Option<&TlsConnector>,
+    key: Option<&str>,
+) -> anyhow::Result<Client> {
     let client = match target {
         Target::Unix(path) => Client::connect(path).await?,
-        Target::Tcp(address) => {
+        Target::Tcp(address) | Target::Tls(address) => {
             let stream = TcpStream::connect(address).await;
             let stream = stream.map_err(ClientError::Connect)?;
             // Small requests wait for nothing.
             let _ = stream.set_nodelay(true);
-            Client::over(stream).await?
+            match connector {
+                None => Client::over(stream).await?,
+                Some(connector) => {
+                    Client::over(tls::shake_hands(connector, address, stream).await?).await?
+                }
+            }
         }
     };
     match key.filter(|key| !key.is_empty()) {
@@ -239,7 +257,11 @@ mod tests {
             target("unix:/run/x").unwrap(),
             Target::Unix("/run/x".into())
         );
-        for bad in ["https://engine", "engine:7070", ""] {
+        assert_eq!(
+            target("https://engine/").unwrap(),
+            Target::Tls("engine:443".to_owned())
+        );
+        for bad in ["ftp://engine", "engine:7070", ""] {
             assert!(target(bad).is_err(), "{bad}");
         }
     }

@@ -71,6 +71,10 @@ impl Settings {
             key_sandboxes_max: self.key_sandboxes_max.or(other.key_sandboxes_max),
             key_timeout_max: self.key_timeout_max.or(other.key_timeout_max),
             key_batch_max: self.key_batch_max.or(other.key_batch_max),
+            key_memory_max: self.key_memory_max.or(other.key_memory_max),
+            key_cpus_max: self.key_cpus_max.or(other.key_cpus_max),
+            key_output_max: self.key_output_max.or(other.key_output_max),
+            key_upload_max: self.key_upload_max.or(other.key_upload_max),
             log_level: self.log_level.or(other.log_level),
             log_format: self.log_format.or(other.log_format),
             otlp: self.otlp.or(other.otlp),
@@ -189,6 +193,10 @@ fn limits(settings: &Settings) -> anyhow::Result<Limits> {
             .filter(|time| !time.is_zero())
             .map(|time| time.as_secs_f64()),
         batch: settings.key_batch_max,
+        memory_bytes: size("key_memory_max", settings.key_memory_max.as_ref())?,
+        cpus: settings.key_cpus_max,
+        output_bytes: size("key_output_max", settings.key_output_max.as_ref())?,
+        upload_bytes: size("key_upload_max", settings.key_upload_max.as_ref())?,
     })
 }
 

@@ -175,6 +175,7 @@ async fn own_call(engine: &Arc<Engine>) -> Duration {
     let order = Order {
         tenant: None,
         whose: String::new(),
+        quota: zygote_engine::Quota::default(),
         template: "fake".to_owned(),
         build: None,
         allow_missing_walls: false,

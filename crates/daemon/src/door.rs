@@ -2,7 +2,7 @@
 
 use crate::config::{Config, Door};
 use crate::tls::Tls;
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use axum::Router;
 use axum::http::{HeaderName, Method};
 use std::future::pending;
@@ -42,6 +42,10 @@ fn audit(path: PathBuf) -> anyhow::Result<Audit> {
     opened.with_context(|| format!("cannot open {shown}; name another file with --audit, or none"))
 }
 
+fn no_keys(why: String) -> anyhow::Error {
+    anyhow!("{why}; what to do about it is told by: zygote key ls")
+}
+
 impl Doorway {
     /// As it is configured, at the listener of a service manager if there is one; nobody comes in if there is no
     /// address.
@@ -54,7 +58,7 @@ impl Doorway {
         let access = Access::new(config.keys(), door.limits.clone());
         let access = access.with_audit(audit).with_proxy(door.proxy);
         if config.listen.is_some() || given.is_some() {
-            access.check().map_err(anyhow::Error::msg)?;
+            access.check().map_err(no_keys)?;
         }
         let listener = match (given, config.listen) {
             (Some(given), None) => Some(TcpListener::from_std(given).context("cannot listen")?),
@@ -165,7 +169,7 @@ impl Doorway {
             tls.reload()?;
         }
         self.access.set_defaults(limits);
-        self.access.check().map_err(anyhow::Error::msg)?;
+        self.access.check().map_err(no_keys)?;
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use crate::loaded::{Loaded, Replica};
 use crate::pool::{Pool, PoolConfig, PoolStats};
 use crate::queue::{NoTurn, Queue, QueueLimits, QueueStats, Turn};
 use crate::sandbox::{Event, RunRequest, RunResult, run_in};
+use crate::share::{OverQuota, Quota, Shares};
 use crate::walls::{list, remedy};
 use crate::zygote::ZygoteError;
 use std::collections::HashMap;
@@ -84,6 +85,8 @@ pub struct Order {
     pub tenant: Option<String>,
     /// In whose line it waits.
     pub whose: String,
+    /// What all machines of that tenant may take at once.
+    pub quota: Quota,
     /// The run.
     pub request: RunRequest,
 }
@@ -106,6 +109,9 @@ pub enum EngineError {
     /// The template.
     #[error(transparent)]
     Template(#[from] StoreError),
+    /// It may not have more at once.
+    #[error(transparent)]
+    OverQuota(#[from] OverQuota),
     /// This host does not allow what must stand between it and untrusted code.
     #[error("this host does not allow {}, so untrusted code could reach it", list(.0))]
     MissingWalls(Vec<MissingWall>),
@@ -149,6 +155,7 @@ pub struct Engine {
     holder: Arc<Holder>,
     loaded: Mutex<HashMap<String, Arc<Loaded>>>,
     counted: Counted,
+    shares: Arc<Shares>,
 }
 
 impl Engine {
@@ -163,6 +170,7 @@ impl Engine {
             settings,
             loaded: Mutex::default(),
             counted: Counted::default(),
+            shares: Arc::default(),
         })
     }
 
@@ -179,6 +187,10 @@ impl Engine {
     /// Who holds them beyond this engine's end.
     pub(crate) fn holder(&self) -> &Arc<Holder> {
         &self.holder
+    }
+
+    pub(crate) fn shares(&self) -> &Arc<Shares> {
+        &self.shares
     }
 
     pub(crate) fn admission(&self) -> &Arc<Admission> {
@@ -205,6 +217,8 @@ impl Engine {
         let requested = Instant::now();
         // First: who is not there is told at once, and waits in no line.
         let loaded = self.find(&order.template, order.build, order.tenant.as_deref())?;
+        let tenant = order.tenant.as_deref();
+        let _part = self.begin_run(tenant, &loaded.template, &loaded.build, order.quota)?;
         let waiting = self.queue.turn(&order.whose);
         let mut turn = waiting.instrument(debug_span!("queue")).await?;
         let kind = order.request.kind();

@@ -39,7 +39,7 @@ pub async fn exec<B: Backend>(
         move |asked: ExecRequest, input, events| async move {
             let _held = held(&access, &caller)?;
             let asked = limited(asked, &caller);
-            backend.exec(&caller, asked, input, events).await
+            cut(&*backend, &caller, asked, input, events).await
         },
     )
     .await
@@ -52,6 +52,42 @@ fn held(access: &Access, caller: &Caller) -> Result<Held, Failure> {
         let message = format!("{most} runs of this key go on, as many as may");
         Failure::new(ErrorCode::LimitReached, message).retry_after(1)
     })
+}
+
+/// Runs it, and throws away what it says beyond what a key's runs may.
+async fn cut<B: Backend>(
+    backend: &B,
+    caller: &Caller,
+    asked: ExecRequest,
+    input: Input,
+    events: mpsc::Sender<ExecEvent>,
+) -> Result<(), Failure> {
+    let Some(most) = caller.limits.output_bytes else {
+        return backend.exec(caller, asked, input, events).await;
+    };
+    let (sender, mut happening) = mpsc::channel(EVENTS_MAX);
+    let passing = async {
+        let mut left = usize::try_from(most).unwrap_or(usize::MAX);
+        let mut is_cut = false;
+        while let Some(mut event) = happening.recv().await {
+            match &mut event {
+                ExecEvent::Stdout { data } | ExecEvent::Stderr { data } => {
+                    is_cut |= data.0.len() > left;
+                    data.0.truncate(left);
+                    left -= data.0.len();
+                    if data.0.is_empty() {
+                        continue;
+                    }
+                }
+                ExecEvent::Result(result) => result.truncated |= is_cut,
+                _ => {}
+            }
+            // Who does not listen any more drops this.
+            let _ = events.send(event).await;
+        }
+    };
+    let (ran, ()) = tokio::join!(backend.exec(caller, asked, input, sender), passing);
+    ran
 }
 
 /// No longer than a key's runs may take.
@@ -251,7 +287,8 @@ async fn whole<B: Backend>(
     let (_, input) = mpsc::channel(1);
     let (events, happening) = mpsc::channel(EVENTS_MAX);
     let files = Files::new(asked.gets());
-    collect(backend.exec(caller, asked, input, events), happening, files).await
+    let running = cut(backend, caller, asked, input, events);
+    collect(running, happening, files).await
 }
 
 fn without_sandbox(failure: Failure) -> ExecResult {

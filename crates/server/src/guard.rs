@@ -3,10 +3,12 @@
 //! browser on it can send one.
 
 use crate::answer::{Failed, Made, RequestId, word};
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use http_body_util::Limited;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,6 +56,9 @@ pub async fn guarded(
         None => {
             request.extensions_mut().insert(Arc::clone(&access));
             if let Some(caller) = caller {
+                if let Some(most) = caller.limits.upload_bytes {
+                    request = no_longer(request, most);
+                }
                 request.extensions_mut().insert(caller);
             }
             next.run(request).await
@@ -63,6 +68,12 @@ pub async fn guarded(
         pending.answered(&answer);
     }
     answer
+}
+
+/// Whoever reads the body is told when more of it comes; see `lines`.
+fn no_longer(request: Request, most_bytes: u64) -> Request {
+    let most = usize::try_from(most_bytes).unwrap_or(usize::MAX);
+    request.map(|body| Body::new(Limited::new(body, most)))
 }
 
 /// For the log, and for traces.
@@ -314,7 +325,6 @@ fn is_loopback(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::body::Body;
 
     fn request(host: &str, kind: &str) -> Request {
         let builder = Request::builder().method("POST").uri("/v1/exec");

@@ -4,8 +4,9 @@ use axum::body::Body;
 use axum::extract::Query;
 use axum::http::Uri;
 use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, LengthLimitError};
 use serde::de::DeserializeOwned;
+use std::error::Error;
 use std::time::Duration;
 use tokio::time::timeout;
 use zygote_api::{ErrorCode, Failure, LINE_MAX_BYTES, LineSplitter};
@@ -110,12 +111,21 @@ async fn piece(body: &mut Body) -> Result<Option<Bytes>, Failure> {
                     return Ok(Some(data));
                 }
             }
+            Some(Err(error)) if is_limit(&error) => {
+                let message = "the body has more bytes than this key may send with a request";
+                return Err(Failure::new(ErrorCode::TooLarge, message));
+            }
             Some(Err(error)) => {
                 let failure = Failure::bad_request("the body has broken off");
                 return Err(failure.cause(error.to_string()));
             }
         }
     }
+}
+
+fn is_limit(error: &axum::Error) -> bool {
+    let mut causes = std::iter::successors(error.source(), |error| (*error).source());
+    causes.any(|cause| cause.is::<LengthLimitError>())
 }
 
 fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Failure> {

@@ -16,9 +16,9 @@ use zygote_api::{
 };
 use zygote_engine::live::{PublishSpec, SandboxSpec};
 use zygote_engine::{
-    Buffering, Engine, EngineError, Event, ExitStatus, ForkError, Got, NoTurn, Note, Order,
-    Outcome, Program, Put, PythonSource, RunRequest, RunResult, STREAM_CHUNK_MAX_BYTES,
-    StartFailure, Stdin, ZygoteError,
+    Allowance, Buffering, Engine, EngineError, Event, ExitStatus, ForkError, Got, NoTurn, Note,
+    Order, Outcome, Program, Put, PythonSource, Quota, RunRequest, RunResult,
+    STREAM_CHUNK_MAX_BYTES, StartFailure, Stdin, ZygoteError,
 };
 
 /// Events, puts and input that wait to be taken.
@@ -177,7 +177,7 @@ impl Local {
         };
         let created = self
             .engine
-            .create(spec, key, caller.limits.sandboxes, &notes)
+            .create(spec, key, allowance(caller), &notes)
             .instrument(debug_span!("create"))
             .await;
         let sandbox = created.map_err(|error| live_failure(&error))?;
@@ -361,6 +361,7 @@ fn order(
         allow_missing_walls: request.allow_missing_walls,
         tenant: caller.tenant.clone(),
         whose: caller.key.clone().unwrap_or_default(),
+        quota: allowance(caller).quota,
         request: RunRequest {
             program,
             env: request.env.into_iter().collect(),
@@ -383,6 +384,18 @@ fn order(
         },
     };
     Ok((order, feeder, signals))
+}
+
+/// What somebody may have, in the engine's words.
+pub(crate) fn allowance(caller: &Caller) -> Allowance {
+    let limits = &caller.limits;
+    Allowance {
+        sandboxes: limits.sandboxes,
+        quota: Quota {
+            memory_bytes: limits.memory_bytes,
+            cpus: limits.cpus,
+        },
+    }
 }
 
 /// What stands between an engine and untrusted code is not for those to say who bring it.
@@ -676,6 +689,9 @@ pub(crate) fn failure(error: &EngineError) -> Failure {
         EngineError::NoTurn(NoTurn::Closed) => with(ErrorCode::Stopping).retry_after(RETRY_AFTER_S),
         EngineError::NoTurn(_) => with(ErrorCode::Busy)
             .remedy("try again later, or raise the engine's limits")
+            .retry_after(RETRY_AFTER_S),
+        EngineError::OverQuota(_) => with(ErrorCode::LimitReached)
+            .remedy("wait for some to end, or have the key's limit raised")
             .retry_after(RETRY_AFTER_S),
         EngineError::Template(error) => template_failure(error),
         EngineError::MissingWalls(walls) => {

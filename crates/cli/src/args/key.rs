@@ -1,6 +1,6 @@
 //! The words of `zygote key`.
 
-use super::{Timeout, parse_duration};
+use super::{Timeout, parse_duration, parse_size};
 use clap::{Args, Subcommand};
 use zygote_daemon::Role;
 
@@ -65,6 +65,19 @@ pub struct KeyCreateArgs {
     /// Programs of a batch [default: --key-batch-max]
     #[arg(long, value_name = "N")]
     pub batch: Option<u32>,
+    /// Memory that the tenant's machines may have at once, such as 8G; each counts with all that its template
+    /// has, whatever it uses [default: --key-memory-max]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    pub memory: Option<u64>,
+    /// Their processors; a machine has one or more by its template [default: --key-cpus-max]
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// Output of a run; what is more is thrown away, and the result says truncated [default: --key-output-max]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    pub output: Option<u64>,
+    /// Bytes of one request: code, files, input [default: --key-upload-max]
+    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    pub upload: Option<u64>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -31,7 +31,7 @@ pub struct Settings {
     /// Sites whose pages may ask from a browser, with a key, such as https://app.example; several with commas
     #[arg(long, value_name = "ORIGINS")]
     pub cors: Option<String>,
-    /// Requests a second of a key that has no limit of its own [default: none]; these five are read again at SIGHUP
+    /// Requests a second of a key that has no limit of its own [default: none]; these nine are read again at SIGHUP
     #[arg(long, value_name = "N")]
     pub key_rate: Option<u32>,
     /// Runs of such a key at once [default: as many as of the engine]
@@ -46,6 +46,18 @@ pub struct Settings {
     /// Programs of its batches [default: 1000]
     #[arg(long, value_name = "N")]
     pub key_batch_max: Option<u32>,
+    /// Memory that its tenant's machines may have at once, each with all that its template has [default: none]
+    #[arg(long, value_name = "SIZE")]
+    pub key_memory_max: Option<String>,
+    /// Their processors [default: none]
+    #[arg(long, value_name = "N")]
+    pub key_cpus_max: Option<u32>,
+    /// Output of its runs [default: 64M where it is one object, none in streams]
+    #[arg(long, value_name = "SIZE")]
+    pub key_output_max: Option<String>,
+    /// Bytes of its requests [default: none]
+    #[arg(long, value_name = "SIZE")]
+    pub key_upload_max: Option<String>,
     /// Of what weight lines of the log are written: error, warn, info, debug (each request), trace, off
     /// [default: info]
     #[arg(long, value_name = "LEVEL")]

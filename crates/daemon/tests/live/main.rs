@@ -16,6 +16,7 @@ mod killed;
 mod model;
 mod processes;
 mod sdks;
+mod soak;
 mod tenants;
 mod tls;
 mod watched;
@@ -127,6 +128,9 @@ tests!(
     sdks::the_python_sdk_does_what_it_says,
     sdks::the_typescript_sdk_does_what_it_says,
     tls::tls_is_spoken_and_a_new_certificate_is_taken_at_a_signal,
+    tenants::a_tenants_machines_take_no_more_together_than_they_may,
+    tenants::what_a_key_sends_and_gets_back_ends_somewhere,
+    soak::mixed_load_leaves_nothing_behind_and_mixes_nobody_up,
     watched::metrics_tell_what_has_happened,
     watched::traces_reach_a_collector_and_the_log_names_requests,
     watched::a_service_manager_may_listen_for_it,

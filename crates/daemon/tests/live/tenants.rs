@@ -39,6 +39,24 @@ impl Shop {
         KeyFile::at(self.home.state().join("keys.json"))
     }
 
+    pub fn pid(&self) -> u32 {
+        self.runtime
+            .block_on(self.client.status())
+            .unwrap()
+            .health
+            .pid
+    }
+
+    pub fn runtime(&self) -> &tokio::runtime::Runtime {
+        &self.runtime
+    }
+
+    /// The daemon is killed, and the next one is there.
+    pub fn again(&mut self, options: &[&str]) {
+        self.runtime.block_on(killed::kill(&self.client));
+        self.client = self.runtime.block_on(started(&self.home, options));
+    }
+
     /// Ends the daemon, and waits until it is gone.
     pub fn stop(&self) {
         let request = StopRequest {
@@ -630,4 +648,109 @@ pub fn a_revoked_key_counts_no_more() {
             .id,
         id
     );
+}
+
+pub fn a_tenants_machines_take_no_more_together_than_they_may() {
+    let shop = Shop::open(&[]);
+    let with = |memory_mib: Option<u64>, cpus| Limits {
+        memory_bytes: memory_mib.map(|mib| mib << 20),
+        cpus,
+        ..Limits::default()
+    };
+    let by_memory = shop.limited("acme", Role::Run, with(Some(700), None));
+    let by_cpus = shop.limited("acme", Role::Run, with(None, Some(2)));
+    let first = shop.made(&by_memory, "first");
+    shop.made(&by_memory, "second");
+    // Each has 256 MiB and a processor.
+    let refused = |key: &str, path: &str, body: Value, word: &str| {
+        let (status, answer) = shop.ask(key, "POST", path, &body.to_string());
+        assert!(
+            status == 429 && answer.contains("limit_reached") && answer.contains(word),
+            "{status} {answer}"
+        );
+    };
+    let run = json!({"template": TEMPLATE, "command": ["echo", "x"]});
+    let branch = format!("/v1/sandboxes/{first}/branch");
+    for (key, word) in [
+        (&by_memory, "700 MiB of memory"),
+        (&by_cpus, "2 processors"),
+    ] {
+        refused(key, "/v1/sandboxes", json!({"template": HERE}), word);
+        refused(key, "/v1/exec", run.clone(), word);
+        refused(key, &branch, json!({}), word);
+    }
+    // Another tenant has its own.
+    let other = shop.limited("other", Role::Run, with(Some(256), Some(1)));
+    shop.asked(&other, "POST", "/v1/exec", &run);
+    assert_eq!(
+        shop.ask(&by_cpus, "DELETE", &format!("/v1/sandboxes/{first}"), "")
+            .0,
+        200
+    );
+    // A run gives back what it had.
+    for key in [&by_memory, &by_cpus, &by_memory] {
+        shop.asked(key, "POST", "/v1/exec", &run);
+    }
+    shop.made(&by_cpus, "third");
+}
+
+pub fn what_a_key_sends_and_gets_back_ends_somewhere() {
+    let shop = Shop::open(&[]);
+    let limits = Limits {
+        output_bytes: Some(4),
+        upload_bytes: Some(300),
+        ..Limits::default()
+    };
+    let key = shop.limited("acme", Role::Run, limits);
+    let run = json!({"template": TEMPLATE, "command": ["echo", "abcdefgh"]});
+    let result = shop.asked(&key, "POST", "/v1/exec", &run);
+    assert_eq!(
+        (&result["stdout"], &result["truncated"]),
+        (&json!("abcd"), &json!(true))
+    );
+    let short = json!({"template": TEMPLATE, "command": ["echo", "abcd"]});
+    let result = shop.asked(&key, "POST", "/v1/exec", &short);
+    assert_eq!(
+        (&result["stdout"], &result["truncated"]),
+        (&json!("abcd"), &json!(false))
+    );
+    let batch = json!({"executions": [run.clone()]});
+    let results = shop.asked(&key, "POST", "/v1/exec/batch", &batch);
+    assert_eq!(results["results"][0]["stdout"], "abcd");
+    let body = run.to_string();
+    let stream = format!(
+        "POST /v1/exec HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {key}\r\naccept: \
+         application/x-ndjson\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let (status, answer) = raw(&mut TcpStream::connect(&shop.address).unwrap(), &stream);
+    assert!(
+        status == 200 && answer.contains("\"abcd\"") && !answer.contains("efgh"),
+        "{answer}"
+    );
+    assert!(answer.contains("\"truncated\":true"), "{answer}");
+    // Larger than what it may send: an object, and a file in pieces.
+    let large = json!({"template": TEMPLATE, "command": ["echo", "x".repeat(300)]});
+    let (status, answer) = shop.ask(&key, "POST", "/v1/exec", &large.to_string());
+    assert!(
+        status == 413 && answer.contains("too_large"),
+        "{status} {answer}"
+    );
+    let id = shop.made(&key, "first");
+    let put = |bytes: usize| {
+        let piece = format!("{:x}\r\n{}\r\n", bytes / 2, "y".repeat(bytes / 2));
+        let request = format!(
+            "PUT /v1/sandboxes/{id}/files?path=/tmp/{id} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+             authorization: Bearer {key}\r\ncontent-type: application/octet-stream\r\n\
+             transfer-encoding: chunked\r\n\r\n{piece}{piece}0\r\n\r\n"
+        );
+        raw(&mut TcpStream::connect(&shop.address).unwrap(), &request)
+    };
+    let (status, answer) = put(302);
+    assert!(
+        status == 413 && answer.contains("too_large"),
+        "{status} {answer}"
+    );
+    assert_eq!(put(300).0, 200);
+    let _ = fs::remove_file(format!("/tmp/{id}"));
 }

@@ -178,7 +178,7 @@ pub fn description(name: &str, tenant: Option<&str>) -> String {
         tenant: tenant.map(str::to_owned),
         replicas: 1,
         ..serde_json::from_str(
-            r#"{"name":"","created_unix_s":0,"memory_bytes":0,"vcpus":1,"replicas":1,"kernel_release":"",
+            r#"{"name":"","created_unix_s":0,"memory_bytes":268435456,"vcpus":1,"replicas":1,"kernel_release":"",
                 "interpreter":"","base":"","packages":[],"digest":"","disk_bytes":0}"#,
         )
         .unwrap()

@@ -11,6 +11,7 @@ use super::record::{Head, Read, Record, read};
 use super::sandbox::{Command, Inbox, Sandbox};
 use crate::engine::Engine;
 use crate::fork::Fork;
+use crate::share::Quota;
 use crate::zygote::{EngineConfig, Zygote};
 use std::error::Error;
 use std::fs::{self, File};
@@ -131,8 +132,13 @@ impl Engine {
     /// Has a paused sandbox go on.
     ///
     /// # Errors
-    /// If it is not paused, or cannot go on here: then it stays paused.
-    pub async fn wake(&self, sandbox: &Sandbox) -> Result<(), LiveError> {
+    /// If it is not paused, its tenant's machines have as much as they may, or it cannot go on here: then it stays
+    /// paused.
+    pub async fn wake(&self, sandbox: &Sandbox, quota: Quota) -> Result<(), LiveError> {
+        if sandbox.status().phase == Phase::Paused {
+            let build = (&*sandbox.spec.template, &*sandbox.build);
+            self.check_quota(sandbox.spec.tenant.as_deref(), build, 1, quota)?;
+        }
         let (reply, answer) = oneshot::channel();
         sandbox.tell(Command::Wake(reply)).await?;
         // Who sleeps has the deadlines.

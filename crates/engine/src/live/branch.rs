@@ -6,9 +6,11 @@ use super::error::LiveError;
 use super::journal::Happening;
 use super::owner::{Owner, Source, step};
 use super::phase::{Phase, Step};
+use super::registry::Room;
 use super::sandbox::{Birth, Inbox, Sandbox, SandboxSpec, Status};
 use crate::engine::Engine;
 use crate::fork::Fork;
+use crate::share::Allowance;
 use crate::zygote::Zygote;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -40,7 +42,7 @@ pub struct BranchSpec {
     /// A moment of the source that is kept; `None`: now.
     pub moment: Option<String>,
     /// How many sandboxes its tenant may have; `None`: as many as the engine.
-    pub sandboxes_max: Option<u32>,
+    pub allowance: Allowance,
 }
 
 /// How a guest's processes have stopped.
@@ -146,6 +148,9 @@ impl Engine {
         source: &Sandbox,
         spec: &BranchSpec,
     ) -> Result<Vec<Child>, LiveError> {
+        let tenant = source.spec.tenant.as_deref();
+        let build = (&*source.spec.template, &*source.build);
+        self.check_quota(tenant, build, spec.count, spec.allowance.quota)?;
         let mut children = Vec::new();
         for number in 1..=spec.count {
             let name = spec.name.as_ref().map(|name| match spec.count {
@@ -175,7 +180,11 @@ impl Engine {
                 key: None,
             };
             let (sandbox, inbox) = Sandbox::new(birth, self.live().limits, status);
-            self.live().enter(&sandbox, None, spec.sandboxes_max)?;
+            let room = Room {
+                sandboxes: spec.allowance.sandboxes,
+                quota: Ok(()),
+            };
+            self.live().enter(&sandbox, None, room)?;
             let making = Making::begin(self, &sandbox);
             children.push(Child {
                 sandbox,

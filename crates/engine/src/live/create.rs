@@ -5,11 +5,13 @@ use super::journal::Happening;
 use super::owner::{Guest, Owner, Source, step};
 use super::phase::{End, EndReason, Phase, Step};
 use super::record::key;
+use super::registry::Room;
 use super::sandbox::{Birth, Sandbox, SandboxSpec, Status};
 use crate::conversation::{Broken, Listener};
 use crate::engine::{Engine, EngineError, Note};
 use crate::fork::Fork;
 use crate::sandbox::{hear_activation, last_words};
+use crate::share::Allowance;
 use crate::zygote::Zygote;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -20,7 +22,7 @@ use zygote_protocol::{HostMessage, encode};
 use zygote_snapshot::RunKind;
 
 impl Engine {
-    /// Makes a sandbox that lives until it is ended, unless its tenant has `sandboxes_max`. With an idempotency key
+    /// Makes a sandbox that lives until it is ended, unless its tenant has as much as it is allowed. With an idempotency key
     /// that was used for the same before, gives back that one. Dropping the future before it is done ends what was
     /// begun.
     ///
@@ -30,7 +32,7 @@ impl Engine {
         self: &Arc<Self>,
         spec: SandboxSpec,
         key: Option<&str>,
-        sandboxes_max: Option<u32>,
+        allowance: Allowance,
         notes: &(dyn Fn(Note) + Sync),
     ) -> Result<Arc<Sandbox>, LiveError> {
         let loaded = self.find(&spec.template, spec.build.clone(), spec.tenant.as_deref())?;
@@ -51,7 +53,13 @@ impl Engine {
             key: key.map(str::to_owned),
         };
         let (sandbox, inbox) = Sandbox::new(birth, self.live().limits, status);
-        if let Some(known) = self.live().enter(&sandbox, key, sandboxes_max)? {
+        let tenant = sandbox.spec.tenant.as_deref();
+        let build = (&*sandbox.spec.template, &*sandbox.build);
+        let room = Room {
+            sandboxes: allowance.sandboxes,
+            quota: self.check_quota(tenant, build, 1, allowance.quota),
+        };
+        if let Some(known) = self.live().enter(&sandbox, key, room)? {
             return self.made_before(known).await;
         }
         let making = Making::begin(self, &sandbox);

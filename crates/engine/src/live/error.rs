@@ -1,6 +1,7 @@
 //! Why something could not be done with a live sandbox.
 
 use crate::engine::EngineError;
+use crate::share::OverQuota;
 use zygote_protocol::StartFailure;
 
 /// See the sentences.
@@ -105,6 +106,9 @@ pub enum LiveError {
     /// An idempotency key, used for something else before.
     #[error("this idempotency key was used for another request")]
     KeyReused,
+    /// Its tenant may not have more at once.
+    #[error(transparent)]
+    OverQuota(#[from] OverQuota),
     /// No sandbox could be made.
     #[error(transparent)]
     Engine(#[from] EngineError),

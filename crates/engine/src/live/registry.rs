@@ -8,6 +8,7 @@ use super::record;
 use super::sandbox::{Sandbox, SandboxSpec};
 use crate::held::Holder;
 use crate::queue::NoTurn;
+use crate::share::OverQuota;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use uuid::Uuid;
@@ -43,6 +44,14 @@ struct Used {
     id: Uuid,
 }
 
+/// What its tenant still has for a sandbox.
+pub(super) struct Room {
+    /// How many may live at once.
+    pub sandboxes: Option<u32>,
+    /// Whether there is one more left of what all of its machines may take.
+    pub quota: Result<(), OverQuota>,
+}
+
 impl Registry {
     /// With nothing in it.
     pub(crate) fn new(limits: LiveLimits, holder: Arc<Holder>) -> Self {
@@ -58,7 +67,7 @@ impl Registry {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a sandbox that is being made, unless its tenant has as many as its quota. With a key that its
+    /// Enters a sandbox that is being made, unless its tenant has no room. With a key that its
     /// tenant has used for the same before, gives back that one instead.
     ///
     /// # Errors
@@ -67,7 +76,7 @@ impl Registry {
         &self,
         sandbox: &Arc<Sandbox>,
         key: Option<&str>,
-        quota: Option<u32>,
+        room: Room,
     ) -> Result<Option<Arc<Sandbox>>, LiveError> {
         let mut inner = self.inner();
         let tenant = &sandbox.spec.tenant;
@@ -105,7 +114,7 @@ impl Registry {
             });
         }
         let of_tenant = |other: &&Arc<Sandbox>| is_alive(other) && other.spec.tenant == *tenant;
-        if let Some(quota) = quota
+        if let Some(quota) = room.sandboxes
             && inner.all.iter().filter(of_tenant).count() >= quota as usize
         {
             return Err(LiveError::TooMany {
@@ -113,6 +122,7 @@ impl Registry {
                 count: quota as usize,
             });
         }
+        room.quota?;
         if let Some(key) = key {
             // One whose sandbox is remembered no longer.
             let is_other =

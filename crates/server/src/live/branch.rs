@@ -1,7 +1,7 @@
 //! Branches in the API's words.
 
 use super::words::{live_failure, sandbox_info};
-use crate::local::{milliseconds, time_limit};
+use crate::local::{allowance, milliseconds, time_limit};
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::{Instrument, debug_span};
@@ -74,7 +74,7 @@ fn spec(request: BranchRequest, caller: &Caller) -> Result<BranchSpec, Failure> 
         limit: freeze_limit(freeze_seconds)?,
         anyway: force,
         moment: at,
-        sandboxes_max: caller.limits.sandboxes,
+        allowance: allowance(caller),
     })
 }
 

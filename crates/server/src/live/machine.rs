@@ -8,6 +8,7 @@ use super::words::sandbox_info;
 use crate::answer::json;
 use crate::backend::Backend;
 use crate::lines::object;
+use crate::local::allowance;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Extension, Path, State};
@@ -82,7 +83,13 @@ async fn pause<B: Backend>(State(backend): State<Arc<B>>, Its(sandbox): Its, bod
     Ok(json(&sandbox_info(&sandbox)))
 }
 
-async fn resume<B: Backend>(State(backend): State<Arc<B>>, Its(sandbox): Its) -> Answer {
-    engine(&*backend)?.wake(&sandbox).await.map_err(told)?;
+async fn resume<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Its(sandbox): Its,
+    Extension(caller): Extension<Caller>,
+) -> Answer {
+    let quota = allowance(&caller).quota;
+    let woken = engine(&*backend)?.wake(&sandbox, quota).await;
+    woken.map_err(told)?;
     Ok(json(&sandbox_info(&sandbox)))
 }

@@ -231,7 +231,7 @@ pub fn live_failure(error: &LiveError) -> Failure {
         LiveError::ContextDead(..) => with(ErrorCode::ContextDead)
             .remedy("restart it: POST …/contexts/{name}/restart; zygote python --restart"),
         LiveError::NoLanguage(_) => with(ErrorCode::BadRequest).remedy("python is there"),
-        LiveError::TooMany { .. } => with(ErrorCode::LimitReached)
+        LiveError::OverQuota(_) | LiveError::TooMany { .. } => with(ErrorCode::LimitReached)
             .remedy("end some, or raise the limit")
             .retry_after(RETRY_AFTER_S),
         LiveError::StartFailed { reason, .. } => with(match reason {
