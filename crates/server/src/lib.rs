@@ -13,6 +13,7 @@ mod live;
 mod local;
 mod metrics;
 mod page;
+mod path;
 mod routes;
 mod stream;
 mod template;

@@ -6,6 +6,7 @@ use axum::http::Uri;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, LengthLimitError};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::error::Error;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -13,6 +14,9 @@ use zygote_api::{ErrorCode, Failure, LINE_MAX_BYTES, LineSplitter};
 
 /// How long a client may take for the next piece of its first object.
 const PIECE_MAX: Duration = Duration::from_secs(60);
+
+/// Up to here a number of 64 bits is whole, and no other (RFC 7493 §2.2).
+const WHOLE_MAX: f64 = 9_007_199_254_740_991.0;
 
 /// Lines of a body.
 pub struct Lines {
@@ -129,10 +133,42 @@ fn is_limit(error: &axum::Error) -> bool {
 }
 
 fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Failure> {
-    serde_json::from_slice(text).map_err(|error| {
-        let failure = Failure::bad_request("the body is not what it should be");
-        failure.cause(error.to_string())
+    serde_json::from_slice(text).or_else(|error| {
+        with_whole_numbers(text).ok_or_else(|| {
+            let failure = Failure::bad_request("the body is not what it should be");
+            failure.cause(error.to_string())
+        })
     })
+}
+
+/// As JSON has it, 32.0 is a whole number like 32 (RFC 8259 §6; JSON Schema 2020-12 §4.2.3), and some clients write
+/// nothing else.
+fn with_whole_numbers<T: DeserializeOwned>(text: &[u8]) -> Option<T> {
+    let mut value = serde_json::from_slice(text).ok()?;
+    make_whole(&mut value).then(|| serde_json::from_value(value).ok())?
+}
+
+/// Whether there were some that were written otherwise.
+fn make_whole(value: &mut Value) -> bool {
+    // In all of them, and not until the first.
+    match value {
+        Value::Array(parts) => parts
+            .iter_mut()
+            .fold(false, |some, part| make_whole(part) | some),
+        Value::Object(parts) => parts
+            .values_mut()
+            .fold(false, |some, part| make_whole(part) | some),
+        Value::Number(number) if number.is_f64() => {
+            let whole = number
+                .as_f64()
+                .filter(|number| number.fract() == 0.0 && (0.0..=WHOLE_MAX).contains(number));
+            if let Some(whole) = whole {
+                *value = Value::from(whole as u64);
+            }
+            whole.is_some()
+        }
+        _ => false,
+    }
 }
 
 fn late() -> Failure {
@@ -154,7 +190,6 @@ fn too_large() -> Failure {
 mod tests {
     use super::*;
     use futures_util::stream;
-    use serde_json::Value;
 
     fn body(pieces: &[&'static str]) -> Body {
         let pieces: Vec<Result<&'static str, std::io::Error>> =
@@ -172,6 +207,20 @@ mod tests {
         assert_eq!(seen, [r#"{"a":1}"#, "[2]", "34"]);
         let error = Lines::new(body(&[])).first::<Value>().await.unwrap_err();
         assert_eq!(error.code, ErrorCode::BadRequest);
+    }
+
+    #[test]
+    fn a_whole_number_may_be_written_with_a_point() {
+        let read = |text: &str| parse::<Vec<u8>>(text.as_bytes()).ok();
+        assert_eq!(read("[32.0, 7, 2.5e2]"), Some(vec![32, 7, 250]));
+        for bad in ["[32.5]", "[256.0]", "[-1.0]", "[1e300]", "[\"1\"]"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+        // What is no whole number by its type stays as it is.
+        assert_eq!(parse::<f64>(b"2.0").ok(), Some(2.0));
+        let mixed = parse::<(f64, u8)>(b"[0.5, 3.0]").ok();
+        assert_eq!(mixed, Some((0.5, 3)));
+        assert!(parse::<(f64, String)>(b"[1.0, 2]").is_err());
     }
 
     #[tokio::test]

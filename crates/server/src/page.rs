@@ -2,7 +2,7 @@
 //! so that it works without a network.
 
 use crate::answer::Failed;
-use axum::extract::Path;
+use crate::path::Path;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use std::sync::{Arc, LazyLock};

@@ -153,7 +153,7 @@ pub fn template_info(build: String, template: Template) -> TemplateInfo {
 /// A failure of the store in the API's words.
 pub fn template_failure(error: &StoreError) -> Failure {
     let code = match error {
-        StoreError::NotFound { .. } => ErrorCode::TemplateNotFound,
+        StoreError::NotFound { .. } | StoreError::NoBuild { .. } => ErrorCode::TemplateNotFound,
         StoreError::Name { .. } => ErrorCode::BadRequest,
         StoreError::Description { .. }
         | StoreError::Snapshot { .. }

@@ -344,9 +344,13 @@ impl Store {
                     .bytes()
                     .all(|byte| byte == b'-' || byte.is_ascii_digit())
         });
-        if !is_name(name) || !own {
-            let name = build.to_owned();
-            return Err(StoreError::Name { name });
+        let called = || name.to_owned();
+        if !is_name(name) {
+            return Err(StoreError::Name { name: called() });
+        }
+        if !own {
+            let (name, build) = (called(), build.to_owned());
+            return Err(StoreError::NoBuild { name, build });
         }
         let mut places = self.homes().map(|home| home.join(GENERATIONS).join(build));
         let generation = places

@@ -129,6 +129,7 @@ tests!(
     sdks::the_typescript_sdk_does_what_it_says,
     tls::tls_is_spoken_and_a_new_certificate_is_taken_at_a_signal,
     tenants::a_tenants_machines_take_no_more_together_than_they_may,
+    tenants::what_stands_in_a_path_is_told_as_all_failures_are,
     tenants::what_a_key_sends_and_gets_back_ends_somewhere,
     soak::mixed_load_leaves_nothing_behind_and_mixes_nobody_up,
     watched::metrics_tell_what_has_happened,

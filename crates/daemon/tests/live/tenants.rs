@@ -694,6 +694,33 @@ pub fn a_tenants_machines_take_no_more_together_than_they_may() {
     shop.made(&by_cpus, "third");
 }
 
+pub fn what_stands_in_a_path_is_told_as_all_failures_are() {
+    let shop = Shop::open(&[]);
+    let key = shop.key("acme", Role::Run);
+    let id = shop.made(&key, "first");
+    for bad in ["null", "-1", "4294967296", "1.5", "%00"] {
+        for (method, rest) in [("GET", ""), ("GET", "/wait"), ("POST", "/signal")] {
+            let path = format!("/v1/sandboxes/{id}/processes/{bad}{rest}");
+            let (status, answer) = shop.ask(&key, method, &path, r#"{"signal": 15}"#);
+            assert!(
+                status == 400 && answer.contains("bad_request"),
+                "{path}: {answer}"
+            );
+        }
+    }
+    // A build that a template never had is not there, and whole numbers may come with a point.
+    let asked = json!({"template": TEMPLATE, "build": "other-1", "command": ["echo"]});
+    assert_eq!(
+        shop.ask(&key, "POST", "/v1/exec", &asked.to_string()).0,
+        404
+    );
+    let signal = format!("/v1/sandboxes/{id}/processes/1/signal");
+    assert_eq!(
+        shop.ask(&key, "POST", &signal, r#"{"signal": 15.0}"#).0,
+        404
+    );
+}
+
 pub fn what_a_key_sends_and_gets_back_ends_somewhere() {
     let shop = Shop::open(&[]);
     let limits = Limits {

@@ -8,6 +8,8 @@ const TIME_MAX_S: u64 = 366 * 86_400;
 /// Names of templates, and of sandboxes, moments and contexts.
 const TEMPLATE: &str = "^[a-z0-9][a-z0-9_.-]{0,63}$";
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$";
+/// RFC 4648 §4.
+const BASE64: &str = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$";
 /// Text without a NUL.
 const NO_NUL: &str = "^[^\\u0000]*$";
 
@@ -120,6 +122,7 @@ fn of_field(of: &str, field: &str, schema: &mut Value) {
             "additionalProperties": {"type": "string", "pattern": NO_NUL},
         }),
         "command" if of == "ProcessRequest" => json!({"minItems": 1}),
+        "base64" => json!({"pattern": BASE64, "contentEncoding": "base64"}),
         _ => return,
     };
     set(schema, bounds);

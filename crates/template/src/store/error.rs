@@ -27,6 +27,14 @@ pub enum StoreError {
         /// What was asked for.
         name: String,
     },
+    /// It never had such a build.
+    #[error("the template {name} has no build {build:?}")]
+    NoBuild {
+        /// Which template.
+        name: String,
+        /// What was asked for.
+        build: String,
+    },
     /// A file.
     #[error("cannot {operation} {}", path.display())]
     File {
@@ -142,6 +150,9 @@ impl StoreError {
             )),
             Self::Others { .. } => Some("choose another name".into()),
             Self::Building => Some("wait for its end; see: zygote status".into()),
+            Self::NoBuild { name, .. } => Some(format!(
+                "see which there is: zygote template inspect {name}"
+            )),
             Self::File { .. } | Self::Lock(_) | Self::Name { .. } => None,
         }
     }
