@@ -24,6 +24,7 @@ pub fn check() -> anyhow::Result<()> {
         bail!("the SDKs' tests need Node {NODE_MIN} or newer, with npm");
     }
     step("sdk: tools", tools)?;
+    step("sdk: the API's types", types)?;
     step("sdk: python", check_python)?;
     step("sdk: packages", || {
         let wheel = wheel(None)?;
@@ -47,6 +48,7 @@ pub fn has_node() -> bool {
 /// The wheel that brings the program along, and the npm package, in `target/dist`. All must be built.
 pub fn dist() -> anyhow::Result<()> {
     tools()?;
+    types()?;
     let tree = Path::new("target/dist/wheel");
     let _ = fs::remove_dir_all(tree);
     install::install(Path::new("/"), Some(tree))?;
@@ -92,6 +94,32 @@ fn tools() -> anyhow::Result<()> {
     fs::write(stamp, wanted).context("cannot remember the SDK's tools")
 }
 
+/// Has both SDKs' types of what is asked and answered made from the API's description, by which their own words are
+/// checked.
+fn types() -> anyhow::Result<()> {
+    let described =
+        ask(Command::new("cargo").args(["run", "-q", "-p", "zygote-server", "--example", "api"]))?;
+    let path = Path::new(TRIED).join("openapi.json");
+    fs::write(&path, described.stdout).context("cannot write the API's description")?;
+    let mut python = Command::new(tool("datamodel-codegen"));
+    python.args(["--input-file-type", "openapi", "--input"]);
+    python.arg(&path).arg("--output");
+    python.arg(Path::new(PYTHON).join("src/zygote_vm/_api.py"));
+    python.args(["--output-model-type", "typing.TypedDict"]);
+    python.args(["--target-python-version", "3.10", "--disable-warnings"]);
+    python.args(["--use-standard-collections", "--use-union-operator"]);
+    run(&mut python)?;
+    npm(&["ci"])?;
+    npm(&["run", "api"])
+}
+
+fn npm(arguments: &[&str]) -> anyhow::Result<()> {
+    let quiet = ["--no-fund", "--no-audit", "--loglevel=error"];
+    let mut npm = Command::new("npm");
+    npm.args(arguments).args(quiet).current_dir(TYPESCRIPT);
+    run(npm.stdout(Stdio::null()))
+}
+
 fn check_python() -> anyhow::Result<()> {
     let python = fs::canonicalize(TRIED).context("cannot find the tools")?;
     let within = |name: &str, arguments: &[&str]| {
@@ -131,13 +159,6 @@ fn only_file(folder: &Path) -> anyhow::Result<PathBuf> {
 
 /// Packs the TypeScript SDK.
 fn tarball() -> anyhow::Result<PathBuf> {
-    let npm = |arguments: &[&str]| {
-        let quiet = ["--no-fund", "--no-audit", "--loglevel=error"];
-        let mut npm = Command::new("npm");
-        npm.args(arguments).args(quiet).current_dir(TYPESCRIPT);
-        run(npm.stdout(Stdio::null()))
-    };
-    npm(&["ci"])?;
     npm(&["run", "build"])?;
     let out = Path::new(DIST).join("npm");
     let _ = fs::remove_dir_all(&out);

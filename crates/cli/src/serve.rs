@@ -6,7 +6,7 @@ use crate::out::{complain, say};
 use crate::{run, settings};
 use std::io::Write;
 use zygote_api::{ErrorCode, Failure};
-use zygote_daemon::{READY, Ready, SocketError, api_description, serve};
+use zygote_daemon::{READY, Ready, SocketError, serve};
 
 /// How long an engine stays in the background without work.
 const IDLE_EXIT: &str = "15m";
@@ -40,10 +40,6 @@ fn is_taken(error: &anyhow::Error) -> bool {
 }
 
 fn conduct(global: &Global, args: &ServeArgs) -> anyhow::Result<()> {
-    if args.print_api {
-        say!("{}", serde_json::to_string_pretty(&api_description())?);
-        return Ok(());
-    }
     let said = args.settings.clone().over(settings::of_environment()?);
     let mut given = said.clone();
     if let Some(path) = &args.config {

@@ -33,9 +33,7 @@ pub use telemetry::Telemetry;
 pub use tracing_subscriber::filter::LevelFilter;
 pub use zygote_access::{Key, KeyFile, KeyFileError, KeysWanted, Limits, NewKey, Role};
 pub use zygote_client::{Client, ClientError, Events, Octets};
-pub use zygote_server::{
-    document as api_description, recipe_failure, template_detail, template_failure, template_list,
-};
+pub use zygote_server::{recipe_failure, template_detail, template_failure, template_list};
 
 /// Tells the program in a lab who holds the lock of builds.
 pub const BUILDS_LOCK_HINT: &str = "ZYGOTE_BUILDS_LOCK";

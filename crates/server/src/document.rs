@@ -48,14 +48,14 @@ const KEY: &str = "key";
         live::roll_back,
         live::pause,
         live::resume,
-        live::exec,
+        live::exec_in,
         live::processes,
         live::process,
         live::wait_process,
         live::output,
         live::attach,
         live::input,
-        live::signal,
+        live::signal_process,
         live::resize,
         live::code,
         live::contexts,
@@ -66,7 +66,7 @@ const KEY: &str = "key";
         live::read,
         live::write,
         live::act,
-        live::remove,
+        live::remove_file,
         live::watch,
         live::pack,
         live::unpack,
@@ -227,6 +227,22 @@ mod tests {
         values
             .filter_map(|value| value.as_str().map(str::to_owned))
             .collect()
+    }
+
+    /// Tools call functions so (OpenAPI 3.1.0 §4.8.10).
+    #[test]
+    fn each_operation_has_a_name_of_its_own() {
+        let json = document();
+        let paths = json["paths"].as_object().unwrap().values();
+        let operations = paths.flat_map(|path| path.as_object().unwrap().values());
+        let names: Vec<_> = operations
+            .filter_map(|operation| operation["operationId"].as_str())
+            .collect();
+        let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+        assert!(
+            names.len() > 40 && distinct.len() == names.len(),
+            "{names:?}"
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 import { ConnectionFailed } from "./errors.js";
 import { Http, type Event, type Fetch, type Json } from "./http.js";
-import { RunResult, type SandboxInfo, type TemplateInfo } from "./models.js";
+import { RunResult, type SandboxInfo, type Schemas, type TemplateInfo } from "./models.js";
 import { asOctets } from "./octets.js";
 import { argv, limitOf, quoted, stdinOf, tell, whole, type Command, type Listeners } from "./requests.js";
 import { Sandbox } from "./sandbox.js";
@@ -74,10 +74,10 @@ export class Client {
     const asked = execution(what, options);
     const limitMs = limitOf(options.timeout ?? 300, MARGIN_S);
     if (!options.onStdout && !options.onStderr) {
-      return new RunResult(await this.http.ask("POST", "/v1/exec", asked, { limitMs }));
+      return new RunResult(await this.http.ask<Schemas["ExecResult"]>("POST", "/v1/exec", asked, { limitMs }));
     }
     for await (const event of this.http.events("POST", "/v1/exec", { ...asked, line_buffered: true }, { limitMs })) {
-      if (event.type === "result") return new RunResult(event);
+      if (event.type === "result") return new RunResult(event as Event & Schemas["ExecResult"]);
       tell(event, options);
     }
     throw new ConnectionFailed({ code: "engine_unreachable", message: "the run ended without a result" });
@@ -90,40 +90,41 @@ export class Client {
   async batch(executions: Iterable<What | [What, RunOptions]>): Promise<RunResult[]> {
     const one = (given: What | [What, RunOptions]) =>
       Array.isArray(given) ? execution(given[0], given[1]) : execution(given, {});
-    const asked = { executions: Array.from(executions, one) };
-    const told = await this.http.ask("POST", "/v1/exec/batch", asked, { limitMs: undefined });
-    return (told["results"] as Json[]).map((result) => new RunResult(result));
+    const asked: Schemas["BatchRequest"] = { executions: Array.from(executions, one) };
+    const told = await this.http.ask<Schemas["BatchResult"]>("POST", "/v1/exec/batch", asked, { limitMs: undefined });
+    return told.results.map((result) => new RunResult(result));
   }
 
   /** Makes a sandbox that lives until it is ended. */
   async create(template = "python", options: CreateOptions = {}): Promise<Sandbox> {
     const { name, env, ttl, idle, moments } = options;
-    const asked = whole({ template, name, env, ttl_seconds: ttl, idle_seconds: idle, moments });
+    const asked = whole<Schemas["SandboxRequest"]>({ template, name, env, ttl_seconds: ttl, idle_seconds: idle, moments });
     // So that it may be asked again when the answer did not come.
     const headers = { "idempotency-key": crypto.randomUUID() };
-    const told = await this.http.ask("POST", "/v1/sandboxes", asked, { headers, limitMs: MARGIN_S * 1000, isSafe: true });
-    return new Sandbox(this.http, told as SandboxInfo);
+    const told = await this.http.ask<SandboxInfo>("POST", "/v1/sandboxes", asked, { headers, limitMs: MARGIN_S * 1000, isSafe: true });
+    return new Sandbox(this.http, told);
   }
 
   /** One that is there: by its name, its id, or the beginning or end of its id. */
   async sandbox(words: string): Promise<Sandbox> {
-    return new Sandbox(this.http, (await this.http.ask("GET", `/v1/sandboxes/${quoted(words)}`)) as SandboxInfo);
+    return new Sandbox(this.http, await this.http.ask<SandboxInfo>("GET", `/v1/sandboxes/${quoted(words)}`));
   }
 
   /** Those that live, or are in a state (`all`: also those that have ended). */
   async sandboxes({ state, template }: { state?: string; template?: string } = {}): Promise<SandboxInfo[]> {
     const found: SandboxInfo[] = [];
     for (let after: string | undefined; ; ) {
-      const page = await this.http.ask("GET", "/v1/sandboxes", undefined, { params: { state, template, after } });
-      found.push(...page["sandboxes"]);
-      after = page["next"] ?? undefined;
+      const params = { state, template, after };
+      const page = await this.http.ask<Schemas["SandboxList"]>("GET", "/v1/sandboxes", undefined, { params });
+      found.push(...(page.sandboxes as SandboxInfo[]));
+      after = page.next ?? undefined;
       if (!after) return found;
     }
   }
 
   /** What can be forked. */
   async templates(): Promise<TemplateInfo[]> {
-    return (await this.http.ask("GET", "/v1/templates"))["templates"];
+    return (await this.http.ask<Schemas["TemplateList"]>("GET", "/v1/templates")).templates as TemplateInfo[];
   }
 
   /** Removes one, and with `derived` those that are derived from it. */
@@ -143,20 +144,20 @@ export class Client {
   }
 }
 
-function execution(what: What, options: RunOptions): Json {
+function execution(what: What, options: RunOptions): Schemas["ExecRequest"] {
   const program =
     typeof what === "string" ? { code: what } : "code" in what ? what : { command: argv(what.command) };
   const { template, args, env, cwd, stdin, files, get, timeout, measure } = options;
   const sent = Object.entries(files ?? {}).map(([path, content]) => ({ path, content: asOctets(content) }));
-  return whole({
+  return whole<Schemas["ExecRequest"]>({
     ...program,
     template,
-    args,
+    args: args && [...args],
     env,
     cwd,
     stdin: stdinOf(stdin),
     files: sent.length > 0 ? sent : undefined,
-    get,
+    get: get && [...get],
     timeout_seconds: timeout,
     measure,
   });

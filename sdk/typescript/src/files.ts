@@ -1,6 +1,6 @@
 import { FileMissing } from "./errors.js";
 import type { Http, Json } from "./http.js";
-import { fileInfo, type FileInfo } from "./models.js";
+import { fileInfo, type FileInfo, type Schemas } from "./models.js";
 
 /** How long a file may be on its way. */
 const FILE_MAX_MS = 3_600_000;
@@ -66,13 +66,13 @@ export class Files {
 
   /** What is in a folder; with `depth` also what is in folders in it. */
   async list(path = ".", { depth = 1 }: { depth?: number } = {}): Promise<FileInfo[]> {
-    const told = await this.act({ action: "list", path, depth }, true);
-    return (told["files"] as Json[]).map(fileInfo);
+    const told = await this.act<Schemas["FileList"]>({ action: "list", path, depth }, true);
+    return told.files.map(fileInfo);
   }
 
   /** What there is at a path. */
   async stat(path: string, { follow = true }: { follow?: boolean } = {}): Promise<FileInfo> {
-    return fileInfo(await this.act({ action: "stat", path, no_follow: !follow }, true));
+    return fileInfo(await this.act<Schemas["FileInfo"]>({ action: "stat", path, no_follow: !follow }, true));
   }
 
   /** Whether there is something at a path. */
@@ -116,8 +116,8 @@ export class Files {
     await this.act({ action: "symlink", path, target });
   }
 
-  private act(asked: Json, isSafe = false): Promise<Json> {
-    return this.http.ask("POST", `${this.path}/files`, asked, { isSafe });
+  private act<T = Json>(asked: Schemas["FileAction"], isSafe = false): Promise<T> {
+    return this.http.ask<T>("POST", `${this.path}/files`, asked, { isSafe });
   }
 
   private get(rest: string, path: string): Promise<Response> {

@@ -3,6 +3,7 @@
 import { ConnectionFailed, errorOf, type ZygoteError } from "./errors.js";
 
 export type Fetch = (url: string, init: RequestInit & { duplex?: "half" }) => Promise<Response>;
+/** What the API's description has no more to say of. */
 export type Json = Record<string, any>;
 
 export interface Event {
@@ -37,13 +38,13 @@ export class Http {
   ) {}
 
   /** An object for an object. */
-  async ask(method: string, path: string, body?: Json, options: Options = {}): Promise<Json> {
+  async ask<T = Json>(method: string, path: string, body?: object, options: Options = {}): Promise<T> {
     const headers = { "content-type": "application/json", ...options.headers };
     const content = body === undefined ? undefined : JSON.stringify(body);
     const isSafe = options.isSafe ?? method === "GET";
     const limitMs = "limitMs" in options ? options.limitMs : WORDS_MAX_MS;
     const answer = await this.send(method, path, content, { ...options, headers, isSafe, limitMs });
-    return (await answer.json()) as Json;
+    return (await answer.json()) as T;
   }
 
   /** A good answer, whose body is still to come. */
@@ -96,7 +97,7 @@ export class Http {
   }
 
   /** What happens, as the engine tells it; `error` events are thrown. Leaving the loop gives the request up. */
-  async *events(method: string, path: string, body?: Json, options: Options = {}): AsyncGenerator<Event, void, undefined> {
+  async *events(method: string, path: string, body?: object, options: Options = {}): AsyncGenerator<Event, void, undefined> {
     const giveUp = new AbortController();
     const signal = options.signal ? AbortSignal.any([options.signal, giveUp.signal]) : giveUp.signal;
     const headers = { accept: NDJSON, "content-type": "application/json", ...options.headers };

@@ -2,7 +2,17 @@
 
 import { errorOf, programFailed, type Failure, type ZygoteError } from "./errors.js";
 import { fromBase64, octets, pathOf, streamOf, textOf } from "./octets.js";
-import type { Json } from "./http.js";
+import type { components } from "./api.js";
+
+/** The API's own types, made from its description. */
+export type Schemas = components["schemas"];
+
+/** What all programs' ends have. */
+type Ended = Pick<
+  Schemas["ExecResult"] | Schemas["ProcessResult"],
+  | "exit_code" | "stdout" | "stdout_base64" | "stderr" | "stderr_base64"
+  | "signal" | "timed_out" | "truncated" | "out_of_memory" | "total_time_ms" | "error"
+>;
 
 /** How a program ended, and what it has said. */
 export class Output {
@@ -16,16 +26,16 @@ export class Output {
   readonly totalTimeMs: number;
   readonly error: ZygoteError | undefined;
 
-  constructor(data: Json) {
-    this.exitCode = data["exit_code"];
+  constructor(data: Ended) {
+    this.exitCode = data.exit_code;
     this.stdoutBytes = streamOf(data, "stdout");
     this.stderrBytes = streamOf(data, "stderr");
-    this.signal = data["signal"] ?? null;
-    this.timedOut = data["timed_out"] ?? false;
-    this.truncated = data["truncated"] ?? false;
-    this.outOfMemory = data["out_of_memory"] ?? false;
-    this.totalTimeMs = data["total_time_ms"] ?? 0;
-    this.error = data["error"] ? errorOf({ error: data["error"] }) : undefined;
+    this.signal = data.signal ?? null;
+    this.timedOut = data.timed_out ?? false;
+    this.truncated = data.truncated ?? false;
+    this.outOfMemory = data.out_of_memory ?? false;
+    this.totalTimeMs = data.total_time_ms ?? 0;
+    this.error = data.error ? errorOf({ error: data.error }) : undefined;
   }
 
   /** Standard output as text; bytes that are not UTF-8 become U+FFFD. */
@@ -75,20 +85,20 @@ export class RunResult extends Output {
   readonly memoryPrivateKib: number | undefined;
   readonly files: GotFile[];
 
-  constructor(data: Json) {
+  constructor(data: Schemas["ExecResult"]) {
     super(data);
-    this.id = data["id"] ?? "";
-    this.template = data["template"] ?? "";
-    this.host = data["host"] ?? "";
-    this.forkTimeMs = data["fork_time_ms"] ?? undefined;
-    this.execTimeMs = data["exec_time_ms"] ?? undefined;
-    this.memoryPrivateKib = data["memory_private_kib"] ?? undefined;
-    this.files = ((data["files"] ?? []) as Json[]).map((one) => ({
-      path: pathOf(one["path"]),
-      bytes: one["bytes"] ?? 0,
-      sha256: one["sha256"],
-      content: one["content"] === undefined ? undefined : octets(one["content"]),
-      error: one["error"] ? errorOf({ error: one["error"] }) : undefined,
+    this.id = data.id;
+    this.template = data.template;
+    this.host = data.host;
+    this.forkTimeMs = data.fork_time_ms ?? undefined;
+    this.execTimeMs = data.exec_time_ms ?? undefined;
+    this.memoryPrivateKib = data.memory_private_kib ?? undefined;
+    this.files = (data.files ?? []).map((one) => ({
+      path: pathOf(one.path),
+      bytes: one.bytes ?? 0,
+      sha256: one.sha256 ?? undefined,
+      content: one.content == null ? undefined : octets(one.content),
+      error: one.error ? errorOf({ error: one.error }) : undefined,
     }));
   }
 }
@@ -98,10 +108,10 @@ export class ExecResult extends Output {
   readonly sandbox: string;
   readonly process: number;
 
-  constructor(data: Json) {
+  constructor(data: Schemas["ProcessResult"]) {
     super(data);
-    this.sandbox = data["sandbox"] ?? "";
-    this.process = data["process"] ?? 0;
+    this.sandbox = data.sandbox;
+    this.process = data.process;
   }
 }
 
@@ -121,16 +131,16 @@ export class Cell {
   readonly truncated: boolean;
   readonly totalTimeMs: number;
 
-  constructor(data: Json) {
-    this.executionCount = data["execution_count"];
+  constructor(data: Schemas["CodeResult"]) {
+    this.executionCount = data.execution_count;
     this.stdout = textOf(streamOf(data, "stdout"));
     this.stderr = textOf(streamOf(data, "stderr"));
-    this.displays = data["displays"] ?? [];
-    this.result = data["result"] ?? undefined;
-    this.exception = data["exception"] ?? undefined;
-    this.timedOut = data["timed_out"] ?? false;
-    this.truncated = data["truncated"] ?? false;
-    this.totalTimeMs = data["total_time_ms"] ?? 0;
+    this.displays = data.displays ?? [];
+    this.result = data.result ?? undefined;
+    this.exception = data.exception ?? undefined;
+    this.timedOut = data.timed_out ?? false;
+    this.truncated = data.truncated ?? false;
+    this.totalTimeMs = data.total_time_ms ?? 0;
   }
 
   /** The value of its last expression, as Python prints it. */
@@ -215,9 +225,9 @@ export interface FileInfo {
   target?: string;
 }
 
-export function fileInfo(data: Json): FileInfo {
-  const info = { ...data, path: pathOf(data["path"]) } as FileInfo;
-  if (data["target"] !== undefined) info.target = pathOf(data["target"]);
+export function fileInfo(data: Schemas["FileInfo"]): FileInfo {
+  const info = { ...data, path: pathOf(data.path) } as FileInfo;
+  if (data.target) info.target = pathOf(data.target);
   return info;
 }
 
@@ -228,14 +238,14 @@ export interface Difference {
   pages: number | null;
 }
 
-export function difference(data: Json): Difference {
-  const files = (data["files"] as Json[]).map((one) => ({
-    path: pathOf(one["path"]),
-    change: one["change"],
-    ...(one["before"] ? { before: fileInfo(one["before"]) } : {}),
-    ...(one["after"] ? { after: fileInfo(one["after"]) } : {}),
+export function difference(data: Schemas["Diff"]): Difference {
+  const files = data.files.map((one) => ({
+    path: pathOf(one.path),
+    change: one.change,
+    ...(one.before ? { before: fileInfo(one.before) } : {}),
+    ...(one.after ? { after: fileInfo(one.after) } : {}),
   }));
-  return { files, more_files: data["more_files"], pages: data["pages"] };
+  return { files, more_files: data.more_files, pages: data.pages ?? null };
 }
 
 /** An interpreter of a sandbox. */
@@ -262,3 +272,15 @@ export interface TemplateInfo {
   tenant?: string;
   sandbox?: string;
 }
+
+/** A type of ours whose fields are all the API's: another one does not compile. */
+type Known<Api, Own extends { [K in keyof Own]: K extends keyof Api ? unknown : never }> = Own;
+export type KnownModels = [
+  Known<Schemas["SandboxInfo"], SandboxInfo>,
+  Known<Schemas["SandboxStats"], Stats>,
+  Known<Schemas["MomentInfo"], Moment>,
+  Known<Schemas["FileInfo"], FileInfo>,
+  Known<Schemas["Diff"], Difference>,
+  Known<Schemas["ContextInfo"], ContextInfo>,
+  Known<Schemas["TemplateInfo"], TemplateInfo>,
+];

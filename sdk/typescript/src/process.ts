@@ -1,6 +1,6 @@
 import { SandboxEnded } from "./errors.js";
-import type { Event, Http, Json } from "./http.js";
-import { ExecResult } from "./models.js";
+import type { Event, Http } from "./http.js";
+import { ExecResult, type Schemas } from "./models.js";
 import { pathOf, streamOf, textOf } from "./octets.js";
 
 /** How long one request waits for an end; it is asked again. */
@@ -14,27 +14,27 @@ export class Process {
     readonly sandbox: string,
     /** Its number there. */
     readonly number: number,
-    private told: Json,
+    private told: Schemas["ProcessInfo"],
   ) {}
 
   /** Its program and arguments. */
   get command(): string[] {
-    return (this.told["command"] ?? []).map(pathOf);
+    return this.told.command.map(pathOf);
   }
 
   /** Its pid in the sandbox. */
   get pid(): number | undefined {
-    return this.told["pid"] ?? undefined;
+    return this.told.pid ?? undefined;
   }
 
   /** `starting`, `running`, `ended` or `lost`, when it was last asked for. */
   get state(): string {
-    return this.told["state"] ?? "running";
+    return this.told.state;
   }
 
   /** How it ended, when it was last asked for; without output. */
   get result(): ExecResult | undefined {
-    return this.told["result"] ? new ExecResult(this.told["result"]) : undefined;
+    return this.told.result ? new ExecResult(this.told.result) : undefined;
   }
 
   private path(rest = ""): string {
@@ -62,8 +62,8 @@ export class Process {
 
   /** What it has said and is kept, and where to go on the next time. */
   async output(since?: number): Promise<{ stdout: string; stderr: string; next: number }> {
-    const told = await this.http.ask("GET", this.path("/output"), undefined, { params: { from: since } });
-    return { stdout: textOf(streamOf(told, "stdout")), stderr: textOf(streamOf(told, "stderr")), next: told["next"] };
+    const told = await this.http.ask<Schemas["ProcessOutput"]>("GET", this.path("/output"), undefined, { params: { from: since } });
+    return { stdout: textOf(streamOf(told, "stdout")), stderr: textOf(streamOf(told, "stderr")), next: told.next };
   }
 
   /** What it has said, and says: events `stdout`, `stderr` (with `offset`), `skipped`, and at last `result`. */
@@ -87,7 +87,7 @@ export class Process {
 
   /** Sends a signal to it and to what it has started. */
   async signal(signal: number): Promise<void> {
-    await this.http.ask("POST", this.path("/signal"), { signal });
+    await this.http.ask("POST", this.path("/signal"), { signal } satisfies Schemas["ProcessSignal"]);
   }
 
   /** Kills it, and what it has started. */

@@ -1,7 +1,7 @@
 /** Requests, from what their callers give. */
 
-import type { Event, Json } from "./http.js";
-import { asOctets, octets, textOf } from "./octets.js";
+import type { Event } from "./http.js";
+import { asOctets, octets, textOf, type Octets } from "./octets.js";
 
 /** A program and its arguments; a string is for `sh -c`. */
 export type Command = string | readonly string[];
@@ -12,17 +12,17 @@ export interface Listeners {
   onStderr?: (text: string) => void;
 }
 
-export function argv(command: Command): readonly string[] {
-  return typeof command === "string" ? ["sh", "-c", command] : command;
+export function argv(command: Command): string[] {
+  return typeof command === "string" ? ["sh", "-c", command] : [...command];
 }
 
-/** A request, without what is not said. */
-export function whole(fields: Json): Json {
+/** A request as the API's description has it, without what is not said. */
+export function whole<T extends object>(fields: { [K in keyof T]?: T[K] | undefined }): T {
   const isSaid = (value: unknown) => value !== undefined && value !== "" && value !== false;
-  return Object.fromEntries(Object.entries(fields).filter(([, value]) => isSaid(value)));
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => isSaid(value))) as T;
 }
 
-export function stdinOf(stdin: string | Uint8Array | undefined): unknown {
+export function stdinOf(stdin: string | Uint8Array | undefined): Octets | undefined {
   return stdin === undefined ? undefined : asOctets(stdin);
 }
 

@@ -1,6 +1,6 @@
 import { ConnectionFailed, SandboxNotFound } from "./errors.js";
 import { Files } from "./files.js";
-import type { Event, Http, Json } from "./http.js";
+import type { Event, Http } from "./http.js";
 import {
   Cell,
   difference,
@@ -10,6 +10,7 @@ import {
   type Difference,
   type Moment,
   type SandboxInfo,
+  type Schemas,
   type Stats,
   type TemplateInfo,
 } from "./models.js";
@@ -89,26 +90,26 @@ export class Sandbox {
     return `/v1/sandboxes/${this.id}${rest}`;
   }
 
-  private take(told: Json): SandboxInfo {
-    this.info = told as SandboxInfo;
+  private take(told: SandboxInfo): SandboxInfo {
+    this.info = told;
     return this.info;
   }
 
   /** What is known of it now. */
   async refresh(): Promise<SandboxInfo> {
-    return this.take(await this.http.ask("GET", this.path()));
+    return this.take(await this.http.ask<SandboxInfo>("GET", this.path()));
   }
 
   /** Ends it. */
   async remove(): Promise<SandboxInfo> {
-    return this.take(await this.http.ask("DELETE", this.path(), undefined, { isSafe: true }));
+    return this.take(await this.http.ask<SandboxInfo>("DELETE", this.path(), undefined, { isSafe: true }));
   }
 
   /** Waits until it has ended, or for so many seconds; its `state` says which. */
   async wait(timeout = 0): Promise<SandboxInfo> {
     for (let left = timeout; ; ) {
       const piece = timeout ? Math.min(left, WAIT_S) : WAIT_S;
-      this.take(await this.http.ask("GET", this.path("/wait"), undefined, { params: { timeout_seconds: piece } }));
+      this.take(await this.http.ask<SandboxInfo>("GET", this.path("/wait"), undefined, { params: { timeout_seconds: piece } }));
       left -= piece;
       if (this.info.state === "ended" || (timeout && left <= 0)) return this.info;
     }
@@ -116,12 +117,12 @@ export class Sandbox {
 
   /** Has it live so long from now on, or so long without being used, in seconds; 0: for any time. */
   async extend({ ttl, idle }: { ttl?: number; idle?: number }): Promise<SandboxInfo> {
-    return this.take(await this.http.ask("PATCH", this.path(), whole({ ttl_seconds: ttl, idle_seconds: idle })));
+    return this.take(await this.http.ask<SandboxInfo>("PATCH", this.path(), whole<Schemas["SandboxChange"]>({ ttl_seconds: ttl, idle_seconds: idle })));
   }
 
   /** What it takes of its host. */
   async stats(): Promise<Stats> {
-    return (await this.http.ask("GET", this.path("/stats"))) as Stats;
+    return this.http.ask<Stats>("GET", this.path("/stats"));
   }
 
   // Programs.
@@ -131,10 +132,10 @@ export class Sandbox {
     const asked = this.asked(command, options);
     const limitMs = limitOf(options.timeout, MARGIN_S);
     if (!options.onStdout && !options.onStderr) {
-      return new ExecResult(await this.http.ask("POST", this.path("/exec"), asked, { limitMs }));
+      return new ExecResult(await this.http.ask<Schemas["ProcessResult"]>("POST", this.path("/exec"), asked, { limitMs }));
     }
     for await (const event of this.http.events("POST", this.path("/exec"), asked, { limitMs })) {
-      if (event.type === "result") return new ExecResult(event);
+      if (event.type === "result") return new ExecResult(event as Event & Schemas["ProcessResult"]);
       tell(event, options);
     }
     throw broken();
@@ -149,20 +150,20 @@ export class Sandbox {
     } = {},
   ): Promise<Process> {
     const { stdin, ...rest } = options;
-    const asked = { ...this.asked(command, rest), ...whole({ detach: true, stdin_stream: stdin }) };
-    const told = await this.http.ask("POST", this.path("/exec"), asked);
-    return new Process(this.http, this.id, told["process"], told);
+    const asked = { ...this.asked(command, rest), ...whole<Schemas["ProcessRequest"]>({ detach: true, stdin_stream: stdin }) };
+    const told = await this.http.ask<Schemas["ProcessInfo"]>("POST", this.path("/exec"), asked);
+    return new Process(this.http, this.id, told.process, told);
   }
 
   /** Those that somebody has asked for. */
   async processes(): Promise<Process[]> {
-    const told = await this.http.ask("GET", this.path("/processes"));
-    return (told["processes"] as Json[]).map((one) => new Process(this.http, this.id, one["process"], one));
+    const told = await this.http.ask<Schemas["ProcessList"]>("GET", this.path("/processes"));
+    return told.processes.map((one) => new Process(this.http, this.id, one.process, one));
   }
 
-  private asked(command: Command, { env, cwd, user, stdin, timeout }: ExecOptions): Json {
+  private asked(command: Command, { env, cwd, user, stdin, timeout }: ExecOptions): Schemas["ProcessRequest"] {
     const fields = { command: argv(command), env, cwd, user, stdin: stdinOf(stdin) };
-    return whole({ ...fields, timeout_seconds: timeout || undefined });
+    return whole<Schemas["ProcessRequest"]>({ ...fields, timeout_seconds: timeout || undefined });
   }
 
   // Interpreters.
@@ -170,13 +171,13 @@ export class Sandbox {
   /** Runs a cell in an interpreter whose state stays. */
   async python(code: string, options: PythonOptions = {}): Promise<Cell> {
     const { context = "default", timeout, onDisplay } = options;
-    const asked = whole({ code, context, timeout_seconds: timeout || undefined });
+    const asked = whole<Schemas["CodeRequest"]>({ code, context, timeout_seconds: timeout || undefined });
     const limitMs = limitOf(timeout, MARGIN_S);
     if (!options.onStdout && !options.onStderr && !onDisplay) {
-      return new Cell(await this.http.ask("POST", this.path("/code"), asked, { limitMs }));
+      return new Cell(await this.http.ask<Schemas["CodeResult"]>("POST", this.path("/code"), asked, { limitMs }));
     }
     for await (const event of this.http.events("POST", this.path("/code"), asked, { limitMs })) {
-      if (event.type === "result") return new Cell(event);
+      if (event.type === "result") return new Cell(event as Event & Schemas["CodeResult"]);
       if (event.type === "display") onDisplay?.(event["data"]);
       tell(event, options);
     }
@@ -185,12 +186,12 @@ export class Sandbox {
 
   /** Its interpreters. */
   async contexts(): Promise<ContextInfo[]> {
-    return (await this.http.ask("GET", this.path("/contexts")))["contexts"];
+    return (await this.http.ask<Schemas["ContextList"]>("GET", this.path("/contexts"))).contexts as ContextInfo[];
   }
 
   /** Starts one more. */
   async createContext(name: string, { cwd }: { cwd?: string } = {}): Promise<ContextInfo> {
-    return (await this.http.ask("POST", this.path("/contexts"), whole({ name, cwd }))) as ContextInfo;
+    return this.http.ask<ContextInfo>("POST", this.path("/contexts"), whole<Schemas["ContextRequest"]>({ name, cwd }));
   }
 
   /** Interrupts the cell that runs, as Ctrl-C does. */
@@ -200,7 +201,7 @@ export class Sandbox {
 
   /** Starts an interpreter anew, without its state. */
   async restart(context = "default"): Promise<ContextInfo> {
-    return (await this.http.ask("POST", this.path(`/contexts/${quoted(context)}/restart`))) as ContextInfo;
+    return this.http.ask<ContextInfo>("POST", this.path(`/contexts/${quoted(context)}/restart`));
   }
 
   /** Ends an interpreter. */
@@ -214,20 +215,20 @@ export class Sandbox {
   async branch(n = 1, options: BranchOptions = {}): Promise<Sandbox[]> {
     const { at, name, ttl, idle, reseed, freeze = 5, force } = options;
     const times = { ttl_seconds: ttl, idle_seconds: idle, freeze_seconds: freeze };
-    const asked = whole({ count: n, at: at && words(at), name, reseed, force, ...times });
-    const told = await this.http.ask("POST", this.path("/branch"), asked, MACHINE);
-    return (told["sandboxes"] as SandboxInfo[]).map((one) => new Sandbox(this.http, one));
+    const asked = whole<Schemas["BranchRequest"]>({ count: n, at: at && words(at), name, reseed, force, ...times });
+    const told = await this.http.ask<Schemas["Branched"]>("POST", this.path("/branch"), asked, MACHINE);
+    return (told.sandboxes as SandboxInfo[]).map((one) => new Sandbox(this.http, one));
   }
 
   /** Keeps this moment, to go back to it, or to branch from it. One without a name gives way to newer ones. */
   async snapshot(name?: string, { freeze = 5, force }: { freeze?: number; force?: boolean } = {}): Promise<Moment> {
-    const asked = whole({ name, freeze_seconds: freeze, force });
-    return (await this.http.ask("POST", this.path("/moments"), asked, MACHINE)) as Moment;
+    const asked = whole<Schemas["MomentRequest"]>({ name, freeze_seconds: freeze, force });
+    return this.http.ask<Moment>("POST", this.path("/moments"), asked, MACHINE);
   }
 
   /** The moments that are kept. */
   async moments(): Promise<Moment[]> {
-    return (await this.http.ask("GET", this.path("/moments")))["moments"];
+    return (await this.http.ask<Schemas["MomentList"]>("GET", this.path("/moments"))).moments as Moment[];
   }
 
   /** Lets one go. */
@@ -237,32 +238,33 @@ export class Sandbox {
 
   /** Goes back to a moment: by its name, its number (`@7`), or counted from the newest (`@-1`). */
   async rollback(to: Moment | string = "@-1", { reseed }: { reseed?: boolean } = {}): Promise<SandboxInfo> {
-    const asked = whole({ to: words(to), reseed });
-    return this.take(await this.http.ask("POST", this.path("/rollback"), asked, MACHINE));
+    const asked = whole<Schemas["RollbackRequest"]>({ to: words(to), reseed });
+    return this.take(await this.http.ask<SandboxInfo>("POST", this.path("/rollback"), asked, MACHINE));
   }
 
   /** What differs between a moment of it (now) and an earlier one: of its own, or another sandbox; else its beginning. */
   async diff({ at, since }: { at?: Moment | string; since?: Sandbox | Moment | string } = {}): Promise<Difference> {
-    const side = since instanceof Sandbox ? { sandbox: since.id } : since && { sandbox: this.id, at: words(since) };
-    const asked = whole({ at: at && words(at), from: side });
-    return difference(await this.http.ask("POST", this.path("/diff"), asked, MACHINE));
+    const own = since === undefined || since instanceof Sandbox ? undefined : { sandbox: this.id, at: words(since) };
+    const side = since instanceof Sandbox ? { sandbox: since.id } : own;
+    const asked = whole<Schemas["DiffRequest"]>({ at: at && words(at), from: side });
+    return difference(await this.http.ask<Schemas["Diff"]>("POST", this.path("/diff"), asked, MACHINE));
   }
 
   /** Puts it on disk, where it costs no memory. */
   async pause({ freeze = 5, force }: { freeze?: number; force?: boolean } = {}): Promise<SandboxInfo> {
-    const asked = whole({ freeze_seconds: freeze, force });
-    return this.take(await this.http.ask("POST", this.path("/pause"), asked, MACHINE));
+    const asked = whole<Schemas["PauseRequest"]>({ freeze_seconds: freeze, force });
+    return this.take(await this.http.ask<SandboxInfo>("POST", this.path("/pause"), asked, MACHINE));
   }
 
   /** Has it go on. */
   async resume(): Promise<SandboxInfo> {
-    return this.take(await this.http.ask("POST", this.path("/resume"), undefined, MACHINE));
+    return this.take(await this.http.ask<SandboxInfo>("POST", this.path("/resume"), undefined, MACHINE));
   }
 
   /** Makes a template of a moment of it, on disk; forks of that begin as branches do. */
   async publish(template: string, { at, force }: { at?: Moment | string; force?: boolean } = {}): Promise<TemplateInfo> {
-    const asked = whole({ template, at: at && words(at), force });
-    return (await this.http.ask("POST", this.path("/template"), asked, MACHINE)) as TemplateInfo;
+    const asked = whole<Schemas["PublishRequest"]>({ template, at: at && words(at), force });
+    return this.http.ask<TemplateInfo>("POST", this.path("/template"), asked, MACHINE);
   }
 
   /** Changes of files, as they happen: `created`, `written`, `removed`, `renamed`, `attributes`. */

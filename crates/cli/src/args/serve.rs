@@ -133,9 +133,6 @@ pub struct ServeArgs {
     /// Print the settings as they are after options, variables and the file, in TOML, and end
     #[arg(long)]
     pub print_config: bool,
-    /// Print the API's description (OpenAPI 3.1, as at /v1/openapi.json), and end
-    #[arg(long, conflicts_with = "print_config")]
-    pub print_api: bool,
     /// Run although this host does not allow all walls between it and untrusted code; says so
     #[arg(long, env = "ZYGOTE_ALLOW_MISSING_WALLS", value_parser = clap::builder::FalseyValueParser::new())]
     pub allow_missing_walls: bool,

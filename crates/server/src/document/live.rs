@@ -124,7 +124,7 @@ pub fn resume() {}
     responses((status = 200, content((ProcessResult = "application/json"),
         (ProcessEvent = "application/x-ndjson"), (ProcessEvent = "text/event-stream"))),
         (status = "default", body = ErrorBody)))]
-pub fn exec() {}
+pub fn exec_in() {}
 
 /// Its processes.
 #[utoipa::path(get, path = "/v1/sandboxes/{id}/processes",
@@ -193,7 +193,7 @@ pub fn input() {}
     params(("id" = String, Path, description = "Id or name"),
         ("process" = u32, Path, description = "Its number")),
     responses((status = 200), (status = "default", body = ErrorBody)))]
-pub fn signal() {}
+pub fn signal_process() {}
 
 /// Gives its terminal another size.
 #[utoipa::path(post, path = "/v1/sandboxes/{id}/processes/{process}/resize",
@@ -286,7 +286,7 @@ pub fn act() {}
         ("recursive" = Option<bool>, Query, description = "A folder with all that is in it"),
         ("user" = Option<String>, Query, description = "As whom")),
     responses((status = 200), (status = "default", body = ErrorBody)))]
-pub fn remove() {}
+pub fn remove_file() {}
 
 /// Tells of changes of a file or folder.
 #[utoipa::path(get, path = "/v1/sandboxes/{id}/watch",

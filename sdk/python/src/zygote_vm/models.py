@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import errors
+
+if TYPE_CHECKING:
+    # Made from the description of the API; not there when a program runs.
+    from . import _api
 
 T = TypeVar("T", bound="Model")
 
@@ -39,7 +44,7 @@ def as_octets(value: str | bytes) -> Any:
         return {"base64": base64.b64encode(value).decode()}
 
 
-def text_of(data: dict[str, Any], stream: str) -> bytes:
+def text_of(data: Mapping[str, Any], stream: str) -> bytes:
     """A stream of a result that is one object."""
     coded = data.get(f"{stream}_base64")
     return base64.b64decode(coded) if coded else (data.get(stream) or "").encode()
@@ -97,7 +102,7 @@ class Output:
 O = TypeVar("O", bound=Output)  # noqa: E741
 
 
-def _common(data: dict[str, Any]) -> dict[str, Any]:
+def _common(data: _api.ExecResult | _api.ProcessResult) -> dict[str, Any]:
     told = data.get("error")
     return {
         "exit_code": data["exit_code"],
@@ -136,7 +141,7 @@ class RunResult(Output):
     files: tuple[GotFile, ...] = ()
 
     @classmethod
-    def of(cls, data: dict[str, Any]) -> RunResult:
+    def of(cls, data: _api.ExecResult) -> RunResult:
         return cls(
             **_common(data),
             id=data.get("id", ""),
@@ -149,7 +154,7 @@ class RunResult(Output):
         )
 
 
-def _got(data: dict[str, Any]) -> GotFile:
+def _got(data: _api.GotFile) -> GotFile:
     content, told = data.get("content"), data.get("error")
     return GotFile(
         path=octets(data["path"]).decode(errors="surrogateescape"),
@@ -168,7 +173,7 @@ class ExecResult(Output):
     process: int = 0
 
     @classmethod
-    def of(cls, data: dict[str, Any]) -> ExecResult:
+    def of(cls, data: _api.ProcessResult) -> ExecResult:
         return cls(**_common(data), sandbox=data.get("sandbox", ""), process=data.get("process", 0))
 
 
@@ -236,7 +241,7 @@ class Cell:
         return dict(shown) if shown else {"text/plain": self.stdout}
 
     @classmethod
-    def of(cls, data: dict[str, Any]) -> Cell:
+    def of(cls, data: _api.CodeResult) -> Cell:
         raised = data.get("exception")
         return cls(
             execution_count=data["execution_count"],
@@ -244,7 +249,7 @@ class Cell:
             stderr=text_of(data, "stderr").decode(errors="replace"),
             displays=tuple(data.get("displays", ())),
             result=data.get("result"),
-            exception=CellError.of(raised) if raised else None,
+            exception=CellError.of(dict(raised)) if raised else None,
             timed_out=bool(data.get("timed_out")),
             truncated=bool(data.get("truncated")),
             total_time_ms=data.get("total_time_ms", 0.0),
@@ -317,7 +322,7 @@ class FileInfo:
     target: str | None = None
 
     @classmethod
-    def of(cls, data: dict[str, Any]) -> FileInfo:
+    def of(cls, data: _api.FileInfo) -> FileInfo:
         target = data.get("target")
         return cls(
             path=octets(data["path"]).decode(errors="surrogateescape"),
@@ -351,8 +356,8 @@ class Difference:
     pages: int | None
 
     @classmethod
-    def of(cls, data: dict[str, Any]) -> Difference:
-        def one(told: dict[str, Any]) -> FileDifference:
+    def of(cls, data: _api.Diff) -> Difference:
+        def one(told: _api.FileDiff) -> FileDifference:
             before, after = told.get("before"), told.get("after")
             return FileDifference(
                 path=octets(told["path"]).decode(errors="surrogateescape"),
@@ -403,6 +408,11 @@ class Event:
 
     type: str
     data: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def end(self) -> Any:
+        """What the event ``result`` says: as much as an answer that is one object."""
+        return self.data
 
     @property
     def bytes(self) -> bytes:

@@ -161,7 +161,7 @@ class AsyncSandbox:
         async with aclosing(self._http.events("POST", path, asked, limit=limit)) as events:
             async for event in events:
                 if event.type == "result":
-                    return ExecResult.of(event.data)
+                    return ExecResult.of(event.end)
                 on_output(event, on_stdout, on_stderr)
         raise errors.ConnectionFailed("the program's output ended without a result")
 
@@ -237,7 +237,7 @@ class AsyncSandbox:
         async with aclosing(self._http.events("POST", path, asked, limit=limit)) as events:
             async for event in events:
                 if event.type == "result":
-                    return Cell.of(event.data)
+                    return Cell.of(event.end)
                 if event.type == "display" and on_display:
                     on_display(event.data["data"])
                 on_output(event, on_stdout, on_stderr)

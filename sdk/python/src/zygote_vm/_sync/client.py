@@ -122,7 +122,7 @@ class Client:
         with closing(happening) as events:
             for event in events:
                 if event.type == "result":
-                    return RunResult.of(event.data)
+                    return RunResult.of(event.end)
                 on_output(event, on_stdout, on_stderr)
         raise errors.ConnectionFailed("the run ended without a result")
 
