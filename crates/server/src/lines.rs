@@ -133,6 +133,10 @@ fn is_limit(error: &axum::Error) -> bool {
 }
 
 fn parse<T: DeserializeOwned>(text: &[u8]) -> Result<T, Failure> {
+    // A list of its fields would be read as one.
+    if text.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Failure::bad_request("the body is no object (JSON)"));
+    }
     serde_json::from_slice(text).or_else(|error| {
         with_whole_numbers(text).ok_or_else(|| {
             let failure = Failure::bad_request("the body is not what it should be");
@@ -199,34 +203,41 @@ mod tests {
 
     #[tokio::test]
     async fn lines_may_come_in_any_pieces() {
-        let mut lines = Lines::new(body(&["{\"a\"", ":1}\n\n[2", "]\r\n3", "", "4"]));
+        let mut lines = Lines::new(body(&["{\"a\"", ":1}\n\n{", "}\r\n{\"b\":3", "", "4}"]));
         let mut seen = Vec::new();
         while let Some(value) = lines.next::<Value>().await.unwrap() {
             seen.push(value.to_string());
         }
-        assert_eq!(seen, [r#"{"a":1}"#, "[2]", "34"]);
+        assert_eq!(seen, [r#"{"a":1}"#, "{}", r#"{"b":34}"#]);
         let error = Lines::new(body(&[])).first::<Value>().await.unwrap_err();
         assert_eq!(error.code, ErrorCode::BadRequest);
     }
 
     #[test]
     fn a_whole_number_may_be_written_with_a_point() {
-        let read = |text: &str| parse::<Vec<u8>>(text.as_bytes()).ok();
-        assert_eq!(read("[32.0, 7, 2.5e2]"), Some(vec![32, 7, 250]));
-        for bad in ["[32.5]", "[256.0]", "[-1.0]", "[1e300]", "[\"1\"]"] {
-            assert_eq!(read(bad), None, "{bad}");
+        #[derive(serde::Deserialize)]
+        struct Asked {
+            numbers: Vec<u8>,
+            seconds: f64,
         }
-        // What is no whole number by its type stays as it is.
-        assert_eq!(parse::<f64>(b"2.0").ok(), Some(2.0));
-        let mixed = parse::<(f64, u8)>(b"[0.5, 3.0]").ok();
-        assert_eq!(mixed, Some((0.5, 3)));
-        assert!(parse::<(f64, String)>(b"[1.0, 2]").is_err());
+        let read = |numbers: &str, seconds: &str| {
+            let text = format!(r#"{{"numbers": [{numbers}], "seconds": {seconds}}}"#);
+            let asked: Asked = parse(text.as_bytes()).ok()?;
+            Some((asked.numbers, asked.seconds))
+        };
+        assert_eq!(read("32.0, 7, 2.5e2", "2.0"), Some((vec![32, 7, 250], 2.0)));
+        assert_eq!(read("3.0", "0.5"), Some((vec![3], 0.5)));
+        for bad in ["32.5", "256.0", "-1.0", "1e300", "\"1\""] {
+            assert_eq!(read(bad, "1"), None, "{bad}");
+        }
+        // Nor are its fields without their names one.
+        assert!(parse::<Asked>(b"[[1], 2]").is_err() && parse::<Asked>(b"7").is_err());
     }
 
     #[tokio::test]
     async fn an_object_at_the_limit_is_read_and_a_longer_one_refused() {
         for (length, is_good) in [(LINE_MAX_BYTES, true), (LINE_MAX_BYTES + 1, false)] {
-            let text = "7".to_owned() + &" ".repeat(length - 1);
+            let text = "{}".to_owned() + &" ".repeat(length - 2);
             let read = object::<Value>(Body::from(text.clone())).await;
             assert_eq!(read.is_ok(), is_good, "{length}");
             let line = Lines::new(Body::from(text)).first::<Value>().await;

@@ -708,6 +708,9 @@ pub fn what_stands_in_a_path_is_told_as_all_failures_are() {
             );
         }
     }
+    // A list of an object's fields is none.
+    let sandbox = format!("/v1/sandboxes/{id}");
+    assert_eq!(shop.ask(&key, "PATCH", &sandbox, "[]").0, 400);
     // A build that a template never had is not there, and whole numbers may come with a point.
     let asked = json!({"template": TEMPLATE, "build": "other-1", "command": ["echo"]});
     assert_eq!(

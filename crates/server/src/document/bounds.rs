@@ -53,7 +53,14 @@ fn of_parameter(path: &str, name: &str, schema: &mut Value) {
     match name {
         "name" if path.starts_with("/v1/templates") => set(schema, json!({"pattern": TEMPLATE})),
         "path" => set(schema, json!({"minLength": 1, "pattern": NO_NUL})),
+        "path_base64" => set(schema, json!({"minLength": 4, "pattern": BASE64})),
         "user" => set(schema, json!({"pattern": NO_NUL})),
+        // 64 bits without a sign, of which JSON's numbers are not all sure.
+        "from" | "after" | "offset" | "length" if schema["type"] != json!("string") => {
+            set(schema, json!({"minimum": 0, "maximum": i64::MAX}));
+        }
+        // What is no name is nobody's.
+        "name" if path == "/v1/sandboxes" => {}
         "idempotency-key" => set(
             schema,
             json!({"minLength": 1, "maxLength": 255, "pattern": "^[!-~]*$"}),

@@ -180,7 +180,7 @@ pub fn socket() {}
 
 /// Gives it input: the body.
 #[utoipa::path(post, path = "/v1/sandboxes/{id}/processes/{process}/input",
-    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    request_body(content = Option<Vec<u8>>, content_type = "application/octet-stream"),
     params(("id" = String, Path, description = "Id or name"),
         ("process" = u32, Path, description = "Its number"),
         ("end" = Option<bool>, Query, description = "Whether that is all")),
@@ -247,8 +247,8 @@ pub fn restart() {}
 /// Reads a file; `range` is heeded.
 #[utoipa::path(get, path = "/v1/sandboxes/{id}/files",
     params(("id" = String, Path, description = "Id or name"),
-        ("path" = Option<String>, Query, description = "Where; relative to the user's home"),
-        ("path_base64" = Option<String>, Query, description = "The same, if it is not UTF-8"),
+        ("path" = String, Query, description = "Where; relative to the user's home"),
+        ("path_base64" = Option<String>, Query, description = "The same, if it is not UTF-8; then `path` counts for nothing, and may be left out"),
         ("offset" = Option<u64>, Query, description = "From where"),
         ("length" = Option<u64>, Query, description = "How much at most"),
         ("user" = Option<String>, Query, description = "As whom")),
@@ -261,8 +261,8 @@ pub fn read() {}
 #[utoipa::path(put, path = "/v1/sandboxes/{id}/files",
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     params(("id" = String, Path, description = "Id or name"),
-        ("path" = Option<String>, Query, description = "Where; relative to the user's home"),
-        ("path_base64" = Option<String>, Query, description = "The same, if it is not UTF-8"),
+        ("path" = String, Query, description = "Where; relative to the user's home"),
+        ("path_base64" = Option<String>, Query, description = "The same, if it is not UTF-8; then `path` counts for nothing, and may be left out"),
         ("mode" = Option<String>, Query, description = "Permissions, octal"),
         ("append" = Option<bool>, Query, description = "Behind what is there"),
         ("in_place" = Option<bool>, Query, description = "Into what is there"),
@@ -281,8 +281,8 @@ pub fn act() {}
 /// Removes a file or folder.
 #[utoipa::path(delete, path = "/v1/sandboxes/{id}/files",
     params(("id" = String, Path, description = "Id or name"),
-        ("path" = Option<String>, Query, description = "Where; relative to the user's home"),
-        ("path_base64" = Option<String>, Query, description = "The same, if it is not UTF-8"),
+        ("path" = String, Query, description = "Where; relative to the user's home"),
+        ("path_base64" = Option<String>, Query, description = "The same, if it is not UTF-8; then `path` counts for nothing, and may be left out"),
         ("recursive" = Option<bool>, Query, description = "A folder with all that is in it"),
         ("user" = Option<String>, Query, description = "As whom")),
     responses((status = 200), (status = "default", body = ErrorBody)))]
@@ -291,8 +291,8 @@ pub fn remove_file() {}
 /// Tells of changes of a file or folder.
 #[utoipa::path(get, path = "/v1/sandboxes/{id}/watch",
     params(("id" = String, Path, description = "Id or name"),
-        ("path" = Option<String>, Query, description = "Where; relative to the user's home"),
-        ("path_base64" = Option<String>, Query, description = "The same, if it is not UTF-8"),
+        ("path" = String, Query, description = "Where; relative to the user's home"),
+        ("path_base64" = Option<String>, Query, description = "The same, if it is not UTF-8; then `path` counts for nothing, and may be left out"),
         ("recursive" = Option<bool>, Query, description = "Folders in it as well"),
         ("user" = Option<String>, Query, description = "As whom")),
     responses((status = 200, content((FileEvent = "application/x-ndjson"),
@@ -302,8 +302,8 @@ pub fn watch() {}
 /// A file or folder as a tar archive.
 #[utoipa::path(get, path = "/v1/sandboxes/{id}/tar",
     params(("id" = String, Path, description = "Id or name"),
-        ("path" = Option<String>, Query, description = "Where; relative to the user's home"),
-        ("path_base64" = Option<String>, Query, description = "The same, if it is not UTF-8"),
+        ("path" = String, Query, description = "Where; relative to the user's home"),
+        ("path_base64" = Option<String>, Query, description = "The same, if it is not UTF-8; then `path` counts for nothing, and may be left out"),
         ("user" = Option<String>, Query, description = "As whom")),
     responses((status = 200, content_type = "application/x-tar", body = Vec<u8>),
         (status = "default", body = ErrorBody)))]
@@ -313,8 +313,8 @@ pub fn pack() {}
 #[utoipa::path(put, path = "/v1/sandboxes/{id}/tar",
     request_body(content = Vec<u8>, content_type = "application/x-tar"),
     params(("id" = String, Path, description = "Id or name"),
-        ("path" = Option<String>, Query, description = "Where; relative to the user's home"),
-        ("path_base64" = Option<String>, Query, description = "The same, if it is not UTF-8"),
+        ("path" = String, Query, description = "Where; relative to the user's home"),
+        ("path_base64" = Option<String>, Query, description = "The same, if it is not UTF-8; then `path` counts for nothing, and may be left out"),
         ("user" = Option<String>, Query, description = "As whom")),
     responses((status = 200), (status = "default", body = ErrorBody)))]
 pub fn unpack() {}
