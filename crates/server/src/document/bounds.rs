@@ -9,7 +9,8 @@ const TIME_MAX_S: u64 = 366 * 86_400;
 const TEMPLATE: &str = "^[a-z0-9][a-z0-9_.-]{0,63}$";
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$";
 /// RFC 4648 §4.
-const BASE64: &str = "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$";
+const BASE64: &str =
+    "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$";
 /// Text without a NUL.
 const NO_NUL: &str = "^[^\\u0000]*$";
 
@@ -67,7 +68,7 @@ fn of_parameter(path: &str, name: &str, schema: &mut Value) {
         ),
         "name" | "context" => set(schema, json!({"pattern": NAME})),
         "process" => set(schema, json!({"minimum": 1, "maximum": u32::MAX})),
-        "limit" => set(schema, json!({"minimum": 1, "maximum": 1000})),
+        "limit" => set(schema, json!({"minimum": 0, "maximum": 1000})),
         "state" => set(schema, json!({"enum": states()})),
         "depth" => set(schema, json!({"minimum": 1, "maximum": u32::MAX})),
         "mode" => set(schema, json!({"pattern": "^[0-7]{1,4}$"})),

@@ -259,7 +259,7 @@ pub fn read() {}
 /// Writes a file: the body. Others see the old or the new, unless it is appended to or written in
 /// place.
 #[utoipa::path(put, path = "/v1/sandboxes/{id}/files",
-    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    request_body(content = Option<Vec<u8>>, content_type = "application/octet-stream"),
     params(("id" = String, Path, description = "Id or name"),
         ("path" = String, Query, description = "Where; relative to the user's home"),
         ("path_base64" = Option<String>, Query, description = "The same, if it is not UTF-8; then `path` counts for nothing, and may be left out"),
