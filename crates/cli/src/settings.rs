@@ -98,7 +98,7 @@ impl Settings {
         }
     }
 
-    /// As options, for the engine in a lab: all that is about sandboxes.
+    /// As options, for the engine in a lab: all that is about sandboxes, and how it tells of them.
     fn words(&self) -> Vec<OsString> {
         let number = |n: &Option<usize>| n.map(|n| n.to_string());
         let options = [
@@ -117,6 +117,9 @@ impl Settings {
             ("--files-max", number(&self.files_max)),
             ("--output-kept", self.output_kept.clone()),
             ("--adopt-within", self.adopt_within.clone()),
+            // What it says is in the same log.
+            ("--log-level", self.log_level.clone()),
+            ("--log-format", self.log_format.clone()),
         ];
         let given = options.into_iter().filter_map(|(name, value)| {
             let value = value?;

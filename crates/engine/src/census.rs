@@ -13,6 +13,8 @@ use tokio::time::timeout;
 const AGE_MAX: Duration = Duration::from_secs(5);
 /// A sandbox that has not said by then what it takes is busy, and counted without that.
 const MEASURE_MAX: Duration = Duration::from_millis(500);
+/// So are those that are left after so long in all: who asks does not wait for ever.
+const COUNT_MAX: Duration = Duration::from_secs(3);
 
 /// What some sandboxes take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,8 +74,10 @@ async fn count(engine: &Engine) -> Census {
     for usage in measuring.await.unwrap_or_default() {
         census.pooled.add(usage);
     }
+    let begun = Instant::now();
     for sandbox in engine.live().all() {
-        add(&mut census, &sandbox).await;
+        let left = COUNT_MAX.saturating_sub(begun.elapsed());
+        add(&mut census, &sandbox, MEASURE_MAX.min(left)).await;
     }
     census
 }
@@ -85,12 +89,12 @@ fn measure(processes: &[OwnedFd]) -> Vec<Usage> {
     meters.filter_map(Meter::measure).collect()
 }
 
-async fn add(census: &mut Census, sandbox: &Sandbox) {
+async fn add(census: &mut Census, sandbox: &Sandbox, limit: Duration) {
     let status = sandbox.status();
     match status.phase {
         Phase::Running | Phase::Making | Phase::Ending => {
             census.running.sandboxes += 1;
-            let measured = timeout(MEASURE_MAX, sandbox.usage()).await;
+            let measured = timeout(limit, sandbox.usage()).await;
             if let Ok(Ok(Some(usage))) = measured {
                 census.running.add(usage);
             }

@@ -344,13 +344,8 @@ impl Store {
                     .bytes()
                     .all(|byte| byte == b'-' || byte.is_ascii_digit())
         });
-        let called = || name.to_owned();
-        if !is_name(name) {
-            return Err(StoreError::Name { name: called() });
-        }
-        if !own {
-            let (name, build) = (called(), build.to_owned());
-            return Err(StoreError::NoBuild { name, build });
+        if !is_name(name) || !own {
+            return Err(no_build(name, build));
         }
         let mut places = self.homes().map(|home| home.join(GENERATIONS).join(build));
         let generation = places
@@ -458,6 +453,23 @@ fn names_in(home: &Path) -> Vec<String> {
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .filter(|name| is_name(name))
         .collect()
+}
+
+/// Why a template has no such build: there is none, or none could be called so.
+fn no_build(name: &str, build: &str) -> StoreError {
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    let is_word = !build.is_empty() && build.bytes().all(is_letter);
+    let named = |name: &str| StoreError::Name {
+        name: name.to_owned(),
+    };
+    match (is_name(name), is_word) {
+        (false, _) => named(name),
+        (true, false) => named(build),
+        (true, true) => StoreError::NoBuild {
+            name: name.to_owned(),
+            build: build.to_owned(),
+        },
+    }
 }
 
 /// What lies in a folder; nothing if it is not there.
