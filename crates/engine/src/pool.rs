@@ -146,6 +146,7 @@ impl Pool {
             config,
             wanted: config.idle_min,
             affordable: usize::MAX,
+            is_failing: false,
         };
         Self {
             zygote,
@@ -260,6 +261,8 @@ struct Filler {
     wanted: usize,
     /// How many the budget allows, once it is known what one costs.
     affordable: usize,
+    /// Whether the last one could not be made, which is told once.
+    is_failing: bool,
 }
 
 impl Filler {
@@ -343,14 +346,17 @@ impl Filler {
             Ok(fork) if timeout(PARK_MAX, fork.parked()).await == Ok(true) => fork,
             // Who comes now learns why by trying.
             made => {
-                let why =
-                    made.map_or_else(|error| error.to_string(), |_| "it did not park".to_owned());
-                tracing::warn!("a fork that was to wait could not be made: {why}");
+                if !std::mem::replace(&mut self.is_failing, true) {
+                    let why = made
+                        .map_or_else(|error| error.to_string(), |_| "it did not park".to_owned());
+                    tracing::warn!("a fork that was to wait could not be made: {why}");
+                }
                 self.shared.lost.fetch_add(1, Ordering::Relaxed);
                 sleep(RETRY.saturating_sub(started.elapsed())).await;
                 return;
             }
         };
+        self.is_failing = false;
         if self.affordable == usize::MAX {
             self.affordable = self.afford(&fork).await;
         }
