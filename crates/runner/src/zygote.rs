@@ -80,10 +80,13 @@ fn serve_all(mut loaded: Loaded, mut children: Children, mut control: OwnedFd) -
 }
 
 /// Loads the snapshot that the first message names, and goes into the jail; `None`: it is not usable, and
-/// the engine has been told.
+/// the engine has been told, or the engine has gone.
 fn begin(control: &OwnedFd) -> io::Result<Option<(Loaded, Children)>> {
     let mut bytes = vec![0; PACKET_MAX_BYTES];
     let (length, _) = packet::receive(control, &mut bytes)?;
+    if length == 0 {
+        return Ok(None);
+    }
     let Ok(ToZygote::Load(load)) = decode(&bytes[..length]) else {
         return Err(io::Error::other("the first message must be Load"));
     };

@@ -1,6 +1,7 @@
 //! The daemon's own words, a line each on standard error, and traces of requests for a collector. What programs say
 //! and what is put into sandboxes is in neither.
 
+mod lines;
 mod otlp;
 mod requests;
 
@@ -59,7 +60,7 @@ impl Traces {
             let json = lines.json().flatten_event(true).with_span_list(false);
             json.boxed()
         } else {
-            lines.compact().boxed()
+            lines.compact().fmt_fields(lines::ForPeople).boxed()
         };
         let lines = lines.with_filter(Targets::new().with_target(OURS, telemetry.level));
         let exporter = telemetry.otlp.as_deref().map(otlp::provider);

@@ -26,6 +26,10 @@ pub fn zygote() -> ! {
     let control = rustix::io::dup(rustix::stdio::stdin()).unwrap();
     let mut bytes = [0; PACKET_MAX_BYTES];
     let (length, _) = packet::receive(&control, &mut bytes).unwrap();
+    if length == 0 {
+        // The engine has been killed.
+        std::process::exit(0)
+    }
     let ToZygote::Load(load) = decode(&bytes[..length]).unwrap() else {
         panic!("it is loaded first");
     };
