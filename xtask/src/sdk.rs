@@ -49,6 +49,30 @@ pub fn has_node() -> bool {
 pub fn dist() -> anyhow::Result<()> {
     tools()?;
     types()?;
+    whole_wheel()?;
+    eprintln!("xtask: {}", tarball()?.display());
+    Ok(())
+}
+
+/// Packs the wheel that brings the program along, and has that program answer where the wheel is all that is
+/// installed. All must be built, and [`check`] done.
+pub fn check_whole_wheel() -> anyhow::Result<()> {
+    let wheel = whole_wheel()?;
+    let user = Path::new(TRIED).join("whole");
+    environment(&user)?;
+    install_into(&user, &[&wheel])?;
+    let packed = ask(Command::new(user.join("bin/zygote")).arg("--version"))?;
+    let built = ask(Command::new("target/release/zygote").arg("--version"))?;
+    if packed.stdout != built.stdout {
+        bail!(
+            "the program in {} is not the one that was built",
+            wheel.display()
+        );
+    }
+    Ok(())
+}
+
+fn whole_wheel() -> anyhow::Result<PathBuf> {
     let tree = Path::new("target/dist/wheel");
     let _ = fs::remove_dir_all(tree);
     install::install(Path::new("/"), Some(tree))?;
@@ -68,8 +92,7 @@ pub fn dist() -> anyhow::Result<()> {
         wheel.display(),
         bytes as f64 / 1048576.0
     );
-    eprintln!("xtask: {}", tarball()?.display());
-    Ok(())
+    Ok(wheel)
 }
 
 fn tool(name: &str) -> PathBuf {
@@ -84,10 +107,7 @@ fn tools() -> anyhow::Result<()> {
     if fs::read(&stamp).is_ok_and(|had| had == wanted) {
         return Ok(());
     }
-    let folder = Path::new(TRIED).join("tools");
-    run(Command::new("python3")
-        .args(["-m", "venv", "--clear"])
-        .arg(&folder))?;
+    environment(&Path::new(TRIED).join("tools"))?;
     let mut pip = Command::new(tool("pip"));
     pip.args(["install", "-q", "--disable-pip-version-check", "-r"]);
     run(pip.arg(Path::new(PYTHON).join("requirements-dev.txt")))?;
@@ -168,16 +188,25 @@ fn tarball() -> anyhow::Result<PathBuf> {
     only_file(&out)
 }
 
+/// A virtual environment of Python's with nothing in it.
+fn environment(folder: &Path) -> anyhow::Result<()> {
+    let mut python = Command::new("python3");
+    run(python.args(["-m", "venv", "--clear"]).arg(folder))
+}
+
+fn install_into(environment: &Path, packages: &[&Path]) -> anyhow::Result<()> {
+    let mut pip = Command::new(environment.join("bin/pip"));
+    pip.args(["install", "-q", "--disable-pip-version-check"]);
+    run(pip.args(packages))
+}
+
 /// Each into an environment of its own, from its package.
 fn install_both(wheel: &Path, tarball: &Path) -> anyhow::Result<()> {
     let user = Path::new(TRIED).join("user");
     let _ = fs::remove_dir_all(&user);
-    run(Command::new("python3")
-        .args(["-m", "venv"])
-        .arg(user.join("python")))?;
-    let mut pip = Command::new(user.join("python/bin/pip"));
-    pip.args(["install", "-q", "--disable-pip-version-check", "pytest"]);
-    run(pip.arg(wheel))?;
+    let python = user.join("python");
+    environment(&python)?;
+    install_into(&python, &[Path::new("pytest"), wheel])?;
     let node = user.join("node");
     fs::create_dir_all(&node).context("cannot make a folder for Node")?;
     fs::write(node.join("package.json"), "{\"private\": true}\n")?;

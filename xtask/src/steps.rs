@@ -77,6 +77,8 @@ pub fn test() -> anyhow::Result<()> {
     step("tests", || unit("default"))?;
     if crate::sdk::has_node() {
         crate::sdk::check()?;
+        let whole = crate::sdk::check_whole_wheel;
+        step("sdk: the wheel with the program", whole)?;
     } else {
         eprintln!("xtask: NOT RUN: the SDKs' tests need Node, see: cargo xtask sdk");
     }
