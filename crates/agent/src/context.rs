@@ -9,6 +9,8 @@ use std::os::unix::net::UnixStream;
 use zygote_protocol::{CellEvent, ReaderId, ResumedContext, STREAM_CHUNK_MAX_BYTES};
 
 const HEADER_BYTES: usize = 4;
+/// What an interpreter says, to us alone, when it begins with a cell: now it heeds an interrupt (`python/context.py`).
+const BEGUN: &[u8] = &[2];
 const READ_BYTES: usize = 64 * 1024;
 
 /// Has an interpreter reseed the generators of its TLS, or all (`python/context.py`).
@@ -49,6 +51,11 @@ pub struct Context {
     cells: VecDeque<(Option<ReaderId>, Vec<u8>)>,
     /// How many have ended.
     count: u32,
+    /// Whether the first of them runs: before that, an interrupt would be ignored, or end an interpreter that has
+    /// just been started.
+    has_begun: bool,
+    /// Whether it is to be interrupted when it does.
+    interrupt_waits: bool,
     /// Whether the event that is being sent is a cell's end.
     is_end: bool,
     is_closed: bool,
@@ -80,6 +87,8 @@ impl Context {
             waits: false,
             cells: VecDeque::new(),
             count: 0,
+            has_begun: false,
+            interrupt_waits: false,
             is_end: false,
             is_closed: false,
         })
@@ -94,6 +103,18 @@ impl Context {
     pub fn begin(&mut self, code: &[u8], reader: ReaderId, note: Vec<u8>) {
         self.cells.push_back((Some(reader), note));
         self.ask(&[b"cell", code]);
+    }
+
+    /// Whether an interrupt may be sent now; else it is one of those that [`Context::is_to_interrupt`] tells of.
+    pub fn may_interrupt(&mut self) -> bool {
+        let may = self.has_begun || self.cells.is_empty();
+        self.interrupt_waits |= !may;
+        may
+    }
+
+    /// Whether the time has come for an interrupt that had to wait.
+    pub fn is_to_interrupt(&mut self) -> bool {
+        self.has_begun && std::mem::take(&mut self.interrupt_waits)
     }
 
     /// Who has read what a cell has printed, once its end has been sent.
@@ -166,8 +187,15 @@ impl Context {
         let mut scratch = [0; READ_BYTES];
         while self.event.is_none() && !self.waits && !self.is_closed {
             if let Some(data) = self.take()? {
+                if data == BEGUN {
+                    self.has_begun = true;
+                    continue;
+                }
                 self.waits = data.first() == Some(&CellEvent::DISPLAY);
                 self.is_end = !self.waits;
+                if self.is_end {
+                    (self.has_begun, self.interrupt_waits) = (false, false);
+                }
                 self.event = Some(Event {
                     data,
                     sent: 0,
@@ -270,6 +298,35 @@ mod tests {
         assert!(context.has_event());
         context.output_is_read(30);
         assert_eq!(context.part().unwrap().data, [1, 7]);
+    }
+
+    #[test]
+    fn an_interrupt_waits_for_the_cell_that_it_is_for() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut context = Context::new(ours).unwrap();
+        assert!(context.may_interrupt() && !context.is_to_interrupt());
+        context.begin(b"1", 1, Vec::new());
+        assert!(!context.may_interrupt() && !context.is_to_interrupt());
+        theirs.write_all(&event(BEGUN)).unwrap();
+        context.turn();
+        assert!(context.is_to_interrupt() && !context.is_to_interrupt());
+        assert!(context.may_interrupt() && !context.is_to_interrupt());
+        theirs.write_all(&event(&[1, 1])).unwrap();
+        context.turn();
+        context.output_is_read(0);
+        assert_eq!(context.part().unwrap().data, [1, 1]);
+        assert_eq!(context.ended_cell(), Some(1));
+        // Nor does it wait for another.
+        context.begin(b"2", 2, Vec::new());
+        assert!(!context.may_interrupt());
+        theirs.write_all(&event(&[1, 2])).unwrap();
+        context.turn();
+        context.begin(b"3", 3, Vec::new());
+        theirs.write_all(&event(BEGUN)).unwrap();
+        context.output_is_read(0);
+        context.part().unwrap();
+        context.turn();
+        assert!(!context.is_to_interrupt());
     }
 
     #[test]

@@ -314,9 +314,23 @@ impl Process {
 
     /// Moves what its context says. One that hangs up or talks nonsense is of no use any more.
     pub fn turn_context(&mut self) {
-        let is_lost = self.context.as_mut().is_some_and(|context| !context.turn());
-        if is_lost {
+        let Some(context) = &mut self.context else {
+            return;
+        };
+        let (is_good, is_to_interrupt) = (context.turn(), context.is_to_interrupt());
+        if !is_good {
             self.signal(libc::SIGKILL as u8, true);
+        } else if is_to_interrupt {
+            self.signal(libc::SIGINT as u8, true);
+        }
+    }
+
+    /// Sends it a signal that its host has asked for; an interrupt is for the cell that the host knows of.
+    pub fn signal_for_host(&mut self, signal: u8, group: bool) {
+        let is_interrupt = i32::from(signal) == libc::SIGINT;
+        let context = self.context.as_mut().filter(|_| is_interrupt);
+        if context.is_none_or(Context::may_interrupt) {
+            self.signal(signal, group);
         }
     }
 

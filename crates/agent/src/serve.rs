@@ -314,7 +314,7 @@ impl Server {
             }
             HostMessage::Stdin { data, .. } => process.take_input(data),
             HostMessage::StdinClose { .. } => process.end_input(),
-            HostMessage::Signal { signal, group, .. } => process.signal(signal, group),
+            HostMessage::Signal { signal, group, .. } => process.signal_for_host(signal, group),
             HostMessage::Follow {
                 reader,
                 from,

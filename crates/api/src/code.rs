@@ -60,6 +60,9 @@ pub struct CodeRequest {
     /// How long it may run, in seconds; then it is interrupted. 0: as long as it likes.
     #[serde(default)]
     pub timeout_seconds: f64,
+    /// Interrupt it if the client goes away before its end; else it goes on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub interrupt_on_disconnect: bool,
 }
 
 fn default_context() -> String {

@@ -278,6 +278,10 @@ pub struct ProcessRequest {
     /// Answer as soon as it runs; its output is kept, the newest of it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub detach: bool,
+    /// Kill it, and what it has started, if the client goes away before its end; else it goes on, and `…/attach` reads
+    /// on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub kill_on_disconnect: bool,
 }
 
 /// A line to a process that runs.

@@ -67,6 +67,14 @@ def test_what_never_began_is_asked_again_and_what_may_have_is_not() -> None:
     assert len(asked) == 3
 
 
+def test_no_time_limit_is_said() -> None:
+    http, asked = answering(httpx.Response(200, json={"exit_code": 0}))
+    client = zygote_vm.Client("http://engine")
+    client._http = http
+    assert client.run("", timeout=0).ok
+    assert json.loads(asked[0].content) == {"code": "", "template": "python", "timeout_seconds": 0}
+
+
 def test_every_code_of_the_catalogue_has_a_class() -> None:
     docs = Path(__file__).parents[3] / "docs/json.md"
     if not docs.exists():

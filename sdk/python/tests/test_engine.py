@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -167,3 +168,21 @@ async def test_the_same_is_there_for_those_who_await(client: zygote_vm.Client) -
             assert await box.files.read(path) == b"x"
             await box.files.remove(path)
         assert (await box.wait()).state == "ended"
+
+
+@pytest.mark.anyio
+async def test_what_is_cancelled_ends() -> None:
+    async with zygote_vm.AsyncClient(socket=os.environ["ZYGOTE_SOCKET"]) as other, await other.create(TEMPLATE) as box:
+        code = "import time; time.sleep(600)"
+        for asked in (
+            lambda: box.exec("sleep 600"),
+            lambda: box.exec("sleep 600", on_stdout=lambda text: None),
+            lambda: box.python(code),
+            lambda: box.python(code, on_stdout=lambda text: None),
+            lambda: other.run(code, template=TEMPLATE),
+        ):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asked(), 0.3)
+        assert (await box.python("6 * 7", timeout=20)).text == "42"
+        for process in await box.processes():
+            assert process.command == ["python3"] or await process.wait(20) is not None

@@ -2,7 +2,7 @@ import { ConnectionFailed } from "./errors.js";
 import { Http, type Event, type Fetch, type Json } from "./http.js";
 import { RunResult, type SandboxInfo, type Schemas, type TemplateInfo } from "./models.js";
 import { asOctets } from "./octets.js";
-import { argv, limitOf, quoted, stdinOf, tell, whole, type Command, type Listeners } from "./requests.js";
+import { argv, limitOf, quoted, stdinOf, tell, whole, type Cancelable, type Command, type Listeners } from "./requests.js";
 import { Sandbox } from "./sandbox.js";
 
 /** How much longer than its time limit a program's answer may take: for its fork, and the way, in seconds. */
@@ -22,7 +22,7 @@ export interface ClientOptions {
   fetch?: Fetch;
 }
 
-export interface RunOptions extends Listeners {
+export interface RunOptions extends Listeners, Cancelable {
   template?: string;
   args?: readonly string[];
   env?: Record<string, string>;
@@ -72,11 +72,11 @@ export class Client {
   /** Runs Python code, or a command, in a fork of a template that nobody else has. */
   async run(what: What, options: RunOptions = {}): Promise<RunResult> {
     const asked = execution(what, options);
-    const limitMs = limitOf(options.timeout ?? 300, MARGIN_S);
+    const limits = { limitMs: limitOf(options.timeout ?? 300, MARGIN_S), signal: options.signal };
     if (!options.onStdout && !options.onStderr) {
-      return new RunResult(await this.http.ask<Schemas["ExecResult"]>("POST", "/v1/exec", asked, { limitMs }));
+      return new RunResult(await this.http.ask<Schemas["ExecResult"]>("POST", "/v1/exec", asked, limits));
     }
-    for await (const event of this.http.events("POST", "/v1/exec", { ...asked, line_buffered: true }, { limitMs })) {
+    for await (const event of this.http.events("POST", "/v1/exec", { ...asked, line_buffered: true }, limits)) {
       if (event.type === "result") return new RunResult(event as Event & Schemas["ExecResult"]);
       tell(event, options);
     }
@@ -87,11 +87,11 @@ export class Client {
    * Runs many, each in a fork of its own, and gives back their results in their order. One that had no sandbox has the
    * exit code 125 and an `error`.
    */
-  async batch(executions: Iterable<What | [What, RunOptions]>): Promise<RunResult[]> {
+  async batch(executions: Iterable<What | [What, Omit<RunOptions, "signal">]>, { signal }: Cancelable = {}): Promise<RunResult[]> {
     const one = (given: What | [What, RunOptions]) =>
       Array.isArray(given) ? execution(given[0], given[1]) : execution(given, {});
     const asked: Schemas["BatchRequest"] = { executions: Array.from(executions, one) };
-    const told = await this.http.ask<Schemas["BatchResult"]>("POST", "/v1/exec/batch", asked, { limitMs: undefined });
+    const told = await this.http.ask<Schemas["BatchResult"]>("POST", "/v1/exec/batch", asked, { limitMs: undefined, signal });
     return told.results.map((result) => new RunResult(result));
   }
 

@@ -44,7 +44,9 @@ export class Http {
     const isSafe = options.isSafe ?? method === "GET";
     const limitMs = "limitMs" in options ? options.limitMs : WORDS_MAX_MS;
     const answer = await this.send(method, path, content, { ...options, headers, isSafe, limitMs });
-    return (await answer.json()) as T;
+    return (await answer.json().catch((error: unknown) => {
+      throw broken(error, options.signal);
+    })) as T;
   }
 
   /** A good answer, whose body is still to come. */
@@ -63,14 +65,14 @@ export class Http {
         failure = errorOf(await answer.json().catch(() => null), answer.status);
         canAgain = REFUSED.has(failure.code) && failure.retryAfter !== undefined;
       } catch (error) {
-        if (options.signal?.aborted) throw error;
+        options.signal?.throwIfAborted();
         failure = unreachable(error);
         // fetch does not tell whether it has reached anybody, but for some words of Node's.
         canAgain = options.isSafe === true || isRefused(error);
       }
       if (!canAgain || tried > this.retries || typeof body === "object") throw failure;
       const pause = failure.retryAfter === undefined ? 100 * 2 ** tried : failure.retryAfter * 1000;
-      await new Promise((resolve) => setTimeout(resolve, Math.min(pause, PAUSE_MAX_MS)));
+      await pauseFor(Math.min(pause, PAUSE_MAX_MS), options.signal);
     }
   }
 
@@ -104,7 +106,7 @@ export class Http {
     const content = body === undefined ? undefined : JSON.stringify(body);
     try {
       const answer = await this.send(method, path, content, { ...options, headers, signal });
-      for await (const line of lines(answer)) {
+      for await (const line of lines(answer, options.signal)) {
         const event = JSON.parse(line) as Event;
         if (event.type === "error" || (event["error"] && Object.keys(event).length === 1)) {
           throw errorOf(event, answer.status);
@@ -117,7 +119,7 @@ export class Http {
   }
 }
 
-async function* lines(answer: Response): AsyncGenerator<string, void, undefined> {
+async function* lines(answer: Response, signal: AbortSignal | undefined): AsyncGenerator<string, void, undefined> {
   if (!answer.body) return;
   const reader = answer.body.getReader();
   const decoder = new TextDecoder();
@@ -125,7 +127,7 @@ async function* lines(answer: Response): AsyncGenerator<string, void, undefined>
   try {
     for (;;) {
       const { done, value } = await reader.read().catch((error: unknown) => {
-        throw unreachable(error);
+        throw broken(error, signal);
       });
       rest += done ? decoder.decode() : decoder.decode(value, { stream: true });
       const whole = rest.split("\n");
@@ -136,6 +138,25 @@ async function* lines(answer: Response): AsyncGenerator<string, void, undefined>
   } finally {
     reader.releaseLock();
   }
+}
+
+/** What is thrown when an answer ends in its middle. */
+function broken(error: unknown, signal: AbortSignal | undefined): unknown {
+  return signal?.aborted ? signal.reason : unreachable(error);
+}
+
+/** As long as nobody gives up what is waited for; then the reason for that is thrown. */
+async function pauseFor(ms: number, signal: AbortSignal | undefined): Promise<void> {
+  await new Promise<void>((resolve) => {
+    const over = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", over);
+      resolve();
+    };
+    const timer = setTimeout(over, ms);
+    signal?.addEventListener("abort", over);
+  });
+  signal?.throwIfAborted();
 }
 
 function isRefused(error: unknown): boolean {

@@ -6,6 +6,11 @@ import { asOctets, octets, textOf, type Octets } from "./octets.js";
 /** A program and its arguments; a string is for `sh -c`. */
 export type Command = string | readonly string[];
 
+export interface Cancelable {
+  /** Gives it up: what was asked for is ended, and the signal's reason is thrown. */
+  signal?: AbortSignal;
+}
+
 export interface Listeners {
   /** Called with what it says, as it says it; then it is not in the result. */
   onStdout?: (text: string) => void;
@@ -18,8 +23,7 @@ export function argv(command: Command): string[] {
 
 /** A request as the API's description has it, without what is not said. */
 export function whole<T extends object>(fields: { [K in keyof T]?: T[K] | undefined }): T {
-  const isSaid = (value: unknown) => value !== undefined && value !== "" && value !== false;
-  return Object.fromEntries(Object.entries(fields).filter(([, value]) => isSaid(value))) as T;
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as T;
 }
 
 export function stdinOf(stdin: string | Uint8Array | undefined): Octets | undefined {

@@ -16,7 +16,7 @@ import {
 } from "./models.js";
 import { pathOf, type Octets } from "./octets.js";
 import { Process } from "./process.js";
-import { argv, limitOf, quoted, stdinOf, tell, whole, type Command, type Listeners } from "./requests.js";
+import { argv, limitOf, quoted, stdinOf, tell, whole, type Cancelable, type Command, type Listeners } from "./requests.js";
 
 /** How much longer than its time limit an answer may take, in seconds. */
 const MARGIN_S = 60;
@@ -25,7 +25,7 @@ const MACHINE = { limitMs: 1_200_000 };
 /** How long one request waits for an end; it is asked again. */
 const WAIT_S = 30;
 
-export interface ExecOptions extends Listeners {
+export interface ExecOptions extends Listeners, Cancelable {
   env?: Record<string, string>;
   cwd?: string;
   /** `USER` or `USER:GROUP` of the sandbox; root without. */
@@ -35,7 +35,7 @@ export interface ExecOptions extends Listeners {
   timeout?: number;
 }
 
-export interface PythonOptions extends Listeners {
+export interface PythonOptions extends Listeners, Cancelable {
   /** Which interpreter; made if it is not there. */
   context?: string;
   /** Seconds, after which it is interrupted; 0: none. */
@@ -127,14 +127,14 @@ export class Sandbox {
 
   // Programs.
 
-  /** Runs a program to its end; a string is for `sh -c`. */
+  /** Runs a program to its end, or kills it if that is given up; a string is for `sh -c`. */
   async exec(command: Command, options: ExecOptions = {}): Promise<ExecResult> {
-    const asked = this.asked(command, options);
-    const limitMs = limitOf(options.timeout, MARGIN_S);
+    const asked: Schemas["ProcessRequest"] = { ...this.asked(command, options), kill_on_disconnect: true };
+    const limits = { limitMs: limitOf(options.timeout, MARGIN_S), signal: options.signal };
     if (!options.onStdout && !options.onStderr) {
-      return new ExecResult(await this.http.ask<Schemas["ProcessResult"]>("POST", this.path("/exec"), asked, { limitMs }));
+      return new ExecResult(await this.http.ask<Schemas["ProcessResult"]>("POST", this.path("/exec"), asked, limits));
     }
-    for await (const event of this.http.events("POST", this.path("/exec"), asked, { limitMs })) {
+    for await (const event of this.http.events("POST", this.path("/exec"), asked, limits)) {
       if (event.type === "result") return new ExecResult(event as Event & Schemas["ProcessResult"]);
       tell(event, options);
     }
@@ -144,7 +144,7 @@ export class Sandbox {
   /** Starts a program that goes on by itself, and keeps the newest of what it says. */
   async start(
     command: Command,
-    options: Omit<ExecOptions, "stdin" | "onStdout" | "onStderr"> & {
+    options: Omit<ExecOptions, "stdin" | "onStdout" | "onStderr" | "signal"> & {
       /** Whether it is to be given input; else it has none. */
       stdin?: boolean;
     } = {},
@@ -171,12 +171,13 @@ export class Sandbox {
   /** Runs a cell in an interpreter whose state stays. */
   async python(code: string, options: PythonOptions = {}): Promise<Cell> {
     const { context = "default", timeout, onDisplay } = options;
-    const asked = whole<Schemas["CodeRequest"]>({ code, context, timeout_seconds: timeout || undefined });
-    const limitMs = limitOf(timeout, MARGIN_S);
+    const limit = { timeout_seconds: timeout || undefined, interrupt_on_disconnect: true };
+    const asked = whole<Schemas["CodeRequest"]>({ code, context, ...limit });
+    const limits = { limitMs: limitOf(timeout, MARGIN_S), signal: options.signal };
     if (!options.onStdout && !options.onStderr && !onDisplay) {
-      return new Cell(await this.http.ask<Schemas["CodeResult"]>("POST", this.path("/code"), asked, { limitMs }));
+      return new Cell(await this.http.ask<Schemas["CodeResult"]>("POST", this.path("/code"), asked, limits));
     }
-    for await (const event of this.http.events("POST", this.path("/code"), asked, { limitMs })) {
+    for await (const event of this.http.events("POST", this.path("/code"), asked, limits)) {
       if (event.type === "result") return new Cell(event as Event & Schemas["CodeResult"]);
       if (event.type === "display") onDisplay?.(event["data"]);
       tell(event, options);

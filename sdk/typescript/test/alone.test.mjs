@@ -47,6 +47,21 @@ test("what never began is asked again, and what may have is not", async () => {
   assert.equal(asked.length, 3);
 });
 
+test("what is given up is not asked again, and its reason is thrown", async () => {
+  const giveUp = new AbortController();
+  const { client, asked } = answering(refused(503, "busy", 60));
+  const asking = client.run("1", { signal: giveUp.signal });
+  setTimeout(() => giveUp.abort(new Error("enough")), 10);
+  await assert.rejects(asking, /enough/);
+  assert.equal(asked.length, 1);
+});
+
+test("what is nothing is said all the same", async () => {
+  const { client, asked } = answering(ran());
+  await client.run("", { timeout: 0 });
+  assert.deepEqual(JSON.parse(asked[0].init.body), { code: "", timeout_seconds: 0 });
+});
+
 test("an error in a stream is thrown, and bytes of any kind come", async () => {
   const lines = [
     { type: "stdout", data: "one" },

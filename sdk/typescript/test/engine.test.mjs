@@ -32,6 +32,26 @@ test("a program is run, and its output and end are told", { skip }, () =>
     assert.deepEqual(heard.sort(), ["one\n", "two\n"]);
   }));
 
+test("what is given up ends", { skip }, () =>
+  withBox(async (box, client) => {
+    const path = "/tmp/given-up-" + box.id;
+    const given = (options) => ({ signal: AbortSignal.timeout(300), ...options });
+    const onStdout = () => undefined;
+    const code = "import time; time.sleep(60)";
+    const isTimeout = { name: "TimeoutError" };
+    await assert.rejects(box.exec(`sleep 60; touch ${path}`, given()), isTimeout);
+    await assert.rejects(box.exec("sleep 60", given({ onStdout })), isTimeout);
+    await assert.rejects(box.python(code, given()), isTimeout);
+    await assert.rejects(client.run(code, given({ template: TEMPLATE })), isTimeout);
+    await assert.rejects(client.batch([[code, { template: TEMPLATE }]], given()), isTimeout);
+    // The interpreter is free again, and no program is left.
+    assert.equal((await box.python("6 * 7", { timeout: 20 })).text, "42");
+    for (const process of await box.processes()) {
+      assert.ok(process.command[0] === "python3" || (await process.wait(20)));
+    }
+    assert.equal((await box.exec(["test", "-e", path])).exitCode, 1);
+  }));
+
 test("a process goes on, and takes input and signals", { skip }, () =>
   withBox(async (box) => {
     const cat = await box.start(["cat"], { stdin: true });

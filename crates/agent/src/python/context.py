@@ -2,11 +2,13 @@
 #
 # A request is `cell CODE`. What comes of it goes to the agent as events, in the encoding of the agent's own
 # messages (protocol's CellEvent, as postcard): while the cell runs, what it displays, each of which is
-# answered with a byte, so that it stays in order with what is printed; at its end, how it went.
+# answered with a byte, so that it stays in order with what is printed; at its end, how it went. Before all that it tells
+# the agent alone that it has begun: from then on it heeds interrupts.
 
 _AWAIT_FLAG = 0x2000  # ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 _COROUTINE = 0x80  # inspect.CO_COROUTINE
 _EVENT_MAX_BYTES = 16 << 20
+_BEGUN = b"\x02"  # As the agent has it (context.rs).
 _TRACEBACK_LINES = 200
 _RESEED_TLS, _RESEED_ALL = 64, 63  # As the agent has them (context.rs).
 
@@ -77,6 +79,7 @@ class _Context:
         try:
             try:
                 self.is_running = True
+                self._send(_BEGUN)
                 value = self._evaluate(code.decode("utf-8", "surrogateescape"))
                 self._show_figures()
                 if value is not None:

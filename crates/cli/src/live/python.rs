@@ -39,6 +39,7 @@ pub fn python(global: &Global, args: &PythonArgs) -> anyhow::Result<u8> {
             code: code.into(),
             context: args.context.clone(),
             timeout_seconds: args.timeout.0.map_or(0.0, |limit| limit.as_secs_f64()),
+            interrupt_on_disconnect: false,
         };
         let events = client.run_code(&args.sandbox, &request).await?;
         let running = follow(events, args);

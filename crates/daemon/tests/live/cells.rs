@@ -7,6 +7,7 @@ pub fn cell(code: &str) -> CodeRequest {
         code: code.into(),
         context: "default".to_owned(),
         timeout_seconds: 0.0,
+        interrupt_on_disconnect: false,
     }
 }
 
@@ -357,6 +358,69 @@ pub fn a_cell_goes_on_when_its_client_has_gone() {
         ));
         drop(events);
         assert_eq!(it.cell("x").await.1, value("5"));
+    });
+}
+
+pub fn a_cell_that_is_bound_is_interrupted_when_its_client_goes() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let bound = |code: &str| CodeRequest {
+            interrupt_on_disconnect: true,
+            ..cell(code)
+        };
+        it.try_cell(&bound("import time; x = 1")).await.unwrap();
+        let within = Duration::from_secs(20);
+        for patience in [0, 1, 5, 50] {
+            let code = bound("x += 1; time.sleep(1000)");
+            let events = it.client.run_code(&it.id, &code).await;
+            let free = async {
+                tokio::time::sleep(Duration::from_millis(patience)).await;
+                drop(events);
+            };
+            // Another's cell, which waits for that one.
+            let next = cell("x");
+            let next = tokio::time::timeout(within, it.try_cell(&next));
+            let (next, ()) = tokio::join!(next, free);
+            let (_, result) = next.expect("it is interrupted").unwrap();
+            assert_eq!(result.exception, None);
+        }
+        // One that waits for others has not begun.
+        let code = bound("x = 7; time.sleep(1000)");
+        let mut events = it.client.run_code(&it.id, &code).await.unwrap();
+        let bored = bound("x = -1");
+        let bored = tokio::time::timeout(
+            Duration::from_millis(30),
+            it.client.run_code(&it.id, &bored),
+        );
+        assert!(bored.await.is_err());
+        it.client.interrupt(&it.id, "default").await.unwrap();
+        cell_end(&mut events).await.unwrap();
+        assert_eq!(it.cell("x").await.1, value("7"));
+        // Nor does one that goes too late harm those after it.
+        for _ in 0..20 {
+            let mut events = it.client.run_code(&it.id, &bound("1")).await.unwrap();
+            cell_end(&mut events).await.unwrap();
+            let slow = it
+                .client
+                .run_code(&it.id, &cell("time.sleep(0.01); 2"))
+                .await;
+            drop(events);
+            let (_, result) = cell_end(&mut slow.unwrap()).await.unwrap();
+            assert_eq!((result.exception, result.result.is_some()), (None, true));
+        }
+        // The first of a context, whose interpreter is not there yet.
+        let early = CodeRequest {
+            context: "other".to_owned(),
+            ..bound("import time; time.sleep(1000)")
+        };
+        drop(it.client.run_code(&it.id, &early).await);
+        let after = CodeRequest {
+            interrupt_on_disconnect: false,
+            code: "3".into(),
+            ..early
+        };
+        let (_, result) = it.try_cell(&after).await.unwrap();
+        assert_eq!(result.exception, None);
     });
 }
 

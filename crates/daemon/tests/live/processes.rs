@@ -226,6 +226,57 @@ pub fn signals_reach_a_process_or_its_group() {
     });
 }
 
+pub fn a_process_that_is_bound_ends_with_its_client() {
+    runtime().block_on(async {
+        let it = sandbox(request()).await;
+        let bound = |script: &str| ProcessRequest {
+            kill_on_disconnect: true,
+            ..shell(script)
+        };
+        // Its end is its own if the client stays, and so is that of what it leaves behind.
+        let marker = it.home.folder.path().join("left");
+        let script = format!(
+            "(sleep 0.3; touch {}) >/dev/null 2>&1 & echo hi; exit 3",
+            marker.display()
+        );
+        let started = it.client.exec_in(&it.id, &bound(&script), None).await;
+        let (stdout, _, result) = finished(&mut started.unwrap()).await.unwrap();
+        assert_eq!((&stdout[..], result.exit_code), (&b"hi\n"[..], 3));
+        until("what it has left behind goes on", || marker.exists());
+        // Whether or not its number was told yet.
+        let mut events = it.client.exec_in(&it.id, &bound("sleep 1000"), None).await;
+        let first = events.as_mut().unwrap().next().await.unwrap();
+        assert!(matches!(
+            first,
+            Some(ProcessEvent::Started { process: 2, .. })
+        ));
+        drop(events);
+        for patience in 1..8 {
+            let request = bound("sleep 1000");
+            let asked = it.client.exec_in(&it.id, &request, None);
+            let _ = tokio::time::timeout(Duration::from_millis(patience), asked).await;
+        }
+        // Others go on.
+        let free = it.client.exec_in(&it.id, &shell("sleep 999"), None).await;
+        drop(free);
+        for process in it.client.processes(&it.id).await.unwrap().processes {
+            let waiting = it.client.wait_process(&it.id, process.process);
+            if process.command[2].0 == b"sleep 999" {
+                let waited = tokio::time::timeout(Duration::from_secs(1), waiting).await;
+                assert!(waited.is_err(), "{process:?}");
+            } else {
+                assert!(waiting.await.unwrap().result.is_some());
+            }
+        }
+        let both = ProcessRequest {
+            detach: true,
+            ..bound("true")
+        };
+        let refused = it.client.exec_in(&it.id, &both, None).await;
+        assert_eq!(code(refused.map(|_| ())), ErrorCode::BadRequest);
+    });
+}
+
 pub fn a_terminal_is_one_and_has_a_size() {
     runtime().block_on(async {
         let it = sandbox(request()).await;

@@ -62,6 +62,8 @@ pub struct CellSpec {
     pub code: Vec<u8>,
     /// How long it may run; then it is interrupted.
     pub timeout: Option<Duration>,
+    /// Whether it is interrupted when its reader goes before its end.
+    pub ends_with_reader: bool,
 }
 
 type CellReply = oneshot::Sender<Result<Attachment, LiveError>>;
@@ -101,6 +103,7 @@ struct Running {
     reader: ReaderId,
     deadline: Option<Instant>,
     was_interrupted: bool,
+    ends_with_reader: bool,
 }
 
 impl Context {
@@ -159,6 +162,7 @@ impl Contexts {
                     .and_then(|note| note.deadline)
                     .and_then(|at| Instant::now().checked_add(left(at))),
                 was_interrupted: false,
+                ends_with_reader: false,
             }
         });
         let status = resumed.described.status;
@@ -347,6 +351,7 @@ impl Owner {
                     reader: number,
                     deadline: spec.timeout.map(|limit| Instant::now() + limit),
                     was_interrupted: false,
+                    ends_with_reader: spec.ends_with_reader,
                 });
             }
             let _ = reply.send(Ok(attachment));
@@ -531,6 +536,16 @@ impl Owner {
         let context = self.contexts.of(process);
         if context.is_some_and(|context| std::mem::take(&mut context.untaken)) {
             self.say_small(&HostMessage::CellTaken { process });
+        }
+    }
+
+    /// Has a cell interrupted at once whose reader has gone, if it is for that one alone.
+    pub(super) fn end_cell_of(&mut self, process: ProcessId, reader: ReaderId) {
+        let context = self.contexts.of(process);
+        let running = context.and_then(|context| context.running.as_mut());
+        let running = running.filter(|running| running.reader == reader);
+        if let Some(running) = running.filter(|it| it.ends_with_reader && !it.was_interrupted) {
+            running.deadline = Some(Instant::now());
         }
     }
 

@@ -12,6 +12,9 @@ use zygote_protocol::{
     CellEvent, ExitStatus, FileTask, ProcessId, ReaderId, Resumed, Stream, TerminalSize,
 };
 
+/// The reader that a process is started for.
+pub const FIRST_READER: ReaderId = 0;
+
 /// A process to start.
 #[derive(Clone, Debug, Default)]
 pub struct ProcessSpec {
@@ -33,6 +36,8 @@ pub struct ProcessSpec {
     pub timeout: Option<Duration>,
     /// Whether somebody reads its output from the start, for whom it waits.
     pub follow: bool,
+    /// Whether it is killed, with what it has started, when that reader goes before its end.
+    pub ends_with_reader: bool,
 }
 
 /// How far a process has come.
@@ -224,7 +229,9 @@ pub struct Process {
     pub timed_out: bool,
     /// Whether it is a task with files.
     pub is_task: bool,
-    /// Whether its last reader has gone.
+    /// Whether it ends with the reader that it was started for.
+    pub ends_with_reader: bool,
+    /// Whether that reader has gone.
     pub is_abandoned: bool,
 }
 
@@ -248,7 +255,7 @@ impl Process {
             starting: None,
             output_end: None,
             readers: HashMap::new(),
-            next_reader: 1,
+            next_reader: FIRST_READER + 1,
             input: Arc::new(input),
             input_taken: 0,
             input_sent: 0,
@@ -257,6 +264,7 @@ impl Process {
             deadline: None,
             timed_out: false,
             is_task: spec.task.is_some(),
+            ends_with_reader: spec.task.is_some() || spec.ends_with_reader,
             is_abandoned: false,
         }
     }
@@ -293,7 +301,7 @@ impl Process {
             starting: None,
             output_end: resumed.output_end.filter(|_| is_over),
             readers: HashMap::new(),
-            next_reader: 1,
+            next_reader: FIRST_READER + 1,
             input: Arc::new(input),
             input_taken: resumed.input_taken,
             input_sent: resumed.input_received.max(resumed.input_taken),
@@ -306,6 +314,8 @@ impl Process {
                 .and_then(|limit| begun.checked_add(limit)),
             timed_out: false,
             is_task: note.is_task,
+            // Its client has lost its engine, and has not gone.
+            ends_with_reader: note.is_task,
             // Nobody reads: a task has nothing left to do.
             is_abandoned: note.is_task,
         }

@@ -30,6 +30,7 @@ pub async fn run(sandbox: Arc<Sandbox>, request: Request<Body>) -> Result<Respon
         context: asked.context.clone(),
         code: asked.code.0,
         timeout: limit,
+        ends_with_reader: asked.interrupt_on_disconnect,
     };
     let running = sandbox.run_cell(spec).await;
     let output = running.map_err(|error| live_failure(&error))?;

@@ -156,6 +156,11 @@ fn spec(asked: &ProcessRequest) -> Result<ProcessSpec, Failure> {
             "give stdin, or stdin_stream and lines, not both",
         ));
     }
+    if asked.detach && asked.kill_on_disconnect {
+        return Err(Failure::bad_request(
+            "give detach or kill_on_disconnect, not both",
+        ));
+    }
     if asked.cwd.contains('\0') || asked.user.contains('\0') {
         return Err(Failure::bad_request("cwd, user: neither may have a NUL"));
     }
@@ -173,6 +178,7 @@ fn spec(asked: &ProcessRequest) -> Result<ProcessSpec, Failure> {
         terminal: asked.terminal.map(size),
         timeout: time_limit(asked.timeout_seconds)?,
         follow: !asked.detach,
+        ends_with_reader: asked.kill_on_disconnect,
         task: None,
     })
 }

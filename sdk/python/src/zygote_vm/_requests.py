@@ -30,7 +30,7 @@ def program(code: str | None, command: Command | None, args: Sequence[str]) -> d
 def whole(what: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
     """A request, without what is not said."""
     files, stdin = fields.pop("files", None), fields.pop("stdin", None)
-    asked = {name: value for name, value in fields.items() if value not in (None, "", {}, [], False)}
+    asked = {name: value for name, value in fields.items() if value is not False and value not in (None, "", {}, [])}
     if stdin is not None:
         asked["stdin"] = as_octets(stdin)
     if files:

@@ -5,7 +5,7 @@ use crate::live::attachment::{Attachment, Notice};
 use crate::live::error::LiveError;
 use crate::live::journal::Happening;
 use crate::live::note::Note;
-use crate::live::process::{Process, ProcessSpec, Reader};
+use crate::live::process::{FIRST_READER, Process, ProcessSpec, Reader};
 use crate::live::sandbox::{Command, StartReply};
 use crate::usage::Meter;
 use std::sync::Arc;
@@ -119,10 +119,10 @@ impl Owner {
         }
         let mut process = Process::new(id, &spec);
         let (output, limit) = if spec.follow {
-            let (attachment, mut reader) = self.reader(id, 0, 0, None);
+            let (attachment, mut reader) = self.reader(id, FIRST_READER, 0, None);
             reader.ends_itself = true;
             let limit = reader.limit;
-            process.readers.insert(0, reader);
+            process.readers.insert(FIRST_READER, reader);
             (Some(attachment), limit)
         } else {
             (None, 0)
@@ -247,15 +247,15 @@ impl Owner {
         self.say_small(&HostMessage::Forget { process });
     }
 
-    /// A task with files is for its reader alone.
-    pub(super) fn end_task(&mut self, process: ProcessId) {
+    /// What is for its reader alone, as tasks with files are, ends with it.
+    pub(super) fn end_abandoned(&mut self, process: ProcessId) {
         let known = self.processes.get(&process);
-        let Some(task) = known.filter(|known| known.is_task && known.is_abandoned) else {
+        let Some(known) = known.filter(|known| known.ends_with_reader && known.is_abandoned) else {
             return;
         };
-        if task.info.state.is_over() {
+        if known.is_task && known.info.state.is_over() {
             self.forget(process);
-        } else {
+        } else if !known.info.state.is_over() {
             self.say_small(&HostMessage::Signal {
                 process,
                 signal: KILL,
@@ -308,9 +308,10 @@ impl Owner {
                     self.shown(process);
                 }
                 if let Some(known) = self.processes.get_mut(&process) {
-                    known.is_abandoned = true;
+                    known.is_abandoned |= reader == FIRST_READER;
                 }
-                self.end_task(process);
+                self.end_abandoned(process);
+                self.end_cell_of(process, reader);
             }
         }
     }

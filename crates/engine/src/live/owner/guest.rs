@@ -72,7 +72,7 @@ impl Owner {
                 self.last_used = Instant::now();
                 self.show_change(process);
                 if is_task {
-                    self.end_task(process);
+                    self.end_abandoned(process);
                 } else {
                     self.note(Happening::ProcessEnded {
                         process,

@@ -153,7 +153,7 @@ impl Owner {
             let id = process.info.id;
             self.show(&process);
             self.processes.insert(id, process);
-            self.end_task(id);
+            self.end_abandoned(id);
         }
     }
 }

@@ -145,7 +145,7 @@ class AsyncSandbox:
         on_stdout: Callable[[str], Any] | None = None,
         on_stderr: Callable[[str], Any] | None = None,
     ) -> ExecResult:
-        """Runs a program to its end.
+        """Runs a program to its end; it is killed when that is given up: cancelled, or interrupted.
 
         Args:
             command: A program and its arguments; a string is for ``sh -c``.
@@ -153,7 +153,7 @@ class AsyncSandbox:
             timeout: Seconds, after which it is killed; 0: none.
             on_stdout, on_stderr: Called with what it says, as it says it; then it is not in the result.
         """
-        asked = self._asked(command, env, cwd, user, stdin, timeout)
+        asked = {**self._asked(command, env, cwd, user, stdin, timeout), "kill_on_disconnect": True}
         limit = timeout + MARGIN_S if timeout else None
         path = self._path("/exec")
         if on_stdout is None and on_stderr is None:
@@ -229,7 +229,9 @@ class AsyncSandbox:
             timeout: Seconds, after which it is interrupted; 0: none.
             on_stdout, on_stderr, on_display: Called with what it says and shows, in the order in which it does.
         """
-        asked = whole({"code": code, "context": context}, timeout_seconds=timeout or None)
+        asked = whole(
+            {"code": code, "context": context, "interrupt_on_disconnect": True}, timeout_seconds=timeout or None
+        )
         limit = timeout + MARGIN_S if timeout else None
         path = self._path("/code")
         if on_stdout is None and on_stderr is None and on_display is None:
