@@ -4,6 +4,7 @@ use crate::answer::{Made, json};
 use crate::backend::{Backend, Input};
 use crate::files::Files;
 use crate::lines::{Lines, object};
+use crate::local::check;
 use crate::stream::{EVENTS_MAX, Form, answer};
 use axum::http::{HeaderMap, Request, header};
 use axum::response::Response;
@@ -255,6 +256,12 @@ pub async fn batch<B: Backend>(
     if let Some(index) = asked.executions.iter().position(in_lines) {
         let message = format!("executions[{index}]: no lines follow in a batch");
         return Err(Failure::bad_request(message).remedy("give stdin and files whole"));
+    }
+    for (index, one) in asked.executions.iter().enumerate() {
+        check(one).map_err(|failure| {
+            let message = format!("executions[{index}]: {}", failure.message);
+            Failure { message, ..failure }
+        })?;
     }
     // So many of it run as may.
     let runs = caller

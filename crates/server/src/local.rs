@@ -332,18 +332,13 @@ fn order(
     request: ExecRequest,
     timeout: Option<Duration>,
 ) -> Result<(Order, Feeder, mpsc::Sender<u8>), Failure> {
+    check(&request)?;
     let program = program(&request)?;
     let has_files = request.files_stream || !request.files.is_empty();
     let (puts, taken_puts) = mpsc::channel(WAITING_MAX);
     let is_stream = request.stdin_stream || request.stdin.is_some();
     let (stdin, taken_stdin) = mpsc::channel(WAITING_MAX);
     let (signals, taken_signals) = mpsc::channel(WAITING_MAX);
-    if request.stdin_stream && request.stdin.is_some() {
-        return Err(Failure::bad_request(
-            "give stdin, or stdin_stream and lines, not both",
-        ));
-    }
-    check_env(&request.env)?;
     let gets = wanted(&request.cwd, request.get);
     let files = request.files.into_iter();
     let files = files.flat_map(|file| whole_file(file.path, file.mode, file.content));
@@ -424,45 +419,62 @@ fn whole_file(path: Octets, mode: u32, content: Octets) -> Vec<Put> {
     std::iter::once(file).chain(data).collect()
 }
 
+/// Whether a request is one that can be run, whatever there is to run it in.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check(request: &ExecRequest) -> Result<(), Failure> {
+    let given = [
+        request.code.is_some(),
+        request.file.is_some(),
+        request.command.is_some(),
+        request.program_from_stdin,
+    ];
+    if given.into_iter().filter(|is_given| *is_given).count() != 1 {
+        return Err(Failure::bad_request(
+            "exactly one of code, file, command and program_from_stdin says what to run",
+        ));
+    }
+    if let Some(command) = &request.command {
+        if command.is_empty() {
+            return Err(Failure::bad_request("command: it has no program"));
+        }
+        if !request.args.is_empty() {
+            return Err(Failure::bad_request(
+                "args: a command has its arguments in itself",
+            ));
+        }
+    }
+    if request.stdin_stream && request.stdin.is_some() {
+        return Err(Failure::bad_request(
+            "give stdin, or stdin_stream and lines, not both",
+        ));
+    }
+    time_limit(request.timeout_seconds)?;
+    check_env(&request.env)
+}
+
+/// Of a request that [`check`] finds good.
 fn program(request: &ExecRequest) -> Result<Program, Failure> {
     let words = |words: &[Octets]| words.iter().map(|word| word.0.clone()).collect::<Vec<_>>();
-    let arguments = words(&request.args);
-    let python = |source| {
-        Ok(Program::Python {
-            source,
-            arguments: arguments.clone(),
-        })
-    };
-    let ExecRequest {
-        code,
-        language,
-        file,
-        command,
-        program_from_stdin,
-        ..
-    } = request;
-    if let Some(language) = language.as_ref().filter(|language| *language != LANGUAGE) {
+    let language = request.language.as_ref();
+    if let Some(language) = language.filter(|language| *language != LANGUAGE) {
         let message = format!("language: there is no interpreter for {language:?}");
         return Err(Failure::bad_request(message).remedy("python is there"));
     }
-    match (code, file, command, program_from_stdin) {
-        (Some(code), None, None, false) => python(PythonSource::Code(code.0.clone())),
-        (None, Some(file), None, false) => python(PythonSource::File {
+    let source = match (&request.code, &request.file, &request.command) {
+        (_, _, Some(command)) => return Ok(Program::Command(words(command))),
+        (Some(code), _, _) => PythonSource::Code(code.0.clone()),
+        (_, Some(file), _) => PythonSource::File {
             argv0: file.argv0.as_ref().unwrap_or(&file.path).0.clone(),
             path: file.path.0.clone(),
-        }),
-        (None, None, None, true) => python(PythonSource::Stdin),
-        (None, None, Some(command), false) if command.is_empty() => {
-            Err(Failure::bad_request("command: it has no program"))
-        }
-        (None, None, Some(_), false) if !arguments.is_empty() => Err(Failure::bad_request(
-            "args: a command has its arguments in itself",
-        )),
-        (None, None, Some(command), false) => Ok(Program::Command(words(command))),
-        _ => Err(Failure::bad_request(
-            "exactly one of code, file, command and program_from_stdin says what to run",
-        )),
-    }
+        },
+        (None, None, None) => PythonSource::Stdin,
+    };
+    Ok(Program::Python {
+        source,
+        arguments: words(&request.args),
+    })
 }
 
 /// Gives a run its files and its input, in order.
@@ -758,7 +770,10 @@ mod tests {
 
     #[test]
     fn exactly_one_thing_is_run() {
-        let parse = |text: &str| program(&serde_json::from_str(text).unwrap());
+        let parse = |text: &str| {
+            let request = serde_json::from_str(text).unwrap();
+            check(&request).and_then(|()| program(&request))
+        };
         assert!(matches!(
             parse(r#"{"code":"1","args":["a"]}"#).unwrap(),
             Program::Python { arguments, .. } if arguments == [b"a"]

@@ -49,9 +49,25 @@ pub fn a_batch_has_a_result_for_each_in_their_order() {
                 ..command(&["cat"])
             }],
         };
-        for bad in [many(0), many(1001), streamed] {
+        let endless = BatchRequest {
+            executions: vec![
+                command(&["echo", "x"]),
+                ExecRequest {
+                    timeout_seconds: -1.0,
+                    ..command(&["echo", "x"])
+                },
+            ],
+        };
+        for (bad, what) in [
+            (many(0), "executions: 1 to 1000"),
+            (many(1001), "executions: 1 to 1000"),
+            (streamed, "executions[0]: no lines"),
+            (endless, "executions[1]: timeout_seconds: from 0"),
+        ] {
             let refused = client.batch(&bad).await.unwrap_err();
-            assert_eq!(refused.failure().unwrap().code, ErrorCode::BadRequest);
+            let refused = refused.failure().unwrap();
+            assert_eq!(refused.code, ErrorCode::BadRequest);
+            assert!(refused.message.starts_with(what), "{refused:?}");
         }
         // Who goes away leaves nothing that runs.
         let waiting = BatchRequest {
