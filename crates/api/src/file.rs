@@ -51,6 +51,25 @@ pub struct FileList {
     pub files: Vec<FileInfo>,
 }
 
+/// What was asked for has been done, and there is no more to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Done {
+    /// It has.
+    pub done: bool,
+}
+
+/// `POST …/files`: what there is, or that it has been done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub enum FileResult {
+    /// Of `list`.
+    List(FileList),
+    /// Of `stat`.
+    Info(FileInfo),
+    /// Of the others.
+    Done(Done),
+}
+
 /// `POST …/files`: something to do with files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "action", rename_all = "snake_case", deny_unknown_fields)]

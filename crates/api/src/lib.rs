@@ -29,7 +29,7 @@ pub use exec::{
     BatchRequest, BatchResult, CommandRequest, ExecEvent, ExecInput, ExecRequest, ExecResult,
     GetPiece, GotFile, ProgramFile, SentFile, SignalRequest,
 };
-pub use file::{FileAction, FileEvent, FileInfo, FileList, FileType};
+pub use file::{Done, FileAction, FileEvent, FileInfo, FileList, FileResult, FileType};
 pub use lines::{LineSplitter, LineTooLong};
 pub use moment::{
     MomentInfo, MomentList, MomentPolicy, MomentRequest, PublishRequest, RollbackRequest,

@@ -20,6 +20,7 @@ use zygote_engine::{
     Order, Outcome, Program, Put, PythonSource, Quota, RunRequest, RunResult,
     STREAM_CHUNK_MAX_BYTES, StartFailure, Stdin, ZygoteError,
 };
+use zygote_template::{StoreError, is_name};
 
 /// Events, puts and input that wait to be taken.
 const WAITING_MAX: usize = 16;
@@ -450,6 +451,18 @@ pub fn check(request: &ExecRequest) -> Result<(), Failure> {
             "give stdin, or stdin_stream and lines, not both",
         ));
     }
+    if !is_name(&request.template) {
+        let name = request.template.clone();
+        return Err(template_failure(&StoreError::Name { name }));
+    }
+    let is_letter = |letter: char| letter.is_ascii_alphanumeric() || "_.-".contains(letter);
+    let build = request.build.as_ref();
+    if build.is_some_and(|build| build.is_empty() || !build.chars().all(is_letter)) {
+        return Err(Failure::bad_request("build: letters, digits, -, _ and ."));
+    }
+    if request.cwd.contains('\0') {
+        return Err(Failure::bad_request("cwd: it may have no NUL"));
+    }
     time_limit(request.timeout_seconds)?;
     check_env(&request.env)
 }
@@ -460,7 +473,8 @@ fn program(request: &ExecRequest) -> Result<Program, Failure> {
     let language = request.language.as_ref();
     if let Some(language) = language.filter(|language| *language != LANGUAGE) {
         let message = format!("language: there is no interpreter for {language:?}");
-        return Err(Failure::bad_request(message).remedy("python is there"));
+        let failure = Failure::new(ErrorCode::TemplateNotFound, message);
+        return Err(failure.remedy("python is there"));
     }
     let source = match (&request.code, &request.file, &request.command) {
         (_, _, Some(command)) => return Ok(Program::Command(words(command))),

@@ -174,7 +174,11 @@ pub fn template_failure(error: &StoreError) -> Failure {
 
 /// What is wrong with a recipe, in the API's words.
 pub fn recipe_failure(error: &RecipeError) -> Failure {
-    let failure = Failure::of(ErrorCode::BadRequest, error);
+    let code = match error {
+        RecipeError::Unknown { .. } => ErrorCode::TemplateNotFound,
+        _ => ErrorCode::BadRequest,
+    };
+    let failure = Failure::of(code, error);
     match error.remedy() {
         Some(remedy) => failure.remedy(remedy),
         None => failure,

@@ -26,8 +26,7 @@ pub fn a_batch_has_a_result_for_each_in_their_order() {
         for (index, result) in found.results.iter().enumerate() {
             let code = result.error.as_ref().map(|failure| failure.code);
             let expected = match index {
-                7 => Some(ErrorCode::TemplateNotFound),
-                8 => Some(ErrorCode::BadRequest),
+                7 | 8 => Some(ErrorCode::TemplateNotFound),
                 _ => None,
             };
             assert_eq!(code, expected, "{index}: {result:?}");

@@ -7,18 +7,31 @@ use serde_json::{Map, Value, json};
 const TIME_MAX_S: u64 = 366 * 86_400;
 /// Names of templates, and of sandboxes, moments and contexts.
 const TEMPLATE: &str = "^[a-z0-9][a-z0-9_.-]{0,63}$";
+const BUILD: &str = "^[A-Za-z0-9_.-]+$";
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$";
 /// RFC 4648 §4.
 const BASE64: &str =
     "^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$";
 /// Text without a NUL.
 const NO_NUL: &str = "^[^\\u0000]*$";
+/// The base64 of bytes without a NUL: no octet of four characters, or of what they end in, is zero.
+const BASE64_NO_NUL: &str = "^((?!A[A-P])(?!.[AQgw][A-D])(?!..[AEIMQUYcgkosw048]A)[A-Za-z0-9+/]{4})*((?!A[A-P])[A-Za-z0-9+/][AQgw]==|\
+                             (?!A[A-P])(?!.[AQgw][A-D])[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$";
+/// In place of `Octets`: words of a command, and what files are called.
+const WORD: &str = "Word";
+const PATH: &str = "Path";
 
 /// Puts them into a description.
 pub fn put(document: &mut Value) {
     let schemas = document.pointer_mut("/components/schemas");
-    for (name, schema) in schemas.and_then(Value::as_object_mut).into_iter().flatten() {
-        put_into(name, schema);
+    if let Some(schemas) = schemas.and_then(Value::as_object_mut) {
+        for (name, schema) in schemas.iter_mut() {
+            put_into(name, schema);
+        }
+        let word = "Bytes without a NUL: a string, or base64 of those that are not UTF-8.";
+        schemas.insert(WORD.to_owned(), octets(word, 0));
+        let path = "A path in a sandbox: a string, or base64 of one that is not UTF-8.";
+        schemas.insert(PATH.to_owned(), octets(path, 1));
     }
     let paths = document.get_mut("paths").and_then(Value::as_object_mut);
     for (path, operations) in paths.into_iter().flatten() {
@@ -29,6 +42,31 @@ pub fn put(document: &mut Value) {
         }
     }
     unsigned(document);
+    octet_streams(document);
+}
+
+/// `Octets` with no NUL among them, and so many at least.
+fn octets(description: &str, least: u8) -> Value {
+    let base64 = json!({"type": "string", "pattern": BASE64_NO_NUL, "minLength": 4 * least, "contentEncoding": "base64"});
+    json!({
+        "description": description,
+        "oneOf": [
+            {"type": "string", "pattern": NO_NUL, "minLength": least},
+            {"type": "object", "required": ["base64"], "properties": {"base64": base64}},
+        ],
+    })
+}
+
+/// Has it refer to another schema than `Octets`.
+fn refer(schema: &mut Value, to: &str) {
+    match schema {
+        Value::String(text) if text == "#/components/schemas/Octets" => {
+            *text = format!("#/components/schemas/{to}");
+        }
+        Value::Array(parts) => parts.iter_mut().for_each(|part| refer(part, to)),
+        Value::Object(parts) => parts.values_mut().for_each(|part| refer(part, to)),
+        _ => {}
+    }
 }
 
 fn parameters(operation: &mut Value) -> impl Iterator<Item = &mut Value> {
@@ -36,6 +74,17 @@ fn parameters(operation: &mut Value) -> impl Iterator<Item = &mut Value> {
         .get_mut("parameters")
         .and_then(Value::as_array_mut);
     list.into_iter().flatten()
+}
+
+/// Bytes that are no JSON are no list of numbers, which `Vec<u8>` is in a description.
+fn octet_streams(value: &mut Value) {
+    for (kind, content) in value.as_object_mut().into_iter().flatten() {
+        if ["application/octet-stream", "application/x-tar"].contains(&&kind[..]) {
+            content["schema"] = json!({"type": "string", "format": "binary"});
+        } else {
+            octet_streams(content);
+        }
+    }
 }
 
 /// 64 bits without a sign are more than `int64` says.
@@ -56,9 +105,8 @@ fn of_parameter(path: &str, name: &str, schema: &mut Value) {
         "path" => set(schema, json!({"minLength": 1, "pattern": NO_NUL})),
         "path_base64" => set(schema, json!({"minLength": 4, "pattern": BASE64})),
         "user" => set(schema, json!({"pattern": NO_NUL})),
-        // 64 bits without a sign, of which JSON's numbers are not all sure.
         "from" | "after" | "offset" | "length" if schema["type"] != json!("string") => {
-            set(schema, json!({"minimum": 0, "maximum": i64::MAX}));
+            set(schema, json!({"minimum": 0, "maximum": u64::MAX}));
         }
         // What is no name is nobody's.
         "name" if path == "/v1/sandboxes" => {}
@@ -68,7 +116,7 @@ fn of_parameter(path: &str, name: &str, schema: &mut Value) {
         ),
         "name" | "context" => set(schema, json!({"pattern": NAME})),
         "process" => set(schema, json!({"minimum": 1, "maximum": u32::MAX})),
-        "limit" => set(schema, json!({"minimum": 0, "maximum": 1000})),
+        "limit" => set(schema, json!({"minimum": 1, "maximum": 1000})),
         "state" => set(schema, json!({"enum": states()})),
         "depth" => set(schema, json!({"minimum": 1, "maximum": u32::MAX})),
         "mode" => set(schema, json!({"pattern": "^[0-7]{1,4}$"})),
@@ -83,11 +131,33 @@ fn states() -> [&'static str; 6] {
 
 fn put_into(name: &str, schema: &mut Value) {
     match name {
-        "ExecRequest" => exactly_one(schema),
+        "ExecRequest" => {
+            exactly_one(schema);
+            set(schema, json!({"not": both("stdin", "stdin_stream")}));
+        }
+        "ProcessRequest" => {
+            let both = [
+                both("stdin", "stdin_stream"),
+                both("detach", "kill_on_disconnect"),
+            ];
+            set(schema, json!({"not": {"anyOf": both}}));
+        }
+        // Its variants have no other fields, either.
+        "FileAction" => {
+            let ways = schema.get_mut("oneOf").and_then(Value::as_array_mut);
+            let ways = ways.into_iter().flatten();
+            ways.for_each(|way| set(way, json!({"additionalProperties": false})));
+        }
         "BatchRequest" => {
             let items = schema.pointer_mut("/properties/executions");
             items.into_iter().for_each(|items| {
                 set(items, json!({"minItems": 1, "maxItems": 1000}));
+                // No lines follow in a batch.
+                let lines = ["stdin_stream", "files_stream"];
+                let lines = lines.map(
+                    |field| json!({"required": [field], "properties": {field: {"const": true}}}),
+                );
+                set(&mut items["items"], json!({"not": {"anyOf": lines}}));
             });
         }
         _ => {}
@@ -109,6 +179,11 @@ fn bound_fields(name: &str, schema: &mut Value) {
 }
 
 fn of_field(of: &str, field: &str, schema: &mut Value) {
+    match (of, field) {
+        ("ProcessRequest", "command") => refer(schema, WORD),
+        ("FileAction", "path" | "to" | "target") => refer(schema, PATH),
+        _ => {}
+    }
     let is_request = of.ends_with("Request") || of.ends_with("Change") || of == "MomentPolicy";
     let bounds = match field {
         "ttl_seconds" | "idle_seconds" | "timeout_seconds" | "every_seconds" => {
@@ -121,8 +196,9 @@ fn of_field(of: &str, field: &str, schema: &mut Value) {
         "keep" => json!({"minimum": 1, "maximum": 64}),
         "count" if of == "BranchRequest" => json!({"minimum": 1, "maximum": 1000}),
         "vcpus" | "replicas" => json!({"minimum": 1, "maximum": u8::MAX}),
-        "language" if of == "ExecRequest" => json!({"enum": ["python", null]}),
-        "template" | "recipe" | "build" if is_request => json!({"pattern": TEMPLATE}),
+        "language" if of == "ContextRequest" => json!({"enum": ["", "python"]}),
+        "build" if is_request => json!({"pattern": BUILD}),
+        "template" | "recipe" if is_request => json!({"pattern": TEMPLATE}),
         "name" | "context" if is_request => json!({"pattern": NAME}),
         "cwd" | "user" if is_request => json!({"pattern": NO_NUL}),
         "env" if is_request && schema.get("type") == Some(&json!("object")) => json!({
@@ -134,6 +210,12 @@ fn of_field(of: &str, field: &str, schema: &mut Value) {
         _ => return,
     };
     set(schema, bounds);
+}
+
+/// Whether two are said of which one is enough.
+fn both(one: &str, other: &str) -> Value {
+    let is_said = json!({"not": {"enum": [null, false]}});
+    json!({"required": [one, other], "properties": {one: is_said, other: is_said}})
 }
 
 /// What is to be run is said in one way.

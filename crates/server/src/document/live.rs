@@ -275,7 +275,7 @@ pub fn write() {}
 #[utoipa::path(post, path = "/v1/sandboxes/{id}/files", request_body = FileAction,
     params(("id" = String, Path, description = "Id or name"),
         ("user" = Option<String>, Query, description = "As whom")),
-    responses((status = 200, body = FileList), (status = "default", body = ErrorBody)))]
+    responses((status = 200, body = FileResult), (status = "default", body = ErrorBody)))]
 pub fn act() {}
 
 /// Removes a file or folder.
@@ -285,7 +285,7 @@ pub fn act() {}
         ("path_base64" = Option<String>, Query, description = "The same, if it is not UTF-8; then `path` counts for nothing, and may be left out"),
         ("recursive" = Option<bool>, Query, description = "A folder with all that is in it"),
         ("user" = Option<String>, Query, description = "As whom")),
-    responses((status = 200), (status = "default", body = ErrorBody)))]
+    responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
 pub fn remove_file() {}
 
 /// Tells of changes of a file or folder.
@@ -316,7 +316,7 @@ pub fn pack() {}
         ("path" = String, Query, description = "Where; relative to the user's home"),
         ("path_base64" = Option<String>, Query, description = "The same, if it is not UTF-8; then `path` counts for nothing, and may be left out"),
         ("user" = Option<String>, Query, description = "As whom")),
-    responses((status = 200), (status = "default", body = ErrorBody)))]
+    responses((status = 200, body = Done), (status = "default", body = ErrorBody)))]
 pub fn unpack() {}
 
 /// What has happened to sandboxes; with `follow`, as a stream, what happens.

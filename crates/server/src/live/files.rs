@@ -15,8 +15,8 @@ use serde::Deserialize;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 use zygote_api::{
-    ErrorCode, Failure, FileAction, FileEvent, FileInfo, FileList, FileType, Octets, from_base64,
-    rfc3339,
+    Done, ErrorCode, Failure, FileAction, FileEvent, FileInfo, FileList, FileType, Octets,
+    from_base64, rfc3339,
 };
 use zygote_engine::live::{Attachment, Piece, ProcessSpec, ProcessState, Sandbox};
 use zygote_engine::{
@@ -418,7 +418,7 @@ pub async fn act(sandbox: Arc<Sandbox>, asked: AsUser, body: Body) -> Result<Res
         return Ok(json(&task.entry().await?));
     }
     task.entries().await?;
-    Ok(json(&serde_json::json!({ "done": true })))
+    Ok(json(&Done { done: true }))
 }
 
 /// A path alone.
@@ -439,7 +439,7 @@ pub async fn remove(sandbox: Arc<Sandbox>, asked: PathAsked) -> Result<Response,
     };
     let task = Task::begin(sandbox, task, &asked.user, false).await?;
     task.entries().await?;
-    Ok(json(&serde_json::json!({ "done": true })))
+    Ok(json(&Done { done: true }))
 }
 
 /// `GET …/tar`.
@@ -459,7 +459,7 @@ pub async fn unpack(
     let task = Task::begin(sandbox, FileTask::Unpack { path }, &asked.user, true).await?;
     task.feed(body).await?;
     task.entries().await?;
-    Ok(json(&serde_json::json!({ "done": true })))
+    Ok(json(&Done { done: true }))
 }
 
 /// `GET …/watch`.

@@ -227,7 +227,11 @@ async fn list<B: Backend>(
     uri: axum::http::Uri,
 ) -> Answer {
     let wanted: Wanted = query(&uri)?;
-    let limit = wanted.limit.unwrap_or(PAGE_MAX).clamp(1, PAGE_MAX);
+    let limit = wanted.limit.unwrap_or(PAGE_MAX);
+    if !(1..=PAGE_MAX).contains(&limit) {
+        let message = format!("limit: 1 to {PAGE_MAX}");
+        return Err(Failure::bad_request(message).into());
+    }
     let asked = wanted.state.as_deref();
     let of_state = match asked {
         None | Some("all") => None,
