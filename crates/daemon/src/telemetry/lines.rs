@@ -2,7 +2,9 @@
 
 use std::fmt::{Debug, Result};
 use tracing::field::{Field, Visit};
+use tracing::span::Record;
 use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::FormattedFields;
 use tracing_subscriber::fmt::format::{FormatFields, Writer};
 
 /// `message name=value …`, without what only a collector wants.
@@ -17,6 +19,19 @@ impl<'writer> FormatFields<'writer> for ForPeople {
         };
         fields.record(&mut line);
         line.written
+    }
+
+    fn add_fields(&self, there: &'writer mut FormattedFields<Self>, more: &Record<'_>) -> Result {
+        let before = there.fields.len();
+        if before > 0 {
+            there.fields.push(' ');
+        }
+        let from = there.fields.len();
+        let written = self.format_fields(Writer::new(&mut there.fields), more);
+        if there.fields.len() == from {
+            there.fields.truncate(before);
+        }
+        written
     }
 }
 
@@ -84,15 +99,17 @@ mod tests {
                 http.request.method = "POST",
                 http.route = "/v1/exec",
                 url.path = "/v1/exec",
+                otel.status_code = tracing::field::Empty,
                 key = tracing::field::Empty,
             );
             span.record("key", "3f9c");
+            span.record("otel.status_code", "ERROR");
             let _inside = span.entered();
             tracing::info!(template = "py", ms = 3.5, "loaded a template");
         });
         let written = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
         let expected = "INFO request: loaded a template template=\"py\" ms=3.5 \
                         http.request.method=\"POST\" url.path=\"/v1/exec\" key=\"3f9c\"";
-        assert_eq!(written.trim(), expected);
+        assert_eq!(written, format!(" {expected}\n"));
     }
 }

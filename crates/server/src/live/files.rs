@@ -201,6 +201,7 @@ pub fn file_info(entry: FileEntry) -> FileInfo {
 fn path(text: &str, base64: Option<&str>) -> Result<Vec<u8>, Failure> {
     match base64 {
         None => checked(text.as_bytes().to_vec()),
+        Some(_) if text.contains('\0') => checked(text.as_bytes().to_vec()),
         Some(base64) => {
             let path = from_base64(base64);
             checked(path.ok_or_else(|| Failure::bad_request("path_base64: it is no base64"))?)
