@@ -118,7 +118,8 @@ pub fn resume() {}
 
 /// Starts a process. As an object, the answer has all of its output; as a stream it is of
 /// `ProcessEvent`. With the content type application/x-ndjson lines of `ProcessInput` follow the
-/// request. Detached, the answer is a `ProcessInfo`. A client that goes away leaves the process.
+/// request. Detached, the answer is a `ProcessInfo`. A client that goes away leaves the process, but with
+/// `kill_on_disconnect`.
 #[utoipa::path(post, path = "/v1/sandboxes/{id}/exec", request_body = ProcessRequest,
     params(("id" = String, Path, description = "Id or name")),
     responses((status = 200, content((ProcessResult = "application/json"),
