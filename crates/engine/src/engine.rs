@@ -199,7 +199,9 @@ impl Engine {
 
     /// A turn to make a sandbox, for somebody.
     pub(crate) async fn turn(&self, whose: &str) -> Result<Turn, NoTurn> {
-        self.queue.turn(whose).await
+        let mut turn = self.queue.turn(whose).await?;
+        turn.for_no_run();
+        Ok(turn)
     }
 
     /// Runs a program in a fork. `events` gets its output, as [`crate::run`] gives it; `notes` gets what

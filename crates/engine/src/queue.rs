@@ -106,11 +106,22 @@ impl Flow {
 #[derive(Debug)]
 struct Place(Arc<Queue>);
 
-/// A run's turn, until it is dropped.
+/// A turn, until it is dropped.
 #[derive(Debug)]
 pub struct Turn {
     place: Place,
-    is_done: bool,
+    use_of_it: Use,
+}
+
+/// What a turn counts as, when it is dropped.
+#[derive(Clone, Copy, Debug)]
+enum Use {
+    /// A run that has not come to its end.
+    Cancelled,
+    /// One that has.
+    Ended,
+    /// No run.
+    Other,
 }
 
 struct Waiting<'a>(&'a Queue);
@@ -132,19 +143,26 @@ impl Drop for Place {
 impl Turn {
     /// The run has come to its end; else it was cancelled.
     pub fn done(&mut self) {
-        self.is_done = true;
+        self.use_of_it = Use::Ended;
+    }
+
+    /// It is for something else than a run.
+    pub fn for_no_run(&mut self) {
+        self.use_of_it = Use::Other;
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
         let queue = &self.place.0;
-        let counter = if self.is_done {
-            &queue.ended
-        } else {
-            &queue.cancelled
+        let counter = match self.use_of_it {
+            Use::Ended => Some(&queue.ended),
+            Use::Cancelled => Some(&queue.cancelled),
+            Use::Other => None,
         };
-        counter.fetch_add(1, Ordering::Relaxed);
+        if let Some(counter) = counter {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
         queue.running.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -244,7 +262,7 @@ impl Queue {
         self.running.fetch_add(1, Ordering::AcqRel);
         Ok(Turn {
             place,
-            is_done: false,
+            use_of_it: Use::Cancelled,
         })
     }
 
@@ -335,6 +353,7 @@ mod tests {
         first.done();
         drop(first);
         drop(queue.turn("").await.unwrap());
+        queue.turn("").await.unwrap().for_no_run();
         let stats = queue.stats();
         assert_eq!((stats.ended, stats.refused, stats.cancelled), (1, 2, 1));
         assert_eq!((stats.running, stats.waiting), (0, 0));

@@ -55,6 +55,9 @@ pub fn metrics_tell_what_has_happened() {
             assert_eq!(value(&format!("{name}_count")), 1.0);
         }
         assert_eq!(value("zygote_machines{state=\"running\"}"), 1.0);
+        // A sandbox that lives is no run.
+        assert_eq!(value("zygote_runs_total{ended=\"failed\"}"), 1.0);
+        assert_eq!(value("zygote_runs_cancelled_total"), 0.0);
         let private = value("zygote_memory_bytes{state=\"running\",kind=\"private\"}");
         assert!(private > 4096.0, "{private}");
         // Nobody makes a series of his own by what he asks for.
