@@ -4,7 +4,7 @@ use crate::answer::{Made, json};
 use crate::backend::{Backend, Input};
 use crate::files::Files;
 use crate::lines::{Lines, object};
-use crate::local::check;
+use crate::request::check;
 use crate::stream::{EVENTS_MAX, Form, answer};
 use axum::http::{HeaderMap, Request, header};
 use axum::response::Response;

@@ -14,6 +14,7 @@ mod local;
 mod metrics;
 mod page;
 mod path;
+mod request;
 mod routes;
 mod stream;
 mod template;

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-/// Longest time, in seconds: a year. See `local::time_limit`.
+/// Longest time, in seconds: a year. See `request::time_limit`.
 const TIME_MAX_S: u64 = 366 * 86_400;
 /// Names of templates, and of sandboxes, moments and contexts.
 const TEMPLATE: &str = "^[a-z0-9][a-z0-9_.-]{0,63}$";

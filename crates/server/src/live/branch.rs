@@ -1,7 +1,8 @@
 //! Branches in the API's words.
 
 use super::words::{live_failure, sandbox_info};
-use crate::local::{allowance, milliseconds, time_limit};
+use crate::local::{allowance, milliseconds};
+use crate::request::time_limit;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::{Instrument, debug_span};

@@ -3,7 +3,8 @@
 use super::words::{live_failure, lost, result};
 use crate::answer::json;
 use crate::exec::{BUDGET, read};
-use crate::local::{milliseconds, printable, time_limit};
+use crate::local::{milliseconds, printable};
+use crate::request::time_limit;
 use crate::stream::{EVENTS_MAX, Form, answer_at_once};
 use axum::body::Body;
 use axum::extract::Request;

@@ -2,7 +2,7 @@
 
 use super::branch::freeze_limit;
 use super::words::{live_failure, sandbox_info, unix_s};
-use crate::local::time_limit;
+use crate::request::time_limit;
 use zygote_api::{
     Failure, MomentInfo, MomentList, MomentPolicy, MomentRequest, RollbackRequest, SandboxInfo,
     rfc3339,
