@@ -76,7 +76,10 @@ fn every_failure_is_one_object_with_a_code_that_is_known() {
             "template_not_found",
         ),
         (&["template", "rm", "nope", "--json"], "template_not_found"),
-        (&["template", "build", "nope", "--json"], "bad_request"),
+        (
+            &["template", "build", "nope", "--json"],
+            "template_not_found",
+        ),
         (&["template", "build", "no.toml", "--json"], "bad_request"),
         (&["template", "build", "bad.toml", "--json"], "bad_request"),
         (&["template", "build", "--json"], "usage"),

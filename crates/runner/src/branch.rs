@@ -7,12 +7,16 @@
 
 use crate::control::{FromRunner, Pause};
 use crate::process::{Branch, chain, tell};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use std::error::Error;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 use zygote_vmm::{Machine, MachineError, Prepare};
+
+/// Of a branch that its engine has let go of before it could be told of.
+const ENDED_AT_ONCE: &str = "the branch ended at once: its engine had let go of it";
 
 /// In the child: what it is. In the parent, whose machine runs again: nothing, and the engine is told. What
 /// fails is told too, unless the machine cannot go on: that is an error.
@@ -56,6 +60,8 @@ pub fn fork(
             &FromRunner::Branched { number, pause },
             &[process.as_fd()],
         )?,
+        // Reaped already: it found that nobody waits for it.
+        Err(Errno::SRCH) => refuse(control, number, ENDED_AT_ONCE)?,
         Err(_) => {
             // What could not be ended must not begin.
             let _ = kill_process(pid, Signal::KILL);
