@@ -49,7 +49,10 @@ pub fn install(prefix: &Path, root: Option<&Path>) -> anyhow::Result<()> {
         fs::write(&fresh, &item.content).with_context(cannot)?;
         fs::set_permissions(&fresh, Permissions::from_mode(item.mode)).with_context(cannot)?;
         fs::rename(&fresh, &path).with_context(cannot)?;
-        eprintln!("xtask: {}", path.display());
+        // What is packed is no change of this machine.
+        if root.is_none() {
+            eprintln!("xtask: {}", path.display());
+        }
     }
     Ok(())
 }
