@@ -122,6 +122,8 @@ fn what_cannot_be_asked_is_refused_with_its_code() {
         (get("/v1/templates/nope"), 404, "template_not_found"),
         (get("/v1/templates/..%2f..%2fetc"), 400, "bad_request"),
         (exec(""), 400, "bad_request"),
+        // Nothing is all that may be left out.
+        (post("/v1/sandboxes", "", ""), 404, "template_not_found"),
         (exec("{"), 400, "bad_request"),
         (exec("[]"), 400, "bad_request"),
         (exec(r#"{"cod":"1"}"#), 400, "cod"),

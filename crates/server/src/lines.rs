@@ -71,7 +71,7 @@ pub fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Failure> {
     })
 }
 
-/// The whole body as one object.
+/// The whole body as one object; none is one without fields, where all may be left out.
 pub async fn object<T: DeserializeOwned>(mut body: Body) -> Result<T, Failure> {
     let mut all = BytesMut::new();
     while let Some(piece) = timeout(PIECE_MAX, piece(&mut body))
@@ -84,9 +84,8 @@ pub async fn object<T: DeserializeOwned>(mut body: Body) -> Result<T, Failure> {
         all.extend_from_slice(&piece);
     }
     if all.trim_ascii().is_empty() {
-        return Err(Failure::bad_request(
-            "the body is empty: it must be an object",
-        ));
+        let message = "the body is empty: it must be an object";
+        return parse(b"{}").map_err(|_| Failure::bad_request(message));
     }
     parse(&all)
 }

@@ -33,6 +33,7 @@ pub fn put(document: &mut Value) {
         let path = "A path in a sandbox: a string, or base64 of one that is not UTF-8.";
         schemas.insert(PATH.to_owned(), octets(path, 1));
     }
+    optional_bodies(document);
     let paths = document.get_mut("paths").and_then(Value::as_object_mut);
     for (path, operations) in paths.into_iter().flatten() {
         let operations = operations.as_object_mut().into_iter().flatten();
@@ -74,6 +75,24 @@ fn parameters(operation: &mut Value) -> impl Iterator<Item = &mut Value> {
         .get_mut("parameters")
         .and_then(Value::as_array_mut);
     list.into_iter().flatten()
+}
+
+/// Where all that is asked may be left out, so may the body.
+fn optional_bodies(document: &mut Value) {
+    let schemas = document["components"]["schemas"].clone();
+    let paths = document.get_mut("paths").and_then(Value::as_object_mut);
+    let operations = paths.into_iter().flatten();
+    for operation in operations.flat_map(|(_, all)| all.as_object_mut().into_iter().flatten()) {
+        let Some(body) = operation.1.get_mut("requestBody") else {
+            continue;
+        };
+        let asked = &body["content"]["application/json"]["schema"]["$ref"];
+        let asked = asked.as_str().and_then(|asked| asked.rsplit('/').next());
+        let asked = asked.and_then(|asked| schemas.get(asked));
+        if asked.is_some_and(|it| it.get("required").is_none() && it.get("oneOf").is_none()) {
+            body["required"] = json!(false);
+        }
+    }
 }
 
 /// Bytes that are no JSON are no list of numbers, which `Vec<u8>` is in a description.
