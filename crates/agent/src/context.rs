@@ -105,9 +105,10 @@ impl Context {
         self.ask(&[b"cell", code]);
     }
 
-    /// Whether an interrupt may be sent now; else it is one of those that [`Context::is_to_interrupt`] tells of.
+    /// Whether an interrupt may be sent now; else it is one of those that [`Context::is_to_interrupt`] tells of. One
+    /// for a cell whose end is on its way does not wait for the next.
     pub fn may_interrupt(&mut self) -> bool {
-        let may = self.has_begun || self.cells.is_empty();
+        let may = self.has_begun || self.is_end || self.cells.is_empty();
         self.interrupt_waits |= !may;
         may
     }
@@ -314,6 +315,8 @@ mod tests {
         theirs.write_all(&event(&[1, 1])).unwrap();
         context.turn();
         context.output_is_read(0);
+        // The host does not know yet that it has ended.
+        assert!(context.may_interrupt() && !context.is_to_interrupt());
         assert_eq!(context.part().unwrap().data, [1, 1]);
         assert_eq!(context.ended_cell(), Some(1));
         // Nor does it wait for another.
